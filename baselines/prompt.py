@@ -1,0 +1,28 @@
+"""prompt: an instruction in front of every conversation ("prompt engineering"), the cheapest alignment there is."""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from harness.compute import Meter
+from harness.method import MethodConfig, register_method
+from harness.model import AlignedModel
+from harness.preferences import Triple
+
+INSTRUCTION = (
+    "Answer as a capable and considerate assistant: do what was asked, get the facts right, choose a tone that fits "
+    "the request, and decline politely when helping would cause harm."
+)
+
+
+@register_method("prompt")
+class Prompt(MethodConfig):
+    """The instruction is a system turn where the template has one, else it opens the first user turn."""
+
+    uses_triples: ClassVar[bool] = False
+    instruction: Annotated[str, Field(min_length=1)] = INSTRUCTION
+
+    def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
+        """Nothing is computed and nothing billed."""
+        return base.derive(method="prompt", params=self.model_dump(mode="json"), system_prompt=self.instruction)

@@ -1,0 +1,1 @@
+"""dspa-bench: the machine. It knows no method, no task and no report by name."""

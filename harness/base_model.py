@@ -1,0 +1,76 @@
+"""The shared base model: weights, tokenizer and chat format behind one reference, local or by public name."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from harness.chat import ChatFormat
+from harness.method import BaseShape
+from harness.refs import ModelRef
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """An untouched causal LM. ``identity`` is its commit (public name) or the hash of its files (folder)."""
+
+    ref: ModelRef
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+
+    @classmethod
+    def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
+        """Load by folder or by public name through the same `from_pretrained` call."""
+        model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=_dtype(ref.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
+        model.to(device)  # type: ignore[arg-type]
+        return cls(ref, model.eval(), tokenizer, ChatFormat.of(tokenizer, ref.chat))
+
+    @cached_property
+    def identity(self) -> str:
+        """Commit hash of a public model, content hash of a local folder."""
+        if self.ref.path is not None:
+            return folder_hash(self.ref.path)
+        commit = getattr(self.model.config, "_commit_hash", None)
+        if commit is None:
+            raise ValueError(f"the hub gave no commit for {self.ref.id!r}; name a `revision`")
+        return str(commit)
+
+    @property
+    def max_length(self) -> int:
+        """Context length in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)  # type: ignore[union-attr]
+
+
+def base_shape(ref: ModelRef) -> BaseShape:
+    """Number of layers and width from the configuration alone, without loading weights."""
+    config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()
+    return BaseShape(ref.path or str(ref.id), config.num_hidden_layers, config.hidden_size)
+
+
+def folder_hash(path: str | Path) -> str:
+    """sha256 over the names and bytes of the JSON, Jinja and safetensors files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix in {".json", ".jinja", ".safetensors"}:
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"unknown dtype {name!r}; use float32, bfloat16 or float16")
+    return dtype

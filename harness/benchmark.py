@@ -1,0 +1,74 @@
+"""What a benchmark is: a class that turns a model into records, one per judged item."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.registry import Registry
+
+if TYPE_CHECKING:
+    from harness.judges import Judge
+    from harness.model import AlignedModel
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured item.
+
+    ``item`` identifies the measurement inside its benchmark (unique), ``cluster`` the independent unit it belongs
+    to (the two turns of an MT-Bench question share one), ``metric`` the column it feeds. ``value`` is in the
+    metric's reporting unit (percent for shares and accuracies, 1-10 for ratings) and is None exactly when
+    ``error`` says why there is no value. ``raw`` keeps what a reader needs to check it: prompt, answer, verdict.
+    """
+
+    item: str
+    cluster: str
+    metric: str
+    value: float | None
+    error: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.error is not None):
+            raise ValueError(f"record {self.item!r}: value must be None exactly when error is set")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """One evaluation. ``metrics`` names every metric its records may carry."""
+
+    name: ClassVar[str]
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def check(self) -> None:
+        """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""
+        ...
+
+    def prompts(self) -> list[str]:
+        """The user prompts it evaluates on; training data that contains one of them is contaminated."""
+        ...
+
+    def run(
+        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
+        """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats."""
+        ...
+
+
+class BenchmarkConfig(BaseModel):
+    """Base for benchmarks whose settings come from a suite file: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
+register_benchmark = BENCHMARKS.register

@@ -1,0 +1,136 @@
+"""Conversations -> token ids. The only place that knows chat templates, BOS and stop tokens."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from harness.preferences import Conversation, Message
+
+ChatKind = Literal["tokenizer", "hh"]
+CHAT_KINDS = ("auto", "tokenizer", "hh")
+_PROBE = "system-turn-probe"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one model writes a conversation.
+
+    ``tokenizer``: the tokenizer's own chat template. ``hh``: the plain dialogue form of HH-RLHF,
+    "\\n\\nHuman: {q}\\n\\nAssistant: {a}" and EOS, for models without a template.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    kind: ChatKind
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, kind: str = "auto") -> "ChatFormat":
+        """``auto`` takes the tokenizer's template where it has one, else ``hh``."""
+        if kind not in CHAT_KINDS:
+            raise ValueError(f"unknown chat format {kind!r}; known: {', '.join(CHAT_KINDS)}")
+        if kind == "tokenizer" and tokenizer.chat_template is None:
+            raise ValueError("chat format 'tokenizer' needs a tokenizer with a chat template; use 'hh' or add one")
+        if kind == "hh" or tokenizer.chat_template is None:
+            return cls(tokenizer, "hh")
+        return cls(tokenizer, "tokenizer")
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Ids up to and including the assistant header: what the model answers to."""
+        if self.kind == "hh":
+            return self._bos + self._plain_ids(_hh_text(_fold_system(conversation)) + "\n\nAssistant:")
+        if not self._has_system_turn:
+            conversation = _fold_system(conversation)
+        return self._rendered_ids(conversation, generation_prompt=True)
+
+    def response_ids(self, response: str) -> list[int]:
+        """Ids of an answer as they follow ``prompt_ids``, without the token that ends the turn."""
+        return self._plain_ids(" " + response if self.kind == "hh" else response)
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an assistant turn (appended to answers in training)."""
+        return self.stop_ids[0]
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the template's end-of-turn token first, then EOS."""
+        ids: list[int] = []
+        if self.kind == "tokenizer":
+            turn: Conversation = (Message(role="user", content="a"), Message(role="assistant", content="a"))
+            prompt, whole = self.prompt_ids(turn[:1]), self._rendered_ids(turn, generation_prompt=False)
+            after = whole[len(prompt) + len(self.response_ids("a")) :]
+            ids += [i for i in after[:1] if i in self._marker_ids]
+        if self.tokenizer.eos_token_id is not None:
+            ids.append(int(self.tokenizer.eos_token_id))  # type: ignore[arg-type]
+        if not ids:
+            raise ValueError("the tokenizer has neither an EOS token nor a template with an end-of-turn token")
+        return tuple(dict.fromkeys(ids))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """BOS, EOS and pad: outside every density and never edited. Template tokens are part of the prompt."""
+        tokenizer = self.tokenizer
+        known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return tuple(sorted({int(i) for i in known if i is not None}))  # type: ignore[arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's pad id, or a stop id where it has none (padding is always masked)."""
+        pad = self.tokenizer.pad_token_id
+        return self.stop_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        """Text of generated ids, without special tokens and surrounding space."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides the ids (part of a model's fingerprint)."""
+        text = f"{self.kind}\n{self.tokenizer.chat_template if self.kind == 'tokenizer' else ''}\n{self.stop_ids}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def _bos(self) -> list[int]:
+        return [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]  # type: ignore[arg-type]
+
+    @cached_property
+    def _marker_ids(self) -> set[int]:
+        added: dict[str, int] = self.tokenizer.get_added_vocab()  # type: ignore[operator]
+        return set(self.tokenizer.all_special_ids) | set(added.values())
+
+    @cached_property
+    def _has_system_turn(self) -> bool:
+        turns: Conversation = (Message(role="system", content=_PROBE), Message(role="user", content="a"))
+        try:
+            return _PROBE in str(self.tokenizer.apply_chat_template(_dicts(turns), tokenize=False))
+        except TemplateError:  # Gemma's template raises: "System role not supported"
+            return False
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _rendered_ids(self, conversation: Conversation, *, generation_prompt: bool) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            _dicts(conversation), tokenize=False, add_generation_prompt=generation_prompt
+        )
+        return self._plain_ids(str(text))
+
+
+def _dicts(conversation: Conversation) -> list[dict[str, str]]:
+    return [{"role": m["role"], "content": m["content"]} for m in conversation]
+
+
+def _fold_system(conversation: Conversation) -> Conversation:
+    """Without a system turn in the template, the system text opens the first user turn."""
+    if not conversation or conversation[0]["role"] != "system":
+        return conversation
+    system, first, *rest = conversation
+    return (Message(role="user", content=f"{system['content']}\n\n{first['content']}"), *rest)
+
+
+def _hh_text(conversation: Conversation) -> str:
+    names = {"user": "Human", "assistant": "Assistant"}
+    return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in conversation)

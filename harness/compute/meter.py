@@ -1,0 +1,204 @@
+"""The meter of one fit: stages, steps, and the bill at the end."""
+
+import time
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from harness.compute.bill import Bill, StageBill
+from harness.compute.formulas import forward_flops, has_paper_figure, paper_flops, train_flops
+from harness.compute.memory import Peak, PeakMemory, resident_bytes
+from harness.compute.profile import OperatorProfile
+from harness.compute.shapes import count_flops
+
+Kind = Literal["forward", "train"]
+
+
+@dataclass
+class _Stage:
+    name: str
+    executed_flops: int = 0
+    forward_tokens: int = 0
+    train_tokens: int = 0
+    steps: int = 0
+    sampled_steps: int = 0
+    seconds: float = 0.0
+    peak: Peak = field(default_factory=lambda: Peak(0))
+
+
+class Meter:
+    """Meters one fit.
+
+    ::
+
+        meter = Meter(base.model)
+        with meter.running():                            # seconds and peak memory of the whole fit
+            with meter.stage("features"):                # everything inside is billed to the stage
+                for batch in batches:
+                    with meter.step(signature_of(batch), tokens=n, kind="forward"):
+                        model(**batch)
+        bill = meter.bill(method="dspa", n_triples=300)
+
+    FLOPs of a step are counted once per new (stage, kind, signature) and added from a table afterwards, so
+    the total is exact while nearly every step runs unmetered. The more batches share their padded length,
+    the fewer steps are counted. In each stage the first step that is not being counted goes through the
+    torch profiler for the operator breakdown (with ``sample_profile``); a stage in which no signature comes
+    twice has none, and says so with ``sampled_steps`` 0.
+
+    ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
+    ``total_params``. ``optimiser_steps`` and ``train_params`` are for the caller to set. Peak memory is
+    that of the process, so meter one fit a process at a time.
+    """
+
+    def __init__(self, model: nn.Module | None = None, *, sample_profile: bool = True) -> None:
+        self.total_params = sum(p.numel() for p in model.parameters()) if model is not None else None
+        self.train_params = 0
+        self.optimiser_steps = 0
+        self._sample_profile = sample_profile
+        self._flops: dict[Hashable, int] = {}
+        self._profile = OperatorProfile()
+        self._memory = PeakMemory()
+        self._stages: dict[str, _Stage] = {}
+        self._stage: _Stage | None = None
+        self._running = False
+        self._in_step = False
+        self._seconds = 0.0
+        self._start_bytes: int | None = None
+        self._peak = Peak(0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Bound the fit: seconds and peak memory cover all that happens inside, also between the stages.
+
+        A stage entered outside is a run of its own, so a fit without this is billed for its stages alone.
+        """
+        if self._running:
+            raise ValueError("the meter is already running; one `with meter.running():` bounds a whole fit")
+        if self._start_bytes is None:
+            self._start_bytes = resident_bytes()
+        self._running = True
+        self._memory.start()
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds += self._clock() - begin
+            self._peak |= self._memory.read()
+            self._memory.stop()
+            self._running = False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Bill all that happens inside to the stage ``name``; stages may be entered again but do not nest."""
+        if self._stage is not None:
+            raise ValueError(f"stage {name!r} inside stage {self._stage.name!r}: stages do not nest")
+        with nullcontext() if self._running else self.running():
+            stage = self._stage = self._stages.setdefault(name, _Stage(name))
+            self._peak |= self._memory.read()
+            self._memory.reset()
+            begin = self._clock()
+            try:
+                yield
+            finally:
+                stage.seconds += self._clock() - begin
+                stage.peak |= self._memory.read()
+                self._peak |= stage.peak
+                self._stage = None
+
+    @contextmanager
+    def step(
+        self, signature: Hashable, *, tokens: int, kind: Kind, reference_tokens: int = 0
+    ) -> Iterator[None]:
+        """Bill one forward or one training step (forward and backward) to the current stage.
+
+        ``signature`` must determine the step's FLOPs within the stage (see `signature_of`). ``tokens`` are
+        the real (unpadded) tokens it processes; ``reference_tokens`` those that a training step passes
+        forward only besides, as through DPO's reference model. They enter the formula figure alone. A step
+        that raises is not billed. Steps do not nest.
+        """
+        stage = self._stage
+        if stage is None:
+            raise ValueError("a step outside a stage cannot be billed; wrap it in `with meter.stage(name):`")
+        if self._in_step:
+            raise ValueError("a step inside a step would be billed twice: steps do not nest")
+        if kind not in get_args(Kind):
+            raise ValueError(f"unknown kind of step {kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if tokens < 0 or reference_tokens < 0:
+            raise ValueError(f"token counts must be 0 or more, got {tokens} and {reference_tokens}")
+        key = (stage.name, kind, signature)
+        self._in_step = True
+        try:
+            if key not in self._flops:
+                with count_flops() as counter:
+                    yield
+                self._flops[key] = counter.get_total_flops()
+            elif self._sample_profile and stage.sampled_steps == 0:
+                with self._profile.sample(stage.name):
+                    yield
+                stage.sampled_steps += 1
+            else:
+                yield
+        finally:
+            self._in_step = False
+        stage.executed_flops += self._flops[key]
+        stage.steps += 1
+        if kind == "train":
+            stage.train_tokens += tokens
+            stage.forward_tokens += reference_tokens
+        else:
+            stage.forward_tokens += tokens + reference_tokens
+
+    def bill(self, *, method: str, n_triples: int) -> Bill:
+        """The bill of all that ran. Raises ValueError before or while the meter runs, or without a model."""
+        if self._running:
+            raise ValueError("the bill is not final while the meter runs; leave running() and stage() first")
+        if self._start_bytes is None:
+            raise ValueError("nothing was metered; put the fit into `with meter.running():`")
+        if self.total_params is None:
+            raise ValueError("the formula figure needs the number of parameters: make it with `Meter(model)`")
+        n_params = self.total_params
+        stages = [_stage_bill(stage, n_params) for stage in self._stages.values()]
+        return Bill(
+            method=method,
+            n_triples=n_triples,
+            executed_flops=sum(s.executed_flops for s in stages),
+            formula_flops=sum(s.formula_flops for s in stages),
+            paper_flops=paper_flops(method, n_triples) if has_paper_figure(method) else None,
+            seconds=self._seconds,
+            metering_seconds=self._profile.overhead,
+            start_bytes=self._start_bytes,
+            peak_bytes=self._peak.host,
+            peak_source=self._memory.source,
+            cuda_peak_bytes=self._peak.cuda,
+            tokens=sum(s.tokens for s in stages),
+            optimiser_steps=self.optimiser_steps,
+            train_params=self.train_params,
+            total_params=n_params,
+            stages=stages,
+            operators=list(self._profile.rows),
+        )
+
+    def _clock(self) -> float:
+        """Seconds, standing still while the profiler starts and stops; waits for queued CUDA work."""
+        if torch.cuda.is_initialized():
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(device)
+        return time.perf_counter() - self._profile.overhead
+
+
+def _stage_bill(stage: _Stage, n_params: int) -> StageBill:
+    formula = forward_flops(n_params, stage.forward_tokens) + train_flops(n_params, stage.train_tokens)
+    return StageBill(
+        name=stage.name,
+        executed_flops=stage.executed_flops,
+        formula_flops=formula,
+        seconds=stage.seconds,
+        peak_bytes=stage.peak.host,
+        tokens=stage.forward_tokens + stage.train_tokens,
+        steps=stage.steps,
+        sampled_steps=stage.sampled_steps,
+    )

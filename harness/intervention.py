@@ -1,0 +1,115 @@
+"""What an inference-time edit of the residual stream is, and where a model's residual stream is found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from harness.registry import Registry
+
+Positions = Literal["generation", "all"]
+RowState = dict[str, Tensor]
+"""What an intervention remembers of each row's prompt: tensors whose first dimension is the batch."""
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Adds a delta to the residual stream (output of decoder layers ``write_layers``) at steered positions.
+
+    ``read_layers`` are the layers whose residual over the prompt ``condition`` needs; all of them must be at or
+    before the first write layer, so that the last prompt token can be steered in the same forward pass.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def positions(self) -> Positions: ...
+
+    @property
+    def read_layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def write_layers(self) -> tuple[int, ...]: ...
+
+    def condition(
+        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+    ) -> RowState:
+        """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``)."""
+        ...
+
+    def delta(
+        self, layer: int, residual: Float[Tensor, "row d_model"], state: RowState
+    ) -> Float[Tensor, "row d_model"]:
+        """What to add to each steered token; exactly zero where nothing is to be edited. ``state`` is row-aligned."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What safetensors keeps of it."""
+        ...
+
+    def params(self) -> dict[str, Any]:
+        """What aligned.json keeps of it (JSON)."""
+        ...
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "Intervention":
+        """Inverse of ``tensors`` and ``params``."""
+        ...
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures about what was selected and edited since construction."""
+        ...
+
+
+INTERVENTIONS: Registry[Intervention] = Registry("intervention")
+
+
+def register_intervention(name: str):
+    """Class decorator: artifacts that hold this intervention come back as this class."""
+
+    def decorate(cls: type) -> type:
+        cls.kind = name  # type: ignore[attr-defined]
+        return INTERVENTIONS.register(name)(cls)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The module that runs the decoder layers, and the layers; layer l puts out the residual stream after block l."""
+
+    stack: nn.Module
+    layers: nn.ModuleList
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """The decoder of a causal LM, also under PEFT: the largest ModuleList with ``num_hidden_layers`` entries.
+
+    Found by shape and not by name, so any architecture whose layers sit in one ModuleList works.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    found = [
+        Decoder(parent, child)
+        for parent in model.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    if not found:
+        raise ValueError(f"{type(model).__name__}: found no ModuleList of {config.num_hidden_layers} decoder layers")
+    return max(found, key=lambda d: sum(p.numel() for p in d.layers.parameters()))
+
+
+def residual_of(output: Any) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream in a decoder layer's output, which is a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_residual(output: Any, residual: Tensor) -> Any:
+    """The same output with another residual stream."""
+    return (residual, *output[1:]) if isinstance(output, tuple) else residual

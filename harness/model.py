@@ -1,0 +1,199 @@
+"""AlignedModel: a base model plus what alignment added to it (adapter, weights, intervention, instruction)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.base_model import BaseModel
+from harness.chat import ChatFormat
+from harness.generation import Completion, generate_completions
+from harness.intervention import Intervention
+from harness.preferences import Conversation, Message
+from harness.refs import ModelRef
+from harness.scoring import score_continuations
+from harness.steering import Steering
+
+Delta = Literal["none", "adapter", "weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedModel:
+    """What an alignment method returns and a benchmark evaluates.
+
+    ``model`` is what runs: the base's own weights, a PEFT model around them (``delta='adapter'``) or fine-tuned
+    ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint.
+    """
+
+    base: BaseModel
+    model: PreTrainedModel
+    method: str = "base"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    delta: Delta = "none"
+    intervention: Intervention | None = None
+    system_prompt: str | None = None
+    budget: Mapping[str, Any] | None = None
+    bill: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_base(cls, ref: ModelRef, *, device: str = "cpu") -> "AlignedModel":
+        """The untouched base model."""
+        base = BaseModel.load(ref, device=device)
+        return cls(base, base.model)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, base: "BaseModel | ModelRef | None" = None, device: str = "cpu"
+    ) -> "AlignedModel":
+        """Load an artifact folder (see harness.artifact)."""
+        from harness.artifact import load_artifact
+
+        return load_artifact(path, base=base, device=device)
+
+    def save(self, path: str | Path) -> None:
+        """Write an artifact folder; it appears complete or not at all (see harness.artifact)."""
+        from harness.artifact import save_artifact
+
+        save_artifact(self, path)
+
+    def derive(self, **changes: Any) -> "AlignedModel":
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.base.tokenizer
+
+    @property
+    def chat(self) -> ChatFormat:
+        return self.base.chat
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the outputs: base, weight delta, intervention, chat format, dtype.
+
+        Batch size and device are not in it; provenance neither.
+        """
+        digest = hashlib.sha256()
+        parts = [
+            self.base.identity,
+            self.chat.identity,
+            str(self.model.dtype),
+            self.system_prompt,
+            self.delta,
+        ]
+        digest.update(json.dumps(parts).encode())
+        for name, tensor in sorted(self.delta_tensors().items()):
+            _hash_tensor(digest, name, tensor)
+        if self.intervention is not None:
+            kind, params = self.intervention.kind, self.intervention.params()
+            digest.update(json.dumps([kind, params], sort_keys=True).encode())
+            for name, tensor in sorted(self.intervention.tensors().items()):
+                _hash_tensor(digest, name, tensor)
+        return digest.hexdigest()
+
+    def delta_tensors(self) -> dict[str, Tensor]:
+        """The weights that differ from the base's: the adapter's, or all of a fine-tuned model's."""
+        if self.delta == "adapter":
+            from peft import get_peft_model_state_dict
+
+            return get_peft_model_state_dict(self.model)
+        return dict(self.model.state_dict()) if self.delta == "weights" else {}
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures the intervention collected over everything generated and scored so far."""
+        return {} if self.intervention is None else self.intervention.diagnostics()
+
+    def steering(self) -> "AbstractContextManager[Steering | None]":
+        """Hooks for forwards of ``self.model``; a null context where there is no intervention."""
+        if self.intervention is None:
+            return nullcontext()
+        chat = self.chat
+        return Steering(self.model, self.intervention, special_ids=chat.special_ids, stop_ids=chat.stop_ids)
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Token ids the model answers to, with its instruction (if any) as system turn."""
+        if self.system_prompt is not None:
+            text = self.system_prompt
+            if conversation[0]["role"] == "system":
+                text, conversation = f"{text}\n\n{conversation[0]['content']}", conversation[1:]
+            conversation = (Message(role="system", content=text), *conversation)
+        return self.chat.prompt_ids(conversation)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float | Sequence[float] = 0.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[Completion]:
+        """Answer each conversation; greedy at temperature 0, else sampled from softmax(logits / temperature).
+
+        A row's answer depends on its conversation, temperature and ``seed`` alone, not on batch or order. A prompt
+        that leaves no room for ``max_new_tokens`` in the context gives a Completion with ``error``.
+        """
+        temperatures = [temperature] * len(conversations) if isinstance(temperature, int | float) else list(temperature)
+        if len(temperatures) != len(conversations):
+            raise ValueError(f"{len(temperatures)} temperatures for {len(conversations)} conversations")
+        if min(temperatures, default=0) < 0 or max_new_tokens < 1 or batch_size < 1:
+            raise ValueError("temperature must be >= 0, max_new_tokens and batch_size >= 1")
+        prompts = [self.prompt_ids(c) for c in conversations]
+        return generate_completions(self, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:
+        """(log p(continuation | context), is greedy) of raw text pairs; steering conditions on the context alone.
+
+        Trailing spaces of the context count as the continuation's, as in lm-eval, so that words stay whole.
+        """
+        requests = []
+        for context, continuation in pairs:
+            if not context or not continuation:
+                raise ValueError("loglikelihood needs a non-empty context and continuation")
+            kept = context.rstrip() or context
+            context, continuation = kept, context[len(kept) :] + continuation
+            context_ids = list(self.tokenizer(context)["input_ids"])  # type: ignore[arg-type]
+            whole = list(self.tokenizer(context + continuation)["input_ids"])  # type: ignore[arg-type]
+            requests.append((context_ids, whole[len(context_ids) :]))
+        return self.loglikelihood_tokens(requests, batch_size=batch_size)
+
+    @torch.no_grad()
+    def loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[tuple[float, bool]]:
+        """The same for token ids; ``progress`` is called with the number of requests just finished.
+
+        Raises ValueError for an empty context or continuation and for more tokens than the context length.
+        """
+        for context, continuation in requests:
+            if not context or not continuation:
+                raise ValueError("loglikelihood needs a non-empty context and continuation")
+            if len(context) + len(continuation) - 1 > self.base.max_length:
+                raise ValueError(
+                    f"{len(context)} + {len(continuation)} tokens exceed the context of {self.base.max_length}; "
+                    "shorten the context"
+                )
+        return score_continuations(self, requests, batch_size=batch_size, progress=progress)
+
+
+def _hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,150 @@
+"""Preference triples: load, validate, split by prompt, nested budgets with a content hash, contamination check."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One turn; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Triple:
+    """(x, y+, y-): a conversation that ends with a user turn, a chosen and a rejected answer to it."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """Content hash (sha256, hex); the identity that subsets are drawn and compared by."""
+        content = json.dumps([self.prompt, self.chosen, self.rejected], ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def conversation(prompt: str | Sequence[Message]) -> Conversation:
+    """A string is one user turn; a list of messages is taken as it is."""
+    if isinstance(prompt, str):
+        return (Message(role="user", content=prompt),)
+    return tuple(Message(role=m["role"], content=m["content"]) for m in prompt)
+
+
+def load_triples(path: str | Path) -> list[Triple]:
+    """Read JSONL with ``prompt`` (string or list of messages), ``chosen``, ``rejected`` and optionally ``source``.
+
+    Raises ValueError naming file:line for the first malformed line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"triples file {str(path)!r} does not exist; give a JSONL file of prompt, chosen, rejected")
+    triples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            triples.append(_triple(line))
+        except ValueError as problem:
+            raise ValueError(f"{path}:{number}: {problem}") from None
+    if not triples:
+        raise ValueError(f"{path}: no triples in the file")
+    return triples
+
+
+def _triple(line: str) -> Triple:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"not valid JSON ({problem.msg} at column {problem.colno})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object with prompt, chosen, rejected; got {type(row).__name__}")
+    for key in ("prompt", "chosen", "rejected"):
+        if key not in row:
+            raise ValueError(f"missing key {key!r}; a triple has prompt, chosen, rejected (and optionally source)")
+    for key in ("chosen", "rejected"):
+        if not isinstance(row[key], str):
+            raise ValueError(f"{key!r} must be a string, got {type(row[key]).__name__}")
+        if not row[key].strip():
+            raise ValueError(f"{key!r} is empty")
+    if row["chosen"] == row["rejected"]:
+        raise ValueError("'chosen' equals 'rejected': the triple states no preference")
+    return Triple(_prompt(row["prompt"]), row["chosen"], row["rejected"], str(row.get("source", "")))
+
+
+def _prompt(value: Any) -> Conversation:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("'prompt' is empty")
+        return conversation(value)
+    if not isinstance(value, list) or not value:
+        raise ValueError("'prompt' must be a string or a non-empty list of {role, content} messages")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"'prompt'[{index}] must be an object with role and content strings")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"'prompt'[{index}] has role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
+    if value[-1]["role"] != "user":
+        raise ValueError(f"'prompt' must end with a user turn, it ends with {value[-1]['role']!r}")
+    return conversation(value)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The triples a method may see: the same subset in the same order for every method at (size, seed)."""
+
+    triples: tuple[Triple, ...]
+    seed: int
+
+    @property
+    def size(self) -> int:
+        return len(self.triples)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the triples' keys in order."""
+        return hashlib.sha256("\n".join(t.key for t in self.triples).encode()).hexdigest()
+
+
+def draw_budget(triples: Sequence[Triple], size: int, seed: int) -> Budget:
+    """The first ``size`` triples in an order fixed by ``seed`` and content alone, so smaller budgets are nested.
+
+    Neither the file's order nor other triples influence which of two triples comes first.
+    """
+    if size > len(triples):
+        raise ValueError(f"budget {size} is larger than the data: {len(triples)} triples")
+    ranked = sorted(triples, key=lambda t: hashlib.sha256(f"{seed}:{t.key}".encode()).digest())
+    return Budget(tuple(ranked[:size]), seed)
+
+
+def split_by_prompt(triples: Sequence[Triple], held_out: float, seed: int) -> tuple[list[Triple], list[Triple]]:
+    """(train, held out): about ``held_out`` of the prompts, with all their triples, go to the second list."""
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must be in [0, 1), got {held_out}")
+
+    def is_held_out(triple: Triple) -> bool:
+        digest = hashlib.sha256(f"{seed}:{json.dumps(triple.prompt, sort_keys=True)}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < held_out * 2**64
+
+    return [t for t in triples if not is_held_out(t)], [t for t in triples if is_held_out(t)]
+
+
+def contaminated(triples: Iterable[Triple], evaluation_prompts: Iterable[str]) -> list[str]:
+    """Evaluation prompts that also occur, up to case and spacing, as a user turn of a training prompt."""
+    seen = {_normal(m["content"]) for t in triples for m in t.prompt if m["role"] == "user"}
+    return sorted({p for p in evaluation_prompts if _normal(p) in seen})
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -1,0 +1,71 @@
+"""Names of things that live elsewhere: base models and SAEs, by local folder or by public name."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+
+class ModelRef(BaseModel):
+    """A base model: ``path`` is a local folder, ``id`` (with ``revision``) a Hugging Face name; exactly one of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str | None = Field(None, description="local folder in Hugging Face format")
+    id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
+    revision: str | None = Field(None, description="commit, tag or branch of `id`")
+    dtype: str = Field("float32", description="torch dtype the weights are loaded in")
+    chat: str = Field("auto", description="chat format: auto | tokenizer | hh (see harness.chat)")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelRef":
+        if (self.path is None) == (self.id is None):
+            raise ValueError("give exactly one of `path` (a local folder) and `id` (a Hugging Face name)")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("`revision` belongs to `id`; a local folder is identified by the hash of its files")
+        return self
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes; a missing local folder raises ValueError."""
+        if self.id is not None:
+            return self.id
+        assert self.path is not None
+        if not (Path(self.path) / "config.json").is_file():
+            raise ValueError(
+                f"base model folder {self.path!r} has no config.json; give a folder in Hugging Face format"
+            )
+        return self.path
+
+
+class SAERef(BaseModel):
+    """A sparse autoencoder: ``path`` is a SAELens folder, ``release`` + ``id`` a SAELens release name.
+
+    Where a method takes one, a suite may give the name of an entry of its ``saes:`` table instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str | None = Field(None, description="local SAELens folder (cfg.json, sae_weights.safetensors)")
+    release: str | None = Field(None, description="SAELens release, e.g. gemma-scope-2b-pt-res-canonical")
+    id: str | None = Field(None, description="SAE id inside the release, e.g. layer_7/width_16k/canonical")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        named = (info.context or {}).get("saes", {})
+        if value not in named:
+            raise ValueError(
+                f"unknown SAE {value!r}; the suite's `saes:` table has: {', '.join(sorted(named)) or 'none'}"
+            )
+        entry = named[value]
+        return entry.model_dump() if isinstance(entry, cls) else entry
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SAERef":
+        if (self.path is None) == (self.release is None) or (self.release is None) != (self.id is None):
+            raise ValueError("give either `path` (a SAELens folder) or both `release` and `id` (a SAELens name)")
+        return self
+
+    def __str__(self) -> str:
+        return self.path if self.path is not None else f"{self.release}/{self.id}"

@@ -1,0 +1,180 @@
+"""A steering session: hooks that apply an intervention at the right positions of every forward pass.
+
+The position rule is one for generation, forward-by-forward decoding and log-likelihoods: the prompt is what the
+condition is computed from; steered are the positions that predict a generated token, from the last prompt token on.
+
+* A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
+* A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
+* Several tokens on a cache must be announced (`continue_rows`); unannounced (chunked prefill, assisted decoding),
+  and wherever rows no longer match (a changed batch), the session raises instead of leaving tokens unsteered.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from harness.intervention import Intervention, RowState, find_decoder, residual_of, with_residual
+
+
+class Steering:
+    """Context manager around forwards of ``model`` (a causal LM, PEFT or not); one session is for one thread.
+
+    ``special_ids`` (BOS, EOS, pad) are left out of the condition and never edited, ``stop_ids`` end a row.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        intervention: Intervention,
+        *,
+        special_ids: Sequence[int],
+        stop_ids: Sequence[int],
+    ) -> None:
+        self._decoder = find_decoder(model)
+        self._intervention = intervention
+        reads, writes = intervention.read_layers, intervention.write_layers
+        allowed = range(self._decoder.n_layers)
+        if not set(reads) | set(writes) <= set(allowed):
+            raise ValueError(f"layers {reads} -> {writes} are not all in the model, which has layers 0..{allowed[-1]}")
+        if reads and max(reads) > min(writes):
+            raise ValueError(f"read layers {reads} must not come after the first write layer {min(writes)}")
+        device = next(model.parameters()).device
+        self._special = torch.tensor(tuple(special_ids), dtype=torch.long, device=device)
+        self._stop = torch.tensor(tuple(stop_ids), dtype=torch.long, device=device)
+        self._handles: list[Any] = []
+        self._given: Int[Tensor, " batch"] | None = None
+        self._announced = False
+        self._state: RowState | None = None
+        self._residual: dict[int, Tensor] = {}
+        self._prompt: Bool[Tensor, "batch pos"] | None = None
+        self._steered: Bool[Tensor, "batch pos"] | None = None
+        self._edit: Bool[Tensor, "batch pos"] | None = None
+        self._prefill = False
+        self._finished: Bool[Tensor, " batch"] | None = None
+        self._counts: Int[Tensor, " batch"] | None = None
+
+    def __enter__(self) -> "Steering":
+        add = self._handles.append
+        add(self._decoder.stack.register_forward_pre_hook(self._begin, with_kwargs=True))
+        layers = set(self._intervention.read_layers) | set(self._intervention.write_layers)
+        for layer in sorted(layers):
+            add(self._decoder.layers[layer].register_forward_hook(self._layer_hook(layer)))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @property
+    def steered_tokens(self) -> Int[Tensor, " batch"]:
+        """Steered positions of each row since the last prefill."""
+        if self._counts is None:
+            raise ValueError("no forward pass has run in this session")
+        return self._counts
+
+    def prompt_lengths(self, lengths: Sequence[int]) -> None:
+        """For the next prefill: how many unpadded tokens of each row are its prompt (the rest is its continuation)."""
+        self._given = torch.tensor(tuple(lengths), dtype=torch.long, device=self._special.device)
+
+    def continue_rows(self, index: Int[Tensor, " row"]) -> None:
+        """Announce a forward of several tokens on the cache whose row r continues the present row ``index[r]``."""
+        if self._state is None or self._finished is None or self._counts is None:
+            raise ValueError("continue_rows comes after a prefill")
+        self._state = {name: value[index] for name, value in self._state.items()}
+        self._finished, self._counts = self._finished[index], self._counts[index]
+        self._announced = True
+
+    def _begin(self, _stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError("steering needs input_ids; a forward from inputs_embeds cannot be steered")
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("steering does not support packed batches (continuous batching); use padded batches")
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        valid = _new_token_mask(kwargs.get("attention_mask"), ids)
+        if past == 0:
+            self._begin_prefill(ids, valid)
+        else:
+            self._begin_continuation(ids, valid)
+        assert self._steered is not None and self._counts is not None
+        self._counts = self._counts + self._steered.sum(-1)
+        self._edit = self._steered & ~torch.isin(ids, self._special)
+
+    def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> None:
+        lengths = valid.sum(-1) if self._given is None else self._given
+        if len(lengths) != len(ids):
+            raise ValueError(f"{len(lengths)} prompt lengths were given for a batch of {len(ids)} rows")
+        order = valid.cumsum(-1) - 1
+        prompt = valid & (order < lengths[:, None])
+        everywhere = self._intervention.positions == "all"
+        self._steered = valid if everywhere else valid & (order >= lengths[:, None] - 1)
+        self._prompt = prompt & ~torch.isin(ids, self._special)
+        self._finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        self._counts = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        self._given, self._announced, self._prefill = None, False, True
+        self._residual = {}
+        self._state = None if self._intervention.read_layers else self._intervention.condition({}, self._prompt)
+
+    def _begin_continuation(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> None:
+        if self._state is None or self._finished is None:
+            raise ValueError("a forward on a cache that this session did not prefill cannot be steered")
+        if len(ids) != len(self._finished):
+            raise ValueError(
+                f"the batch changed from {len(self._finished)} to {len(ids)} rows between forwards; "
+                "steering state belongs to rows, so start a new prefill"
+            )
+        if ids.shape[1] > 1 and not self._announced:
+            raise ValueError(
+                f"{ids.shape[1]} tokens at once on a non-empty cache (chunked prefill or assisted decoding) cannot be "
+                "steered; prefill in one forward and decode token by token"
+            )
+        if ids.shape[1] == 1 and not self._announced:
+            self._finished = self._finished | torch.isin(ids[:, 0], self._stop)
+        self._announced, self._prefill = False, False
+        self._steered = valid & ~self._finished[:, None]
+
+    def _layer_hook(self, layer: int):
+        reads, writes = self._intervention.read_layers, self._intervention.write_layers
+
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            residual = residual_of(output)
+            if self._prefill and layer in reads:
+                self._residual[layer] = residual
+                if len(self._residual) == len(set(reads)):
+                    assert self._prompt is not None
+                    self._state = self._intervention.condition(self._residual, self._prompt)
+                    self._residual = {}
+            if layer not in writes:
+                return None
+            return with_residual(output, self._edited(layer, residual))
+
+        return hook
+
+    def _edited(self, layer: int, residual: Tensor) -> Tensor:
+        assert self._edit is not None and self._state is not None
+        if residual.shape[1] == 1:  # decode step: rows are aligned, no gather and no wait for the device
+            delta = self._intervention.delta(layer, residual[:, 0], self._state)
+            delta = torch.where(self._edit, delta, torch.zeros_like(delta))
+            return residual + delta.to(residual.dtype)[:, None]
+        rows, positions = self._edit.nonzero(as_tuple=True)
+        state = {name: value[rows] for name, value in self._state.items()}
+        delta = self._intervention.delta(layer, residual[rows, positions], state)
+        edited = residual.clone()
+        edited[rows, positions] += delta.to(residual.dtype)
+        return edited
+
+
+def _new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:
+    """Which of this forward's tokens are not padding, from a [batch, past + pos] mask or none."""
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise ValueError(
+            "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
+        )
+    return mask[:, -ids.shape[1] :].bool()

@@ -1,0 +1,74 @@
+import pytest
+
+from harness.chat import ChatFormat
+from harness.preferences import Message, conversation
+from tests.conftest import make_tokenizer
+
+USER = conversation("w1 w2")
+HISTORY = (*USER, Message(role="assistant", content="w3"), Message(role="user", content="w4"))
+SYSTEM = (Message(role="system", content="w9"), *USER)
+
+
+def words(chat: ChatFormat, ids: list[int]) -> str:
+    return " ".join(chat.tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_the_template_writes_history_and_assistant_header():
+    chat = ChatFormat.of(make_tokenizer())
+    assert words(chat, chat.prompt_ids(HISTORY)) == "<bos> usr w1 w2 end ast w3 end usr w4 end ast"
+
+
+def test_prompt_and_answer_ids_concatenate_to_the_rendered_conversation():
+    chat = ChatFormat.of(make_tokenizer())
+    whole = (*USER, Message(role="assistant", content="w5 w6"), Message(role="user", content="w7"))
+    start = [*chat.prompt_ids(USER), *chat.response_ids("w5 w6"), chat.end_id]
+    assert chat.prompt_ids(whole)[: len(start)] == start
+
+
+def test_an_answer_ends_at_the_templates_end_of_turn_or_at_eos():
+    chat = ChatFormat.of(make_tokenizer())
+    assert words(chat, list(chat.stop_ids)) == "end <eos>"
+    assert words(chat, [chat.end_id]) == "end"
+
+
+def test_special_ids_are_bos_eos_pad_and_not_template_tokens():
+    chat = ChatFormat.of(make_tokenizer())
+    assert words(chat, list(chat.special_ids)) == "<pad> <bos> <eos>"
+
+
+def test_a_system_turn_is_written_or_folded_into_the_first_user_turn():
+    tokenizer = make_tokenizer()
+    assert words(ChatFormat.of(tokenizer), ChatFormat.of(tokenizer).prompt_ids(SYSTEM)).startswith(
+        "<bos> sys w9 end usr"
+    )
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "sys {{ m['content'] }} end ", "{{ raise_exception('no') }}"
+    )
+    folding = ChatFormat.of(tokenizer)
+    assert words(folding, folding.prompt_ids(SYSTEM)) == "<bos> usr w9 w1 w2 end ast"
+
+
+def test_models_without_a_template_get_the_hh_dialogue_form():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    chat = ChatFormat.of(tokenizer)
+    assert chat.kind == "hh"
+    expected = tokenizer("\n\nHuman: w1 w2\n\nAssistant: w3\n\nHuman: w4\n\nAssistant:", add_special_tokens=False)
+    assert chat.prompt_ids(HISTORY) == [tokenizer.bos_token_id, *expected["input_ids"]]
+    assert chat.stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_unknown_or_impossible_formats_are_refused():
+    tokenizer = make_tokenizer()
+    with pytest.raises(ValueError, match="known: auto, tokenizer, hh"):
+        ChatFormat.of(tokenizer, "alpaca")
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        ChatFormat.of(tokenizer, "tokenizer")
+
+
+def test_the_identity_changes_with_the_template():
+    tokenizer = make_tokenizer()
+    before = ChatFormat.of(tokenizer).identity
+    tokenizer.chat_template = tokenizer.chat_template.replace("usr ", "usr usr ")
+    assert ChatFormat.of(tokenizer).identity != before

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from dspa.edit import latent_change
+from dspa.select import ablate_set, augment_set, mean_pairwise_jaccard, top_prompt_latents
+
+LATENTS = torch.tensor([[2.0, 0.5, 0.0, 3.0]])
+STRONGEST = torch.tensor([5.0])
+
+
+def change(sign, **options):
+    return latent_change(LATENTS, torch.tensor([sign]), STRONGEST, **options)[0].tolist()
+
+
+def test_ablation_subtracts_alpha_times_the_strongest_activation_and_stops_at_zero():
+    assert change([-1.0, -1.0, -1.0, 0.0], alpha=0.2, scale="max") == pytest.approx([-1.0, -0.5, 0.0, 0.0])
+
+
+def test_augmentation_adds_to_active_latents_only():
+    assert change([1.0, 0.0, 1.0, 1.0], alpha=0.2, scale="max") == pytest.approx([1.0, 0.0, 0.0, 1.0])
+
+
+def test_own_scale_moves_each_latent_by_a_share_of_itself():
+    assert change([-1.0, 1.0, -1.0, -1.0], alpha=0.5, scale="own") == pytest.approx([-1.0, 0.25, 0.0, -1.5])
+
+
+def test_without_the_token_gate_inactive_latents_move_up_but_never_below_zero():
+    assert change([1.0, -1.0, 1.0, 0.0], alpha=0.2, scale="max", active_only=False) == pytest.approx([1, -0.5, 1, 0])
+
+
+def test_alpha_zero_changes_nothing_to_the_bit():
+    for scale in ("max", "own"):
+        assert change([-1.0, 1.0, -1.0, 1.0], alpha=0.0, scale=scale) == [0.0] * 4
+
+
+def test_sets_hold_only_active_latents_and_only_scores_of_the_right_sign():
+    assert top_prompt_latents(torch.tensor([[0.1, 0.0, 0.4]]), 3).tolist() == [[2, 0, -1]]
+    scores = torch.tensor([[0.3, -0.2, 0.0, -0.5]])
+    assert ablate_set(scores, 3).tolist() == [[3, 1, -1]]
+    assert augment_set(scores, 2).tolist() == [[0, -1]]
+
+
+def test_jaccard_is_the_mean_over_pairs():
+    sets = [frozenset({1, 2}), frozenset({2, 3}), frozenset({1, 2})]
+    assert mean_pairwise_jaccard(sets) == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
+    assert mean_pairwise_jaccard([frozenset(), frozenset()]) == 1.0
+    with pytest.raises(ValueError, match="at least two"):
+        mean_pairwise_jaccard([frozenset({1})])

@@ -1,0 +1,156 @@
+"""What a steering session does forward by forward, and what it refuses rather than leaving tokens unsteered."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from harness.intervention import find_decoder
+from harness.steering import Steering
+
+
+class Marker:
+    """Adds 1 to the residual at every steered token, and remembers the prompts it was conditioned on."""
+
+    kind, positions = "marker", "generation"
+
+    def __init__(self, read: int = 1, write: int = 2) -> None:
+        self.read_layers, self.write_layers = (read,), (write,)
+        self.prompts: list[torch.Tensor] = []
+
+    def condition(self, residual, prompt):
+        self.prompts.append(prompt)
+        return {"row": torch.arange(len(prompt))}
+
+    def delta(self, layer, residual, state):
+        return torch.ones_like(residual)
+
+    def tensors(self):
+        return {}
+
+    def params(self):
+        return {}
+
+    @classmethod
+    def restore(cls, tensors, params, device):
+        return cls()
+
+    def diagnostics(self):
+        return {}
+
+
+def run(base, intervention, *, special=(), stop=()):
+    return Steering(base.model, intervention, special_ids=special, stop_ids=stop)
+
+
+def edited_positions(base, intervention, *, special=(), **forward):
+    """[row, pos] where the residual after the write layer differs from the unsteered one."""
+    layer = find_decoder(base.model).layers[intervention.write_layers[0]]
+    seen = []
+    with torch.no_grad():
+        handle = layer.register_forward_hook(lambda _m, _a, out: seen.append(out))
+        base.model(**forward)
+        handle.remove()
+        with run(base, intervention, special=special):
+            handle = layer.register_forward_hook(lambda _m, _a, out: seen.append(out))
+            base.model(**forward)
+            handle.remove()
+    return (seen[0] != seen[1]).any(-1)
+
+
+IDS = torch.tensor([[0, 0, 1, 9, 10], [1, 9, 10, 11, 12]])
+MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+
+def test_a_prefill_steers_the_last_prompt_token_and_conditions_on_the_prompt_without_special_tokens(tiny_base):
+    marker = Marker()
+    edited = edited_positions(tiny_base(), marker, special=(0, 1), input_ids=IDS, attention_mask=MASK)
+    assert edited.tolist() == [[False] * 4 + [True], [False] * 4 + [True]]
+    assert marker.prompts[0].tolist() == [[False, False, False, True, True], [False, True, True, True, True]]
+
+
+def test_given_prompt_lengths_steer_the_continuation_too(tiny_base):
+    marker, base = Marker(), tiny_base()
+    with run(base, marker) as session, torch.no_grad():
+        session.prompt_lengths([2, 4])
+        base.model(input_ids=IDS, attention_mask=MASK)
+        assert session.steered_tokens.tolist() == [2, 2]
+    assert marker.prompts[0].tolist() == [[False, False, True, True, False], [True, True, True, True, False]]
+
+
+def test_special_tokens_are_never_edited(tiny_base):
+    ids = torch.tensor([[9, 10, 1]])
+    assert not edited_positions(tiny_base(), Marker(), special=(1,), input_ids=ids).any()
+
+
+def test_a_row_that_was_fed_a_stop_token_is_no_longer_steered(tiny_base):
+    base = tiny_base()
+    with run(base, Marker(), stop=(2,)) as session, torch.no_grad():
+        cache = DynamicCache(config=base.model.config)
+        base.model(input_ids=torch.tensor([[9, 10], [9, 11]]), past_key_values=cache)
+        for step in ([[9], [2]], [[9], [9]]):
+            base.model(input_ids=torch.tensor(step), past_key_values=cache)
+        assert session.steered_tokens.tolist() == [3, 1]
+
+
+def test_hooks_are_gone_after_the_session_also_when_it_fails(tiny_base):
+    base = tiny_base()
+    before = base.model(input_ids=IDS).logits
+    with pytest.raises(RuntimeError, match="boom"), run(base, Marker()):
+        raise RuntimeError("boom")
+    assert torch.equal(base.model(input_ids=IDS).logits, before)
+
+
+def test_several_tokens_on_a_cache_are_refused_unless_announced(tiny_base):
+    base = tiny_base()
+    with run(base, Marker()) as session, torch.no_grad():
+        cache = DynamicCache(config=base.model.config)
+        base.model(input_ids=IDS, past_key_values=cache)
+        with pytest.raises(ValueError, match="chunked prefill or assisted decoding"):
+            base.model(input_ids=IDS[:, :2], past_key_values=cache)
+        cache = DynamicCache(config=base.model.config)
+        base.model(input_ids=IDS, past_key_values=cache)
+        cache.batch_select_indices(torch.tensor([1, 1, 0]))
+        session.continue_rows(torch.tensor([1, 1, 0]))
+        base.model(input_ids=torch.tensor([[9, 9], [9, 10], [9, 11]]), past_key_values=cache)
+        assert session.steered_tokens.tolist() == [3, 3, 3]
+
+
+def test_what_cannot_be_steered_is_refused(tiny_base):
+    base = tiny_base()
+    cache = DynamicCache(config=base.model.config)
+    with torch.no_grad():
+        base.model(input_ids=IDS, past_key_values=cache)
+    one = torch.tensor([[9], [9]])
+    with run(base, Marker()), torch.no_grad():
+        with pytest.raises(ValueError, match="did not prefill"):
+            base.model(input_ids=one, past_key_values=copy.deepcopy(cache))
+        with pytest.raises(ValueError, match="inputs_embeds"):
+            base.model(inputs_embeds=torch.zeros(1, 3, 32))
+        fresh = DynamicCache(config=base.model.config)
+        base.model(input_ids=IDS, past_key_values=fresh)
+        with pytest.raises(ValueError, match="changed from 2 to 1 rows"):
+            base.model(input_ids=one[:1], past_key_values=fresh)
+        with pytest.raises(ValueError, match=r"\[batch, pos\] attention mask"):
+            base.model(input_ids=IDS, attention_mask=torch.ones(2, 1, 5, 5, dtype=torch.bool))
+
+
+def test_layers_outside_the_model_or_in_the_wrong_order_are_refused(tiny_base):
+    with pytest.raises(ValueError, match=r"layers 0\.\.3"):
+        run(tiny_base(), Marker(write=4))
+    with pytest.raises(ValueError, match="must not come after"):
+        run(tiny_base(), Marker(read=3, write=2))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_decoder_layers_are_found_without_name_lists_also_under_peft(tiny_base, family):
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(tiny_base(family).model)
+    plain = find_decoder(model)
+    assert isinstance(plain.layers, nn.ModuleList)
+    assert len(plain.layers) == 4
+    wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    assert find_decoder(wrapped).layers is plain.layers
