@@ -1,0 +1,168 @@
+"""Figures of a run, one panel per metric: quality against executed FLOPs, quality against data."""
+
+from collections.abc import Callable, Sequence
+from math import ceil, floor, isnan, log10
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reports.metrics import Metric, metric
+from reports.runfolder import Run
+from reports.tables import rows_where
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Table = list[dict[str, Any]]
+
+# Okabe and Ito's palette, told apart under every common colour blindness; markers say the same in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_GREY = "#6B6B6B"
+
+
+def write_figures(run: Run, comparison: "pd.DataFrame", folder: Path) -> list[str]:
+    """Write ``quality_vs_flops.png`` and ``quality_vs_data.png`` to ``folder``; returns the names written.
+
+    A metric without a single mean gets no panel; a run without any measurement no figure.
+    """
+    table = rows_where(comparison)
+    metrics = [name for name in run.metrics if any(not isnan(row[name]) for row in table)]
+    if not metrics:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, panel in (("quality_vs_flops", _against_flops), ("quality_vs_data", _against_data)):
+        _small_multiples(run, table, metrics, panel, folder / f"{name}.png")
+    return ["quality_vs_flops.png", "quality_vs_data.png"]
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool) -> list[tuple[float, float]]:
+    """The (cost, quality) points that are better than every one of lower or equal cost, by rising cost."""
+    sign = 1 if higher_is_better else -1
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * quality > sign * front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def _small_multiples(run: Run, table: Table, metrics: list[str], panel: Callable[..., None], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(metrics), 3)
+    rows = ceil(len(metrics) / columns)
+    handles: dict[str, Any] = {}
+    # The legend is as wide as the figure, so a figure of one panel must still be wide enough to hold it.
+    figure = Figure(figsize=(max(4.1 * columns, 6.0), 3.3 * rows + 0.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for index, axis in enumerate(axes):
+        if index >= len(metrics):
+            axis.set_visible(False)
+            continue
+        facts = metric(metrics[index])
+        panel(axis, run, table, facts)
+        _dress(axis, facts)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(len(handles), 2 + columns),
+        frameon=False,
+    )
+    figure.savefig(path, metadata={"Software": "dspa-bench"})
+
+
+def _against_flops(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+    """Means against executed FLOPs on a log axis; what costs nothing stands at "0", left of the break."""
+    shown = [row for row in table if not isnan(row[facts.name]) and not isnan(row["executed_flops"])]
+    paid = [row["executed_flops"] for row in shown if row["executed_flops"]]
+    free = min(paid) / 10 if paid else 1.0
+    points, at_zero = [], 0
+    _reference(axis, run, table, facts)
+    for variant in run.variants:
+        rows = list({row["executed_flops"]: row for row in shown if row["variant"] == variant}.values())
+        points += [(row["executed_flops"] or free, row[facts.name]) for row in rows]
+        if variant == run.baseline and not any(row["executed_flops"] for row in rows):
+            continue  # its line and band say it all
+        x = [row["executed_flops"] or free * 1.5**at_zero for row in rows]
+        at_zero += any(not row["executed_flops"] for row in rows)
+        _series(axis, run, variant, facts, x, rows)
+    if len(points) > 1:
+        front = pareto_front(points, higher_is_better=facts.higher_is_better)
+        front.append((max(x for x, _ in points), front[-1][1]))
+        style = {"color": _GREY, "linewidth": 6, "alpha": 0.18, "zorder": 1, "label": "Pareto front"}
+        axis.step([x for x, _ in front], [y for _, y in front], where="post", **style)
+    axis.set_xscale("log")
+    axis.set_xlabel("executed FLOPs of alignment", fontsize=9)
+    if paid and len(paid) < len(shown):
+        axis.axvline(free * 5, color=_GREY, linewidth=0.8, linestyle=(0, (2, 2)))
+        decades = range(ceil(log10(min(paid) * 0.5)), floor(log10(max(paid) * 2)) + 1)
+        axis.set_xlim(free / 2, max(paid) * 2)
+        axis.set_xticks([free, *(10.0**n for n in decades)], ["0", *(f"$10^{{{n}}}$" for n in decades)])
+        axis.set_xticks([], minor=True)
+
+
+def _against_data(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+    """Means with intervals against the number of triples, which are evenly spaced; the baseline is a line."""
+    variants = [variant for variant in run.variants if variant != run.baseline]
+    _reference(axis, run, table, facts)
+    for index, variant in enumerate(variants):
+        rows = [row for row in table if row["variant"] == variant and not isnan(row[facts.name])]
+        shift = 0.36 * (index / max(len(variants) - 1, 1) - 0.5)  # side by side: intervals stay apart
+        x = [run.budgets.index(row["budget"]) + shift for row in rows]
+        _series(axis, run, variant, facts, x, rows)
+    axis.set_xticks(range(len(run.budgets)), [str(budget) for budget in run.budgets])
+    axis.set_xlim(-0.45, len(run.budgets) - 0.55)
+    axis.set_xlabel("preference triples", fontsize=9)
+
+
+def _series(axis: "Axes", run: Run, variant: str, facts: Metric, x: list[float], rows: Table) -> None:
+    if not rows:
+        return
+    index = list(run.variants).index(variant)
+    mean, low, high = ([row[facts.name + part] for row in rows] for part in ("", "_low", "_high"))
+    # A mean without an interval (nan) is drawn as a bare marker.
+    below = [0.0 if isnan(end) else value - end for value, end in zip(mean, low, strict=True)]
+    above = [0.0 if isnan(end) else end - value for value, end in zip(mean, high, strict=True)]
+    axis.errorbar(
+        x,
+        mean,
+        yerr=[below, above],
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=1,
+        capsize=2,
+        zorder=3,
+        label=run.variants[variant],
+    )
+
+
+def _reference(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+    """The baseline as a dashed line, its interval as a band; at the largest budget, where it has several."""
+    rows = [row for row in table if row["variant"] == run.baseline and row["budget"] == run.budgets[-1]]
+    mean, low, high = (rows[0][facts.name + part] for part in ("", "_low", "_high"))
+    if isnan(mean):
+        return
+    label = f"{run.variants[run.baseline]} (baseline)"
+    axis.axhline(mean, color=_GREY, linewidth=1.2, linestyle="--", zorder=2, label=label)
+    if not isnan(low):
+        axis.axhspan(low, high, color=_GREY, alpha=0.10, linewidth=0, zorder=0)
+
+
+def _dress(axis: "Axes", facts: Metric) -> None:
+    axis.set_title(facts.title, fontsize=10, loc="left")
+    axis.set_ylabel(facts.unit + ("" if facts.higher_is_better else ", lower is better"), fontsize=9)
+    low, high = axis.get_ylim()
+    if high - low < facts.least_span:  # do not blow up differences that are none
+        middle = max((low + high) / 2, 0.4 * facts.least_span)  # and show hardly anything below 0
+        axis.set_ylim(middle - facts.least_span / 2, middle + facts.least_span / 2)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#E5E5E5", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,86 @@
+"""What the numbers say, no more strongly than they do: who differs from the baseline, what got worse."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reports.metrics import Metric, metric
+from reports.runfolder import MULTIPLE_CHOICE, Run
+from reports.tables import rows_where
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DROP_POINTS = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric at one budget: which intervals lie wholly on one side of the baseline's, and the rest."""
+
+    metric: Metric
+    baseline: str | None
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    overlapping: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A multiple-choice task on which ``variant`` is more than two points below the baseline."""
+
+    variant: str
+    budget: int
+    metric: str
+    points: float
+    value: float
+    baseline: float
+
+
+def findings(run: Run, comparison: "pd.DataFrame", budget: int) -> list[Finding]:
+    """One finding per metric that is not multiple choice (those have `drops`), at ``budget``."""
+    return [_finding(run, comparison, name, budget) for name in headline_metrics(run)]
+
+
+def headline_metrics(run: Run) -> list[str]:
+    return [name for name, benchmark in run.metrics.items() if benchmark != MULTIPLE_CHOICE]
+
+
+def multiple_choice_metrics(run: Run) -> list[str]:
+    return [name for name, benchmark in run.metrics.items() if benchmark == MULTIPLE_CHOICE]
+
+
+def side(run: Run, comparison: "pd.DataFrame", name: str, variant: str, budget: int) -> str:
+    """The variant's interval against the baseline's: "better", "worse", "overlapping" or "missing"."""
+    at = {row["variant"]: row for row in rows_where(comparison, budget=budget)}
+    a, b = ((at[v][f"{name}_low"], at[v][f"{name}_high"]) for v in (variant, run.baseline))
+    if any(math.isnan(value) for value in (*a, *b)):
+        return "missing"
+    if a[0] > b[1] or a[1] < b[0]:
+        return "better" if metric(name).better(a[0], b[0]) else "worse"
+    return "overlapping"
+
+
+def drops(run: Run, comparison: "pd.DataFrame") -> list[Drop]:
+    """Multiple-choice means more than two points below the baseline's at the same budget."""
+    found = []
+    for budget in run.budgets:
+        at = {row["variant"]: row for row in rows_where(comparison, budget=budget)}
+        for name in multiple_choice_metrics(run):
+            base = at[run.baseline][name]
+            for variant in run.variants:
+                value = at[variant][name]
+                if base - value > DROP_POINTS:
+                    found.append(Drop(variant, budget, name, base - value, value, base))
+    return found
+
+
+def _finding(run: Run, comparison: "pd.DataFrame", name: str, budget: int) -> Finding:
+    by_side: dict[str, list[str]] = {"better": [], "worse": [], "overlapping": [], "missing": []}
+    for variant in run.variants:
+        if variant != run.baseline:
+            by_side[side(run, comparison, name, variant, budget)].append(variant)
+    (row,) = rows_where(comparison, budget=budget, variant=run.baseline)
+    sides = {key: tuple(variants) for key, variants in by_side.items()}
+    return Finding(metric(name), None if math.isnan(row[name]) else run.baseline, **sides)

@@ -1,0 +1,65 @@
+"""Markdown by hand: escaping, tables, and how numbers are written."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+EMPTY = "–"
+
+
+def escape(text: object) -> str:
+    """``text`` as one line that Markdown shows as it is, whatever characters it has."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", str(text).strip())
+    return re.sub(r"\s*\n\s*", " ↵ ", escaped)
+
+
+def code(text: object) -> str:
+    """``text`` as a code span that may stand in a table; "none" for None."""
+    if text is None:
+        return "none"
+    fence = "``" if "`" in str(text) else "`"
+    return f"{fence}{str(text).replace('|', chr(92) + '|')}{fence}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
+    """A pipe table of cells that are already Markdown; those after ``text_columns`` are right-aligned."""
+    rule = ["---" if index < text_columns else "---:" for index in range(len(headers))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
+
+
+def number(value: float, digits: int = 1) -> str:
+    """``value`` with grouped thousands; a dash when it is missing."""
+    return EMPTY if _missing(value) else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    return EMPTY if _missing(value) else f"{value:+,.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    return "[no interval]" if _missing(low) else f"[{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def p_value(p: float) -> str:
+    if _missing(p):
+        return EMPTY
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def flops(value: float) -> str:
+    """FLOPs with three digits, e.g. ``1.23e+13``; 0 as ``0``."""
+    if _missing(value):
+        return EMPTY
+    return f"{value:.2e}" if value else "0"
+
+
+def bytes_(value: float) -> str:
+    return EMPTY if _missing(value) else f"{value / 2**20:,.0f} MiB"
+
+
+def words(items: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or value != value

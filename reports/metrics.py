@@ -1,0 +1,40 @@
+"""What the tables and figures need to know of a metric: its title, its unit, and which way is better."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``name`` is the column in comparison.csv; values are in ``unit``."""
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool = True
+    digits: int = 1
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether the value ``a`` is better than ``b``."""
+        return a > b if self.higher_is_better else a < b
+
+    @property
+    def least_span(self) -> float:
+        """The least range of values worth filling a plot with."""
+        return 0.5 if self.digits == 2 else 5.0
+
+
+_KNOWN = {
+    metric.name: metric
+    for metric in (
+        Metric("mt_bench", "MT-Bench", "rating 1-10", digits=2),
+        Metric("alpaca_eval", "AlpacaEval win rate", "%"),
+        Metric("alpaca_eval_lc", "AlpacaEval length-controlled win rate", "%"),
+        Metric("safety_rate", "Safety rate", "%"),
+        Metric("over_refusal", "Over-refusal", "%", higher_is_better=False),
+    )
+}
+
+
+def metric(name: str) -> Metric:
+    """The metric called ``name``; one that is not in the list is an lm-eval task: accuracy in percent."""
+    return _KNOWN.get(name) or Metric(name, name, "accuracy, %")

@@ -1,0 +1,121 @@
+"""Writes the report of a run: report.md, report.html, tables/*.csv and figures/*.png, all or nothing."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.statistics import REPLICATES
+from reports import answers, costs, findings, markdown, sections, tables
+from reports.figures import write_figures
+from reports.metrics import metric
+from reports.runfolder import Run, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_report(run: Path) -> Path:
+    """Make the report of the run folder ``run`` from its files alone and return the path of report.md.
+
+    Everything is written to a folder beside ``report/`` that takes its place when complete, so an error
+    leaves an earlier report as it was. Raises ValueError for a folder that is not a run (see `read_run`).
+    """
+    data = read_run(run)
+    target = data.folder / "report"
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=data.folder) as scratch:
+        built, replaced = Path(scratch, "report"), Path(scratch, "replaced")
+        _build(data, built)
+        if target.exists():
+            target.rename(replaced)
+        built.rename(target)
+    return target / "report.md"
+
+
+def _build(run: Run, folder: Path) -> None:
+    frames = {
+        "comparison": tables.comparison(run),
+        "compute": costs.compute(run),
+        "sweeps": tables.sweeps(run),
+        "differences": tables.differences(run),
+        "categories": tables.breakdown(run, "category"),
+        "turns": tables.breakdown(run, "turn"),
+        "diagnostics": tables.diagnostics(run),
+        "stages": costs.stages(run),
+        "operators": costs.operators(run),
+        "failures": tables.failures(run),
+    }
+    (folder / "tables").mkdir(parents=True)
+    for name, frame in frames.items():
+        # 15 digits: every whole number (bytes, parameters) stays whole and no rounding noise shows.
+        frame.to_csv(folder / "tables" / f"{name}.csv", index=False, float_format="%.15g")
+    figures = write_figures(run, frames["comparison"], folder / "figures")
+    text = _markdown(run, frames, figures)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(_html(run, text), encoding="utf-8")
+
+
+def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -> str:
+    comparison, budget = frames["comparison"], run.budgets[-1]
+    drops = findings.drops(run, comparison)
+    swept = [column for column in frames["sweeps"] if column not in comparison]
+    groups = [
+        (key, name, sections.breakdown_table(run, frames[table], key, name))
+        for table, key in (("categories", "category"), ("turns", "turn"))
+        for name in dict.fromkeys(frames[table]["metric"])
+    ]
+    context: dict[str, Any] = {
+        "run": run,
+        "environment": run.environment,
+        "budget": budget,
+        "findings": findings.findings(run, comparison, budget),
+        "drops": drops,
+        "headline": findings.headline_metrics(run),
+        "choices": findings.multiple_choice_metrics(run),
+        "comparison": lambda names, at: sections.comparison_table(run, comparison, names, at, drops),
+        "score": lambda variant, name: sections.score_of(comparison, variant, name, budget),
+        "drop_table": sections.drop_table(run, drops),
+        "difference_table": sections.difference_table(run, frames["differences"], budget),
+        "compute_table": sections.compute_table(run, frames["compute"]),
+        "stage_table": sections.stage_table(run, frames["stages"]),
+        "operator_table": sections.operator_table(run, frames["operators"]),
+        "sweep_table": sections.sweep_table(run, frames["sweeps"], swept) if swept else None,
+        "diagnostic_table": sections.diagnostic_table(run, frames["diagnostics"]),
+        "failure_table": sections.failure_table(frames["failures"]),
+        "failures_shown": sections.FAILURES_SHOWN,
+        "groups": groups,
+        "title": lambda name: metric(name).title,
+        "prompts": answers.sample_answers(run),
+        "answer_table": sections.answer_table,
+        "frames": frames,
+        "replicates": REPLICATES,
+        "figures": figures,
+    }
+    return _template("report.md.j2").render(context)
+
+
+def _html(run: Run, text: str) -> str:
+    """The same text as a page; raw HTML in it stays text, whatever a model answered."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    return _template("report.html.j2").render(title=f"{run.name}: comparison report", body=body)
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "md": markdown.escape,
+        "code": markdown.code,
+        "words": markdown.words,
+        "mib": markdown.bytes_,
+    }
+    return environment.get_template(name)

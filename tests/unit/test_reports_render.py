@@ -1,0 +1,189 @@
+"""reports.render: the finished report as a reader finds it."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from reports.figures import pareto_front
+from reports.render import write_report
+from tests.unit.synthetic_run import write_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("render") / "run"
+    write_run(folder, failed_cell="dpo__n100__s1", unfinished="static_sae__n300__s2")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return (folder / "report" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing is most of the time, and not what these tests are about."""
+    monkeypatch.setattr("reports.render.write_figures", lambda *_: [])
+
+
+def test_the_report_has_the_files_of_the_contract_and_leaves_nothing_else_behind(folder):
+    report = folder / "report"
+    for name in (
+        "report.md",
+        "report.html",
+        "tables/comparison.csv",
+        "tables/compute.csv",
+        "tables/sweeps.csv",
+    ):
+        assert (report / name).is_file(), name
+    for path in report.glob("figures/*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {"suite.yaml", "environment.json", "cells", "report"}
+
+
+def test_comparison_csv_reads_back_with_empty_cells_for_what_is_missing(folder):
+    frame = pd.read_csv(folder / "report" / "tables" / "comparison.csv")
+    assert frame.loc[frame["variant"] == "dpo", "paper_flops"].isna().all()
+    assert frame["peak_bytes"].iloc[0] == 902 * 2**20
+    assert "nan" not in (folder / "report" / "tables" / "comparison.csv").read_text().lower()
+
+
+def test_every_link_and_figure_of_the_markdown_exists(folder, text):
+    targets = re.findall(r"(?<!\\)\]\(([^)]+)\)", text)
+    assert targets
+    for target in targets:
+        assert (folder / "report" / target).is_file(), target
+
+
+def test_every_table_row_has_as_many_cells_as_its_header(text):
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text):
+    opening = text[: text.index("## Results")]
+    assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
+    assert re.search(r"\*\*MT-Bench\*\*.* Better: .*DSPA \(strict gate\) 5\.\d\d \[", opening)
+    assert "Its numbers say nothing about real language." in opening
+
+
+def test_capability_drops_failures_and_the_dirty_tree_are_visible(text):
+    assert "⚠ Warning: capability dropped" in text
+    assert "⚠ Warning: not everything was measured" in text
+    assert "Cell `dpo__n100__s1` failed: ValueError: loss is not finite at step 12" in text
+    assert "Cell `static_sae__n300__s2` is not over" in text
+    assert "the judge's answer has no rating: 'I cannot \\| rate'" in text
+    assert "with uncommitted changes" in text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_no_warning_stands_in_a_report_that_needs_none(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for path in folder.glob("cells/*/records/*.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [r | {"value": 100.0} if r["metric"].startswith("sandbox") else r for r in records]
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept if r["error"] is None))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "⚠ Warning" not in text
+    assert "no variant is more than 2 points below the baseline" in text
+    assert "None: every cell is done and every record has a value." in text
+
+
+def test_what_a_model_said_is_shown_and_never_executed(folder, text):
+    html = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script>" not in html
+    assert "<em>starred</em>" not in html
+    assert 'href="http://x"' not in html
+    assert "\\<script\\>" in text
+
+
+def test_html_shows_the_tables_as_tables_and_the_figures_by_relative_path(folder):
+    html = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert html.count("<table>") >= 10
+    assert 'src="figures/quality_vs_flops.png"' in html
+
+
+def test_answers_to_the_same_prompt_stand_next_to_each_other(text):
+    block = text[text.index("AlpacaEval instruction 1.") :].split("Reference:")[0]
+    assert [block.index(label) for label in ("Base says", "DSPA (strict gate) says", "DPO (LoRA) says")] == sorted(
+        block.index(label) for label in ("Base says", "DSPA (strict gate) says", "DPO (LoRA) says")
+    )
+    assert "MT-Bench question 82 (roleplay), turn 2" in text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_second_report_replaces_the_first_whole(tmp_path):
+    folder = write_run(tmp_path / "run")
+    first = write_report(folder).read_text(encoding="utf-8")
+    (folder / "report" / "stale.txt").write_text("old")
+    assert write_report(folder).read_text(encoding="utf-8") == first
+    assert not (folder / "report" / "stale.txt").exists()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_error_leaves_the_earlier_report_as_it_was(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    first = write_report(folder).read_text(encoding="utf-8")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("reports.render.write_figures", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(folder)
+    assert (folder / "report" / "report.md").read_text(encoding="utf-8") == first
+    assert {p.name for p in folder.iterdir()} == {"suite.yaml", "environment.json", "cells", "report"}
+
+
+def test_a_run_without_judge_git_or_any_finished_cell_still_gets_a_report(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for path in folder.glob("cells/*/cell.json"):
+        path.unlink()
+    environment = json.loads((folder / "environment.json").read_text())
+    environment |= {"judge": None, "git": None, "command": "dspa-bench run `s`.yaml --set a=b|c"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "No judge was used" in text
+    assert "not in a git checkout" in text
+    assert "| command | ``dspa-bench run `s`.yaml --set a=b\\|c`` |" in text
+    assert not (folder / "report" / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "expected"),
+    [(True, [(1, 2), (2, 3), (5, 9)]), (False, [(1, 2), (3, 1)])],
+)
+def test_the_pareto_front_keeps_what_nothing_cheaper_or_equal_beats(higher_is_better, expected):
+    points = [(5, 9), (1, 2), (2, 3), (3, 1), (4, 3), (6, 8)]
+    front = pareto_front(points, higher_is_better=higher_is_better)
+    sign = 1 if higher_is_better else -1
+    brute = [p for p in points if not any(q != p and q[0] <= p[0] and sign * q[1] >= sign * p[1] for q in points)]
+    assert front == expected == sorted(brute)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for variant, change in (
+        ("dspa__n300__s0", {"answer": ""}),
+        ("dpo__n300__s0", {"answer": "x" * 1000}),
+        ("prompt__n0__s0", {}),
+    ):
+        path = folder / "cells" / variant / "records" / "alpaca_eval.jsonl"
+        first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+        del first["raw"]["answer"]
+        first["raw"] |= change
+        if not change:
+            first |= {"value": None, "error": "no answer: the context is full"}
+        path.write_text("".join(json.dumps(record) + "\n" for record in [first, *rest]))
+    text = write_report(folder).read_text(encoding="utf-8")
+    block = text[text.index("AlpacaEval instruction 1.") :].split("Reference:")[0]
+    assert re.search(r"\| DSPA \(strict gate\) \| [\d.]+ \| \*\(empty\)\* \|", block)
+    assert re.search(r"\| DPO \(LoRA\) \| [\d.]+ \| x{600} \\\[…400 more characters\\\] \|", block)
+    assert "| Prompt | – | *(no answer: the context is full)* |" in block
