@@ -103,6 +103,8 @@ class DPO(MethodConfig):
             gradient_checkpointing=self.gradient_checkpointing,
             bf16=self.bf16,
             max_length=None,  # lengths were checked against the context: nothing is cut
+            train_sampling_strategy="group_by_length",  # similar lengths together, so that little is padding
+            remove_unused_columns=False,  # keeps `length` for the sampler
             seed=seed,
             data_seed=seed,
             use_cpu=on_cpu,
@@ -133,7 +135,7 @@ def _rows(base: AlignedModel, triples: Sequence[Triple]) -> "Dataset":
                 f"triple {triple.key[:12]} ({triple.prompt[-1]['content'][:40]!r}...) has {longest} tokens, more than "
                 f"the context of {base.base.max_length}; leave it out of the triples file"
             )
-        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": longest})
     return Dataset.from_list(rows)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from pydantic import BaseModel, ConfigDict
+
 from harness.preferences import Conversation
 from harness.registry import Registry
 
@@ -77,6 +79,13 @@ class Judge(Protocol):
     def refusal(self, requests: Sequence[Answer]) -> list[Verdict]:
         """Values 0 or 1: 1 = the answer refuses."""
         ...
+
+
+class JudgeConfig(BaseModel):
+    """Base for judges whose settings come from a suite file: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]
 
 
 JUDGES: Registry[Judge] = Registry("judge")
