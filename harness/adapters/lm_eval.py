@@ -1,0 +1,172 @@
+"""lm-eval's model class ``aligned``: an artifact, scored and generated from with its steering active.
+
+lm-eval has no plugin discovery, so importing this module registers the class; `main` hands over to lm-eval's
+own command line: ``dspa-bench lm-eval run --model aligned --model_args artifact=PATH --tasks ...``.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lm_eval.models  # noqa: F401  lm-eval fills its registry only while it is empty: its own models come first
+import torch
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models import huggingface
+from sqlitedict import SqliteDict
+from torch import Tensor
+from tqdm import tqdm
+
+from harness.adapters.quiet import quiet
+from harness.model import AlignedModel
+
+_log = logging.getLogger(__name__)
+
+_HFLM: Any = huggingface.HFLM  # lm-eval's untyped decorator hides what it is
+
+TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""lm-eval's form: (texts for the cache or None, context ids, continuation ids)."""
+
+
+class AlignedLM(_HFLM):
+    """An AlignedModel behind lm-eval's interface.
+
+    Tokenisation (BOS, trailing spaces, left truncation, rolling windows) and the generation loop are HFLM's,
+    so an artifact without intervention gives the numbers of ``hf``. Log-likelihoods go through
+    `AlignedModel.loglikelihood_tokens`: each distinct context is encoded once, and steering is conditioned on
+    the context alone: the prefix of a rolling window, the prompt in ``generate_until``. A generated answer
+    also ends at the chat format's stop tokens.
+    """
+
+    def __init__(
+        self,
+        artifact: str | AlignedModel,
+        *,
+        device: str | None = None,
+        batch_size: int | str = 64,
+        max_batch_size: int = 64,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+    ) -> None:
+        """``artifact``: an artifact folder or a loaded model (then ``device`` is the model's).
+
+        ``batch_size='auto'`` stands for ``max_batch_size``. The last three are as in lm-eval's ``hf``.
+        """
+        if isinstance(artifact, str):
+            artifact = AlignedModel.load(artifact, device=_device(device))
+        self.aligned = artifact
+        self.truncated_requests = 0
+        tokenizer = artifact.tokenizer
+        if tokenizer.pad_token_id is None:
+            tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a pad token; the model's own must stay as it is
+        with quiet():  # it warns at length that a loaded model ignores its loading options
+            super().__init__(
+                artifact.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=max_batch_size if str(batch_size).startswith("auto") else int(batch_size),
+                max_length=max_length,
+                add_bos_token=add_bos_token,
+                prefix_token_id=prefix_token_id,
+            )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Keys lm-eval's cache of built requests, so it names the template too."""
+        return f"{super().tokenizer_name}-{self.aligned.chat.identity[:16]}"
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Give this model its own table in the file of ``--use_cache``, whose keys do not know the model."""
+        super().set_cache_hook(cache_hook)
+        database = cache_hook.dbdict
+        if database is not None:
+            SqliteDict(database.filename, tablename=self._cache_table).close()  # creates the table
+            database.tablename = self._cache_table
+
+    @property
+    def _cache_table(self) -> str:
+        settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
+        return f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        fitted = [(self._fit(context, continuation), continuation) for _, context, continuation in requests]
+        with tqdm(total=len(fitted), desc="Log-likelihood requests", disable=disable_tqdm) as bar:
+            scores = self.aligned.loglikelihood_tokens(
+                fitted, batch_size=override_bs or int(self.batch_size), progress=bar.update
+            )
+        for (texts, _, _), score in zip(requests, scores, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
+
+    def _fit(self, context: list[int], continuation: list[int]) -> list[int]:
+        """The context, cut on the left where it does not fit, as ``hf`` does; cuts are counted and logged."""
+        if len(continuation) > self.max_length:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens exceeds the context length {self.max_length}; "
+                "this task cannot be scored with this model"
+            )
+        excess = len(context) + len(continuation) - (self.max_length + 1)
+        if excess <= 0:
+            return context
+        self.truncated_requests += 1
+        _log.warning("cut %d tokens from the left of a context to fit the context length %d", excess, self.max_length)
+        return context[excess:]
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
+        # Past a stop token a row is not steered any more, so its generation has to end there.
+        with self.aligned.steering():
+            return super()._model_generate(
+                context, max_length, stop, eos_token_id=list(self.aligned.chat.stop_ids), **kwargs
+            )
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """lm-eval's rendering; refused where it would differ from the artifact's own chat format."""
+        if self.aligned.chat.kind != "tokenizer":
+            raise ValueError("the model has no chat template; run lm-eval without --apply_chat_template")
+        if self.aligned.system_prompt is not None:
+            raise ValueError(
+                f"an artifact of method {self.aligned.method!r} carries an instruction that lm-eval's chat "
+                "rendering would leave out; run lm-eval without --apply_chat_template"
+            )
+        return super().apply_chat_template(chat_history, add_generation_prompt)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into its results file about the model."""
+        return {
+            "aligned_method": self.aligned.method,
+            "aligned_fingerprint": self.aligned.fingerprint,
+            "truncated_requests": self.truncated_requests,
+        }
+
+
+register_model("aligned")(AlignedLM)  # not as a decorator: it would hide the class from the type checker
+
+
+def _device(name: str | None) -> str:
+    """lm-eval's command line asks for cuda:0 by itself; without CUDA that means the CPU, as for ``hf``."""
+    if torch.cuda.is_available():
+        return name or "cuda:0"
+    if name is not None and name.startswith("cuda"):
+        _log.warning("no CUDA device: running on the CPU")
+        return "cpu"
+    return name or "cpu"
+
+
+def main(argv: Sequence[str]) -> None:
+    """lm-eval's command line with ``aligned`` among its models; ``argv`` as after ``lm-eval``."""
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["lm-eval", *argv]  # lm-eval's parser looks at sys.argv itself
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before

@@ -1,0 +1,25 @@
+"""Running another package without its progress bars, log lines and logging set-up."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what a package writes to stderr and logs below ERROR; exceptions pass through as ever.
+
+    The root logger comes back as it was: alpaca_eval sets its level on import, and `logging.warning` without
+    any handler installs one, here on a stream that is gone afterwards.
+    """
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)

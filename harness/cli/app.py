@@ -1,0 +1,184 @@
+"""The commands, their options and their help."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="dspa-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Compare preference-alignment methods on the same data, at a metered cost, "
+    "through the field's own evaluators.",
+    epilog="Start with: `dspa-bench run tasks/suites/sandbox.yaml` (no download, a few minutes on a laptop).",
+)
+sandbox = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="The small planted world that the default suite runs in.",
+)
+app.add_typer(sandbox, name="sandbox")
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="K=V", help="A hyper-parameter, as in a suite's params; a.b=c reaches inside."),
+]
+
+
+@app.command(
+    epilog="Example: `dspa-bench run my.yaml --out runs/mine --set budgets='[50]' --set variants.dspa.params.alpha=0.5`"
+)
+def run(
+    suite: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<suite name>")] = None,
+    executor: Annotated[
+        Literal["local"], typer.Option(help="Who runs the cells: worker processes on this machine.")
+    ] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
+    ] = None,
+) -> None:
+    """Run a suite: fit every method at every budget and seed, evaluate, and write the report.
+
+    An interrupted run goes on where it stopped when the same command is given again; a complete one is left
+    as it is and only the report is made anew. Cells that failed are tried again.
+
+    Exit code 0: everything is there. 1: some cells or records failed (they are named). 2: bad input, nothing
+    was done.
+    """
+    from harness.cli.run import run_command
+
+    assert executor == "local"
+    raise typer.Exit(run_command(suite, out, set_ or [], dry_run=dry_run))
+
+
+@app.command(epilog="Example: `dspa-bench report runs/sandbox`")
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Make the report of a run folder again: report.md, report.html, tables and figures."""
+    from reports import write_report
+
+    print(write_report(run))
+
+
+@app.command(
+    epilog="Example: `dspa-bench fit dpo --base models/mine --triples pairs.jsonl --budget 300 "
+    "--param epochs=2 --out dpo-300`"
+)
+def fit(
+    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench doctor` lists them.")],
+    base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
+    triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
+    budget: Annotated[int | None, typer.Option(help="Number of triples.", show_default="all")] = None,
+    param: Param = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
+    chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
+    device: Device = "cpu",
+) -> None:
+    """Align one model by one method and keep the artifact, with its compute bill inside.
+
+    SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
+    """
+    from harness.cli.artifacts import fit_command
+
+    fit_command(method, base, triples, out, budget=budget, params=param or [], seed=seed, chat=chat, device=device)
+
+
+@app.command(
+    epilog="Example: `dspa-bench eval dpo-300 --suite tasks/suites/sandbox.yaml --benchmark mt_bench "
+    "--out eval/dpo-300`"
+)
+def eval(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
+    suite: Annotated[Path, typer.Option(help="Suite whose benchmarks, judge and base model are used.")],
+    out: Annotated[Path, typer.Option(help="Folder for the records; must not exist.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
+    ] = None,
+) -> None:
+    """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
+
+    Exit code 1 when some records failed.
+    """
+    from harness.cli.artifacts import eval_command
+
+    raise typer.Exit(eval_command(artifact, suite, out, benchmarks=benchmark or [], overrides=set_ or []))
+
+
+@app.command(epilog='Example: `dspa-bench generate dpo-300 --prompt "How do I brew good coffee?"`')
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
+    prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Let an aligned model answer: one answer per prompt, in order, separated by a blank line."""
+    from harness.cli.artifacts import generate_command
+
+    generate_command(artifact, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device)
+
+
+@app.command(
+    "lm-eval",
+    context_settings=PASS_THROUGH,
+    epilog="Example: `dspa-bench lm-eval --model aligned --model_args path=dpo-300 --tasks arc_easy`",
+)
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval with all its own arguments; artifacts are its model type `aligned`.
+
+    For lm-eval's own help: `dspa-bench lm-eval -- --help`
+    """
+    from harness.adapters.lm_eval import main as lm_eval_main
+
+    lm_eval_main(context.args)
+
+
+@app.command(epilog="Example: `dspa-bench doctor`")
+def doctor() -> None:
+    """Check machine and installation: what is missing and how to mend it (exit code 1 if something is)."""
+    from harness.cli.doctor import doctor_command
+
+    raise typer.Exit(doctor_command())
+
+
+@sandbox.command(epilog="Example: `dspa-bench sandbox build --out build/sandbox`")
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything in the world.")] = 0,
+) -> None:
+    """Make the sandbox from its seed: data, questions, tokenizer, base model, SAEs (minutes on two cores)."""
+    from tasks.sandbox.build import build as build_sandbox
+
+    build_sandbox(out, seed)
+
+
+@sandbox.command(epilog="Example: `dspa-bench sandbox show`")
+def show() -> None:
+    """Print sample conversations, and what each family of requests prefers."""
+    from tasks.sandbox.show import show as show_sandbox
+
+    print(show_sandbox(), end="")
+
+
+def main() -> None:
+    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2."""
+    try:
+        app()
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,98 @@
+"""`dspa-bench doctor`: what this machine and installation have, what is missing, how to mend it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+DATA_VARIABLE = "DSPA_BENCH_DATA"
+ENOUGH_MEMORY = 4 * 10**9
+"""What the sandbox suite needs, with two workers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ``mend`` is None when all is well, else what to do about it."""
+
+    what: str
+    found: str
+    mend: str | None = None
+    optional: bool = False
+
+
+def doctor_command() -> int:
+    """Print all findings; returns 1 when something that is not optional is missing."""
+    findings = list(examine())
+    for finding in findings:
+        mark = "ok     " if finding.mend is None else "note   " if finding.optional else "MISSING"
+        print(f"{mark}  {finding.what}: {finding.found}")
+        if finding.mend is not None:
+            print(f"         {finding.mend}")
+    return 1 if any(f.mend is not None and not f.optional for f in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """All findings about this machine and installation."""
+    yield from _packages()
+    yield from _machine()
+    yield from _plugins()
+    yield _data()
+
+
+def _packages() -> Iterator[Finding]:
+    from harness.experiment.environment import DISTRIBUTION
+
+    for text in metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Finding(requirement.name, "not installed", f"pip install -c constraints.txt '{requirement}'")
+            continue
+        wrong = not requirement.specifier.contains(version, prereleases=True)
+        mend = f"needs {requirement.specifier}: pip install -c constraints.txt '{requirement}'" if wrong else None
+        yield Finding(requirement.name, version, mend)
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    from harness.experiment.environment import machine
+
+    state = machine()
+    yield Finding("python", f"{state['python']} on {state['platform']}")
+    yield Finding("cores", f"{state['cores']} ({state['cpu']}), torch uses {torch.get_num_threads()} threads")
+    memory = state["memory_bytes"]
+    mend = "the sandbox suite needs 4 GB; use --set execution.workers=1" if memory < ENOUGH_MEMORY else None
+    yield Finding("memory", f"{memory / 10**9:.1f} GB", mend, optional=True)
+    mend = None if state["gpu"] else "not needed for the sandbox; real models want a CUDA build of torch"
+    yield Finding("accelerator", state["gpu"] or "none", mend, optional=True)
+
+
+def _plugins() -> Iterator[Finding]:
+    from harness.benchmark import BENCHMARKS
+    from harness.judges import JUDGES
+    from harness.method import METHODS
+    from harness.plugins import load_plugins
+
+    try:
+        load_plugins()
+    except (ImportError, ValueError) as problem:
+        yield Finding("plugins", str(problem), "install the project: pip install -c constraints.txt -e .")
+        return
+    for registry in (METHODS, BENCHMARKS, JUDGES):
+        yield Finding(f"{registry.noun}s", ", ".join(registry) or "none")
+
+
+def _data() -> Finding:
+    folder = os.environ.get(DATA_VARIABLE)
+    if folder is None:
+        return Finding(DATA_VARIABLE, "not set", "only tests on real data need it: set it to their folder", True)
+    if not Path(folder).is_dir():
+        return Finding(DATA_VARIABLE, f"{folder} is no folder", "set it to an existing folder, or unset it")
+    return Finding(DATA_VARIABLE, folder)

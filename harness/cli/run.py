@@ -1,0 +1,124 @@
+"""`dspa-bench run`: the plan, the progress display and the closing words around harness.experiment."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from harness.experiment.executors import Progress as RunProgress
+from harness.experiment.run import Prepared, prepare, run_suite
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def run_command(suite: Path, out: Path | None, overrides: Sequence[str], *, dry_run: bool) -> int:
+    """The body of the command; returns the exit code."""
+    # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    prepared = prepare(suite, out, overrides)
+    if dry_run:
+        print_plan(prepared, console)
+        return 0
+    todo = len(prepared.failures)
+    console.print(f"{prepared.suite.name}: {len(prepared.cells)} cells, {todo} to do, in {prepared.folder.path}")
+    try:
+        with _display(prepared, todo, console) as progress:
+            failures = run_suite(prepared, progress)
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    for cell, reasons in failures.items():
+        for reason in reasons:
+            print(f"failed: {cell}: {reason}", file=sys.stderr)
+    if failures:
+        share = f"{len(failures)} of {len(prepared.cells)}"
+        print(f"{share} cells are not complete; the same command tries them again", file=sys.stderr)
+    from reports import write_report
+
+    console.print(f"report: {write_report(prepared.folder.path)}")
+    return 1 if failures else 0
+
+
+def print_plan(prepared: Prepared, console: Console) -> None:
+    """What a run would do: cells by variant and budget with their state, data, questions, machine."""
+    file, failures = prepared.suite.file, prepared.failures
+    table = Table(title=f"{file.name} in {prepared.folder.path}", title_justify="left")
+    for column in ("variant", "method", "triples", "cells", "complete", "begun", "to do"):
+        table.add_column(column, justify="left" if column in ("variant", "method") else "right")
+    groups = Counter((c.point, c.method_name, c.budget) for c in prepared.cells)
+    for (point, method, budget), count in groups.items():
+        names = [c.name for c in prepared.cells if (c.point, c.budget) == (point, budget)]
+        left = [name for name in names if name in failures]
+        begun = sum(prepared.folder.cell(name).path.exists() for name in left)
+        counts = (count, count - len(left), begun, len(left) - begun)
+        table.add_row(point, method, str(budget) if budget else "none", *map(str, counts))
+    console.print(table)
+    execution = file.execution
+    console.print(f"cells: {len(prepared.cells)}, of which {len(failures)} to do")
+    console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
+    console.print(f"budgets: {', '.join(map(str, file.budgets))} triples, {file.seeds} seeds")
+    for name in prepared.suite.benchmarks:
+        count = prepared.checked.prompts.get(name)
+        console.print(f"benchmark {name}" + (f": {count} prompts a cell" if count is not None else ""))
+    console.print(f"judge: {prepared.suite.judge.label if prepared.suite.judge else 'none'}")
+    console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
+
+
+@contextmanager
+def _display(prepared: Prepared, todo: int, console: Console) -> Iterator[RunProgress]:
+    """Bars on a terminal, else a line for each stage, which a log file can hold."""
+    if not console.is_terminal:
+        yield _Lines(prepared, todo, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
+        yield _Bars(prepared, todo, bars)
+
+
+class _Lines:
+    """Plain lines: cell and stage as it begins, and how the cell ended."""
+
+    def __init__(self, prepared: Prepared, todo: int, console: Console) -> None:
+        self.prepared, self.todo, self.console = prepared, todo, console
+        self.count = 0
+
+    def stage(self, cell: str, stage: str, records: int) -> None:
+        if records == 0:
+            self.console.print(f"        {cell}: {stage}")
+
+    def over(self, cell: str) -> None:
+        self.count += 1
+        self.console.print(f"[{self.count}/{self.todo}] {cell}: {_outcome(self.prepared, cell)}", markup=False)
+
+
+class _Bars:
+    """One bar over all cells, and one line for each cell that is running."""
+
+    def __init__(self, prepared: Prepared, todo: int, bars: Progress) -> None:
+        self.prepared, self.bars = prepared, bars
+        self.all = bars.add_task("cells", total=todo)
+        self.running: dict[str, TaskID] = {}
+
+    def stage(self, cell: str, stage: str, records: int) -> None:
+        if cell not in self.running:
+            self.running[cell] = self.bars.add_task(cell, total=None)
+        # A benchmark need not know how many records it will give, so these bars have no end.
+        self.bars.update(self.running[cell], description=f"  {cell}: {stage}", completed=records)
+
+    def over(self, cell: str) -> None:
+        if cell in self.running:
+            self.bars.remove_task(self.running.pop(cell))
+        outcome = _outcome(self.prepared, cell)
+        if outcome != "done":
+            self.bars.console.print(f"{cell}: {outcome}", markup=False)
+        self.bars.advance(self.all)
+
+
+def _outcome(prepared: Prepared, cell: str) -> str:
+    return "; ".join(prepared.folder.cell(cell).failures(prepared.suite.benchmarks)) or "done"

@@ -1,0 +1,110 @@
+"""Runs one cell: fit (or load what an earlier run fitted), then every benchmark that is not settled yet."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
+from harness.experiment.steps import evaluate, fit
+from harness.experiment.store import CellFolder, RunFolder
+from harness.experiment.suite import Suite, load_suite
+from harness.model import AlignedModel
+from harness.preferences import Triple, load_triples
+
+T = TypeVar("T")
+Notify = Callable[[str, str, int], object]
+"""Told (cell, stage, number of records so far) as a cell goes along."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a process needs for cells of one run; base model and triples are read once and then shared."""
+
+    suite: Suite
+    folder: RunFolder
+
+    @classmethod
+    def open(cls, folder: Path) -> "Workplace":
+        """The workplace of the run in ``folder``, from its own suite.yaml."""
+        return cls(load_suite(folder / "suite.yaml"), RunFolder(folder))
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in plan(self.suite)}
+
+    @cached_property
+    def base(self) -> AlignedModel:
+        return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
+
+    @cached_property
+    def triples(self) -> list[Triple]:
+        return load_triples(self.suite.file.triples.path)
+
+
+@dataclass
+class _Attempts:
+    """Runs the parts of a cell and keeps what went wrong."""
+
+    errors: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+
+    def run(self, part: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except Exception as problem:
+            # Whatever a method or an evaluator raises, the other cells and benchmarks are still worth having.
+            # The reason goes to cell.json, to the report and to the exit code, so nothing is swallowed.
+            self.errors.append(f"{part}: {type(problem).__name__}: {problem}")
+            self.tracebacks.append(f"{part}\n{traceback.format_exc()}")
+            return None
+
+
+def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
+    """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
+    folder = work.folder.cell(cell.name)
+    attempts = _Attempts()
+    aligned = attempts.run("fit", lambda: _artifact(work, cell, folder, notify))
+    if aligned is not None:
+        for name in work.suite.benchmarks:
+            if not folder.settled(name):
+                attempts.run(name, lambda n=name: _evaluate(work, cell, folder, aligned, n, notify))
+    figures = {name: folder.diagnostics(name) for name in work.suite.benchmarks}
+    state = {
+        **cell.describe(),
+        "triples_hash": cell_triples(work.suite, cell, work.triples).hash if cell.uses_triples else None,
+        "fingerprint": aligned and aligned.fingerprint,
+        "status": "failed" if attempts.errors else "done",
+        "error": "; ".join(attempts.errors) or None,
+        "diagnostics": {f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
+    }
+    folder.finish(state, "\n".join(attempts.tracebacks) or None)
+
+
+def _artifact(work: Workplace, cell: Cell, folder: CellFolder, notify: Notify) -> AlignedModel:
+    """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
+    if not folder.fitted:
+        notify(cell.name, "fit", 0)
+        budget = cell_triples(work.suite, cell, work.triples) if cell.uses_triples else None
+        seed = derive_seed(work.suite.file.seed, cell.name, "fit")
+        aligned = fit(cell.method, cell.method_name, work.base, budget, seed)
+        folder.save_bill(aligned.bill)
+        aligned.save(folder.artifact)
+    device = work.suite.file.execution.device
+    return AlignedModel.load(folder.artifact, base=work.base.base, device=device)
+
+
+def _evaluate(
+    work: Workplace, cell: Cell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
+) -> None:
+    evaluate(
+        aligned,
+        name,
+        work.suite.benchmarks[name],
+        judge=work.suite.judge,
+        seed=derive_seed(work.suite.file.seed, cell.name, name),
+        folder=folder,
+        notify=lambda count: notify(cell.name, name, count),
+    )

@@ -1,0 +1,101 @@
+"""environment.json: where, when and with what a run was made."""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from harness.experiment.identity import base_hash, sae_hash, triples_hash
+from harness.experiment.suite import Suite
+from harness.preferences import Triple
+
+DISTRIBUTION = "dspa-bench"
+
+
+def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash: str, folder: Path) -> dict[str, Any]:
+    """environment.json without ``seconds``; paths are relative to ``folder``, the run folder."""
+    file = suite.file
+
+    def ref(value: Any, digest: str | None) -> dict[str, Any]:
+        dump = value.model_dump()
+        path = dump.get("path") and Path(os.path.relpath(dump["path"], folder)).as_posix()
+        return {**dump, "path": path, "hash": digest}
+
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "suite_hash": suite_hash,
+        "git": git_state(),
+        **machine(),
+        "threads": file.execution.threads,
+        "packages": package_versions(),
+        "judge": suite.judge and {"label": suite.judge.label, "statement": suite.judge.statement},
+        "base": ref(file.base, base_hash(file.base)),
+        "saes": {name: ref(sae, sae_hash(sae)) for name, sae in file.saes.items()},
+        "triples": {
+            "path": Path(os.path.relpath(file.triples.path, folder)).as_posix(),
+            "n": len(triples),
+            "hash": triples_hash(triples),
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Python, platform, processor, usable cores, memory and accelerator of this machine."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container is less than the machine has."""
+    return (
+        len(psutil.Process().cpu_affinity() or []) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what the project depends on (and its own), by distribution name."""
+    requirements = [r for r in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in r]
+    names = [DISTRIBUTION, *(re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0] for r in requirements)]
+    return {name: metadata.version(name) for name in sorted(names)}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit this code runs from and whether the checkout has uncommitted changes; None outside of one."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain"))}  # type: ignore[return-value]
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

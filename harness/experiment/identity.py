@@ -1,0 +1,111 @@
+"""What a run's results depend on, by content: a folder is never filled from two different experiments."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from harness.base_model import folder_hash
+from harness.experiment.plan import Cell
+from harness.experiment.source import map_paths
+from harness.experiment.suite import Suite
+from harness.preferences import Triple
+from harness.refs import ModelRef, SAERef
+
+Identity = dict[str, Any]
+
+
+def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> Identity:
+    """{unit: what it is} for the suite, each benchmark, each variant and sweep point, and each cell.
+
+    Files stand for their content: a triples or question file that was edited since is a difference, one that
+    was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
+    """
+    file = suite.file
+    judge = file.judge and {"kind": file.judge.kind, **_settings(suite.judge)}
+    units: Identity = {
+        "suite": {
+            "name": file.name,
+            "seed": file.seed,
+            "base": {**file.base.model_dump(include={"dtype", "chat"}), "content": base_hash(file.base)},
+            "saes": {name: sae_hash(ref) or str(ref) for name, ref in file.saes.items()},
+            "triples": triples_hash(triples),
+            "judge": judge,
+        }
+    }
+    for name, benchmark in suite.benchmarks.items():
+        settings = _settings(benchmark)
+        # Answers do not depend on the batch size, and running out of memory is a reason to change it.
+        settings.pop("batch_size", None)
+        units[f"benchmarks.{name}"] = settings
+    for cell in cells:
+        units[f"variants.{cell.point}"] = {"method": cell.method_name, "params": dict(cell.params)}
+        if cell.sweep is None:  # a larger budget moves a sweep to new cells; the old ones are still what they say
+            units[f"cells.{cell.name}"] = {}
+    return json.loads(json.dumps(units))
+
+
+def _settings(thing: Any) -> dict[str, Any]:
+    """All settings of a benchmark or judge, defaults included, with contents in place of paths."""
+    return map_paths(type(thing), thing.model_dump(mode="json"), content_hash)
+
+
+def differences(there: Identity, here: Identity) -> list[str]:
+    """How ``here`` contradicts an existing run's identity; more benchmarks, variants or cells do not."""
+    found = []
+    for unit, content in there.items():
+        if unit in here:
+            old, new = _flat(content), _flat(here[unit])
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            found += [f"{unit}.{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys]
+        else:
+            found.append(f"{unit}: there, not in this suite")
+    return found
+
+
+def identity_hash(identity: Identity) -> str:
+    """sha256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def base_hash(ref: ModelRef) -> str:
+    """Content hash of a local base folder, commit of a public one."""
+    if ref.path is not None:
+        return folder_hash(ref.path)
+    return str(getattr(AutoConfig.from_pretrained(ref.source, revision=ref.revision), "_commit_hash", ref.revision))
+
+
+def sae_hash(ref: SAERef) -> str | None:
+    """Content hash of a local SAE folder; None for a public name, which SAELens does not pin to a content."""
+    return folder_hash(ref.path) if ref.path is not None else None
+
+
+def triples_hash(triples: Sequence[Triple]) -> str:
+    """sha256 over the triples' keys, whatever their order in the file."""
+    return hashlib.sha256("\n".join(sorted(t.key for t in triples)).encode()).hexdigest()
+
+
+def content_hash(path: str) -> str:
+    """sha256 of a file, or of the names and contents of all files below a folder."""
+    root = Path(path)
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value} if prefix else {}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}...{text[-4:]}"

@@ -1,0 +1,106 @@
+"""A suite from beginning to end: check, plan, open the run folder, run what is missing."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.experiment.check import Checked, check_suite
+from harness.experiment.environment import describe_environment
+from harness.experiment.executors import Progress, run_local
+from harness.experiment.identity import Identity, differences, identify, identity_hash
+from harness.experiment.plan import Cell, plan
+from harness.experiment.store import RunFolder, read_json, write_json
+from harness.experiment.suite import Suite, load_suite
+from harness.files import write_text
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A suite that passed every check against the run folder it is to fill. Nothing has been written yet."""
+
+    suite: Suite
+    checked: Checked
+    cells: tuple[Cell, ...]
+    identity: Identity
+    folder: RunFolder
+
+    @property
+    def failures(self) -> dict[str, list[str]]:
+        """Cell -> why it is not all there; no entry for a cell with nothing left to do."""
+        found = {cell.name: self.folder.cell(cell.name).failures(self.suite.benchmarks) for cell in self.cells}
+        return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Prepared:
+    """Load, check and plan; ``out`` is runs/<suite name> unless given.
+
+    Raises ValueError for everything that is wrong with the suite, its files or the run folder, before any
+    work.
+    """
+    suite = load_suite(suite_path, overrides)
+    checked = check_suite(suite)
+    cells = tuple(plan(suite))
+    identity = identify(suite, cells, checked.triples)
+    folder = RunFolder(out if out is not None else Path("runs") / suite.name)
+    _check_folder(folder, identity)
+    return Prepared(suite, checked, cells, identity, folder)
+
+
+def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]:
+    """Run every cell that is missing or failed; returns {cell: reasons} of those still not all there.
+
+    A complete run is left untouched. May be interrupted at any moment: the next call goes on from the folder.
+    """
+    folder, suite = prepared.folder, prepared.suite
+    with folder.lock():
+        _check_folder(folder, prepared.identity)  # again under the lock
+        write_json(folder.path / "identity.json", prepared.identity)
+        write_text(folder.path / "suite.yaml", suite.to_yaml(folder.path))
+        failures = prepared.failures
+        todo = [cell for cell in prepared.cells if cell.name in failures]
+        if todo:
+            with _clock(prepared):
+                execution = suite.file.execution
+                run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
+    return prepared.failures
+
+
+def _check_folder(folder: RunFolder, identity: Identity) -> None:
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{str(path)!r} is a file; give another --out")
+    there = read_json(path / "identity.json")
+    if there is None:
+        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+            raise ValueError(f"{str(path)!r} is not empty and no run of dspa-bench; give another --out")
+        return
+    found = differences(there, identity)
+    if found:
+        shown = "".join(f"\n  {line}" for line in found[:10])
+        more = f"\n  ... and {len(found) - 10} more" if len(found) > 10 else ""
+        raise ValueError(
+            f"run folder {str(path)!r} belongs to another suite; these differ:{shown}{more}\n"
+            "give another --out, or undo the change to go on with this run"
+        )
+
+
+@contextmanager
+def _clock(prepared: Prepared) -> Iterator[None]:
+    """Keep environment.json: written before the work, and its ``seconds`` (summed over sittings) after it."""
+    path = prepared.folder.path / "environment.json"
+    before = read_json(path) or {}
+    described = describe_environment(
+        prepared.suite,
+        prepared.checked.triples,
+        suite_hash=identity_hash(prepared.identity),
+        folder=prepared.folder.path,
+    )
+    environment = {**described, "created": before.get("created", described["created"])}
+    start, seconds = time.monotonic(), before.get("seconds", 0.0)
+    write_json(path, {**environment, "seconds": seconds})
+    try:
+        yield
+    finally:
+        write_json(path, {**environment, "seconds": round(seconds + time.monotonic() - start, 1)})

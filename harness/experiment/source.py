@@ -1,0 +1,201 @@
+"""A YAML file that remembers where each key stands, so that every complaint about it can say file:line."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from harness.refs import ModelRef, SAERef
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 1e-3 is a float, as who writes a learning rate expects (YAML 1.1 reads a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_scalar(text: str) -> Any:
+    """The value of ``text`` as YAML: ``0.5`` is a float, ``[1, 2]`` a list, ``yes`` and ``true`` booleans."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as problem:
+        raise ValueError(f"cannot read {text!r} as a YAML value: {_yaml_problem(problem)}") from None
+
+
+class Source:
+    """The parsed data of one YAML file (``data``) and the place of every key in it (``place``)."""
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
+        self.path = path
+        self._places: dict[Key, str] = {(): str(path)}
+        if not path.is_file():
+            raise ValueError(f"suite file {str(path)!r} does not exist")
+        try:
+            loader = _Loader(path.read_text(encoding="utf-8"))
+            node = loader.get_single_node()
+            self._locate(node, ())
+            data = loader.construct_document(node) if node is not None else None
+        except yaml.YAMLError as problem:
+            mark = getattr(problem, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+            raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+        self.data: dict[str, Any] = data
+        for override in overrides:
+            self._override(override)
+
+    def _override(self, override: str) -> None:
+        names, value = split_override(override)
+        key = set_value(self.data, names, value, f"--set {override}")
+        self._places = {k: place for k, place in self._places.items() if k[: len(key)] != key}
+        self._places[key] = f"--set {override}"
+
+    def _locate(self, node: yaml.Node | None, key: Key) -> None:
+        """Note the line of every key; a key given twice is refused (PyYAML would silently keep the last)."""
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                child = (*key, str(key_node.value))
+                place = f"{self.path}:{key_node.start_mark.line + 1}"
+                if child in self._places:
+                    raise ValueError(f"{place}: key {dotted(child)!r} is given twice (first at {self._places[child]})")
+                self._places[child] = place
+                self._locate(value_node, child)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._places[(*key, index)] = f"{self.path}:{item.start_mark.line + 1}"
+                self._locate(item, (*key, index))
+
+    def place(self, key: Key) -> str:
+        """file:line of ``key``, or of the nearest enclosing key that the file has."""
+        while key not in self._places:
+            key = key[:-1]
+        return self._places[key]
+
+    def error(self, key: Key, problem: str) -> ValueError:
+        """A ValueError that names the place and the key."""
+        return ValueError(f"{self.place(key)}: {dotted(key)}: {problem}" if key else f"{self.place(key)}: {problem}")
+
+
+def split_override(override: str) -> tuple[list[str], Any]:
+    """``a.b=c`` as (["a", "b"], parsed c)."""
+    name, equals, text = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ValueError(f"cannot read override {override!r}; write a.b=c, e.g. variants.dspa.params.alpha=0.5")
+    return name.split("."), parse_scalar(text)
+
+
+def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> Key:
+    """Set the value at ``keys``, where a list's entry has its number or ``name``; returns the full key."""
+    here: Any = data
+    path: list[str | int] = []
+    for step, name in enumerate(keys):
+        key: Any = name
+        if isinstance(here, list):
+            key = _entry(here, name, f"{where}: {'.'.join(keys[:step])!r}")
+        elif not isinstance(here, dict):
+            raise ValueError(f"{where}: {'.'.join(keys[:step])!r} is a single value and has no key {name!r}")
+        path.append(key)
+        if step == len(keys) - 1:
+            here[key] = value
+        else:
+            here = here.setdefault(key, {}) if isinstance(here, dict) else here[key]
+    return tuple(path)
+
+
+def _entry(entries: list[Any], name: str, where: str) -> int:
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(entries):
+        return int(name)
+    known = ", ".join(str(n) for n in names if n) or f"0 to {len(entries) - 1}"
+    raise ValueError(f"{where} has no entry {name!r}; it has: {known}")
+
+
+def dotted(key: Iterable[str | int]) -> str:
+    """``("variants", 0, "name")`` as ``variants[0].name``."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def describe(
+    problem: ValidationError, cls: type[BaseModel], at: Callable[[Key, str], ValueError], prefix: Key = ()
+) -> ValueError:
+    """Pydantic's complaints about a ``cls`` as one ValueError; ``at(key, text)`` words a single one."""
+    lines = []
+    for error in problem.errors(include_url=False):
+        key, text = tuple(error["loc"]), error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            text = f"unknown key {key[-1]!r}; known: {', '.join(_known_keys(cls, key[:-1]))}"
+        elif error["type"] == "missing":
+            key, text = key[:-1], f"missing key {key[-1]!r}"
+        elif isinstance(error["input"], str | int | float | bool) and error["type"] != "value_error":
+            text = f"{text} (got {error['input']!r})"
+        lines.append(str(at((*prefix, *key), text)))
+    return ValueError("\n".join(lines))
+
+
+def _known_keys(cls: Any, key: Key) -> list[str]:
+    """The keys allowed at ``key`` inside ``cls``, found by walking the annotations."""
+    for part in key:
+        inner = [kind for kind in _members(cls) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if isinstance(part, int) or not inner:
+            continue
+        cls = next((m.model_fields[part].annotation for m in inner if part in m.model_fields), None)
+    known = [m for m in _members(cls) if isinstance(m, type) and issubclass(m, BaseModel)]
+    return [name for m in known for name in m.model_fields]
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types an annotation is built from, unwrapped: ``tuple[A | None, ...]`` gives A and None."""
+    args = get_args(annotation)
+    return [m for arg in args for m in _members(arg)] if args else [annotation]
+
+
+def map_paths(kind: Any, value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with ``change`` applied to every path in it.
+
+    What is a path is read off the annotations of ``kind``: fields of type Path, and the ``path`` of model and
+    SAE references. So a new method or benchmark gets suite-relative paths by annotating its fields, and
+    nothing else.
+    """
+    if get_origin(kind) is Annotated:
+        return map_paths(get_args(kind)[0], value, change)
+    if get_origin(kind) in (Union, UnionType):
+        for member in get_args(kind):
+            mapped = map_paths(member, value, change)
+            if mapped != value:
+                return mapped
+        return value
+    if kind is Path:
+        return change(value) if isinstance(value, str) else value
+    args = get_args(kind)
+    if isinstance(value, list):
+        return [map_paths(args[0], item, change) for item in value] if args else value
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
+        if issubclass(kind, ModelRef | SAERef):
+            fields["path"] = Path
+        return {k: map_paths(fields.get(k), v, change) for k, v in value.items()}
+    return {k: map_paths(args[1], v, change) for k, v in value.items()} if len(args) == 2 else dict(value)
+
+
+def _yaml_problem(problem: yaml.YAMLError) -> str:
+    return getattr(problem, "problem", None) or str(problem)

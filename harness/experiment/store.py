@@ -1,0 +1,169 @@
+"""The run folder. Whenever a process is killed, what is in the folder is whole and a rerun goes on from it.
+
+suite.yaml  identity.json  environment.json
+cells/<cell>/compute.json                 the bill of the fit, written before the artifact
+cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
+cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
+cells/<cell>/<benchmark>/                 files in the evaluator's own formats
+cells/<cell>/diagnostics/<benchmark>.json what the intervention did during the benchmark
+cells/<cell>/cell.json                    last: the cell is over
+cells/<cell>/traceback.txt                only of a failed cell
+cells/<cell>/log.txt                      what libraries printed
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.benchmark import Record
+from harness.files import write_text
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of ``value`` as indented JSON; a NaN raises ValueError (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in ``path``, or None when there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def cell(self, name: str) -> "CellFolder":
+        return CellFolder(self.path / "cells" / name)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; ValueError when another live process holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
+                raise ValueError(text) from None
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what killed processes were in the middle of writing."""
+        for path in [*self.path.rglob("*.partial"), *self.path.rglob(".*")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix == ".partial" or re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+                path.unlink(missing_ok=True)
+
+
+class CellFolder:
+    """The folder of one cell. Only one process at a time writes to it (see `RunFolder.lock`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact"
+
+    @property
+    def fitted(self) -> bool:
+        return self.artifact.is_dir()
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def state(self) -> dict[str, Any] | None:
+        """The content of cell.json; None while the cell is not over."""
+        return read_json(self.path / "cell.json")
+
+    def records(self, benchmark: str) -> list[dict[str, Any]] | None:
+        """The records of a benchmark that is over, None otherwise."""
+        path = self._records(benchmark)
+        if not path.is_file():
+            return None
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def failures(self, benchmarks: Iterable[str]) -> list[str]:
+        """Why this cell is not all there: a line per reason, none when nothing is left to do."""
+        state = self.state()
+        if state is None:
+            return ["not run to its end"]
+        if state["status"] == "failed":
+            return [state["error"]]
+        reasons = []
+        for benchmark in benchmarks:
+            records = self.records(benchmark)
+            if records is None:
+                reasons.append(f"{benchmark}: not run")
+                continue
+            errors = [record["error"] for record in records if record["error"] is not None]
+            if errors:
+                reasons.append(f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}")
+        return reasons
+
+    def settled(self, benchmark: str) -> bool:
+        """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
+        records = self.records(benchmark)
+        return records is not None and all(record["error"] is None for record in records)
+
+    def save_bill(self, bill: Any) -> None:
+        """Write compute.json; to be done before the artifact is renamed into place."""
+        write_json(self.path / "compute.json", bill)
+
+    def save_diagnostics(self, benchmark: str, figures: dict[str, float]) -> None:
+        write_json(self.path / "diagnostics" / f"{benchmark}.json", figures)
+
+    def diagnostics(self, benchmark: str) -> dict[str, float]:
+        """What `save_diagnostics` wrote; empty when there is nothing."""
+        return read_json(self.path / "diagnostics" / f"{benchmark}.json") or {}
+
+    def write_records(self, benchmark: str, records: Iterable[Record]) -> Iterator[Record]:
+        """Pass ``records`` on, each appended to a file and synced, which is renamed when they are over.
+
+        An earlier file of the same benchmark stays in place until then. When ``records`` raises, the part
+        that was written is removed: a benchmark is there as a whole or not at all. ValueError for a metric
+        and item seen twice.
+        """
+        path = self._records(benchmark)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        seen = set()
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                for record in records:
+                    if (record.metric, record.item) in seen:
+                        raise ValueError(f"{benchmark}: two records for item {record.item!r} of {record.metric}")
+                    seen.add((record.metric, record.item))
+                    # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
+                    file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    yield record
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
+
+    def finish(self, state: dict[str, Any], traceback: str | None = None) -> None:
+        """Declare the cell over: writes cell.json, and traceback.txt for a failed one."""
+        path = self.path / "traceback.txt"
+        if traceback is not None:
+            write_text(path, traceback)
+        else:
+            path.unlink(missing_ok=True)
+        write_json(self.path / "cell.json", state)
+
+    def _records(self, benchmark: str) -> Path:
+        return self.path / "records" / f"{benchmark}.jsonl"

@@ -1,0 +1,62 @@
+"""JSON lines in, whole files out: complaints name file:line, and nobody sees a half-written file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) for every non-blank line; ``what`` names the file in error messages.
+
+    Raises ValueError when the file is missing or empty, or a line is not a JSON object (file:line).
+    """
+    rows = []
+    # Not splitlines: JSON strings may hold U+2028 and its like, which it takes for the end of a line.
+    for number, line in enumerate(read_text(path, what).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}:{number}: not valid JSON ({problem.msg} at column {problem.colno})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        rows.append((number, row))
+    if not rows:
+        raise ValueError(f"{path}: the {what} file is empty")
+    return rows
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The file as UTF-8; raises ValueError when it is missing or not text."""
+    if not Path(path).is_file():
+        raise ValueError(f"{what} file {str(path)!r} does not exist")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not UTF-8 text (byte {problem.start})") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write beside the target and rename into place; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line, in ASCII so that every reader splits lines alike (see `write_text`)."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -1,0 +1,166 @@
+"""lm-eval's tasks, evaluated by lm-eval on our model class."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.adapters.quiet import quiet
+from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.files import write_text
+from harness.judges import Judge
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask as Task
+    from lm_eval.tasks import TaskManager
+
+    from harness.model import AlignedModel
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own default, so that its command line draws the same examples."""
+
+
+@register_benchmark("multiple_choice")
+class MultipleChoice(BenchmarkConfig):
+    """One metric per task name, in percent: 0 or 100 an item for accuracies, in between for TruthfulQA's mc2.
+
+    The value is the first of ``acc`` and ``acc_norm`` in the task's own list, or ``metric``. A name may be a
+    group (mmlu): its subtasks' items all count for it alike, as in lm-eval's aggregation by size. No judge is
+    involved. The folder receives results.json, lm-eval's results without the items.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="lm-eval task or group names")
+    task_folder: Path | None = Field(
+        None, description="folder of task YAMLs; relative data_files in them are relative to it"
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the context; unless given, the task's")
+    limit: int | None = Field(None, ge=1, description="first items of each task; all unless given")
+    metric: str | dict[str, str] | None = Field(None, description="e.g. acc_norm, for all or by task name")
+    batch_size: int = Field(64, ge=1, description="continuations scored together")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.tasks
+
+    def check(self) -> None:
+        """Load the tasks and their data, which is when lm-eval finds out what is wrong with them."""
+        if isinstance(self.metric, dict) and not set(self.metric) <= set(self.tasks):
+            extra = ", ".join(sorted(set(self.metric) - set(self.tasks)))
+            raise ValueError(f"`metric:` names tasks that are not in `tasks:`: {extra}")
+        for name in self.tasks:
+            for leaf in self._loaded[name]["tasks"].values():
+                if leaf.OUTPUT_TYPE != "multiple_choice":
+                    raise ValueError(
+                        f"lm-eval task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}; "
+                        "this benchmark takes tasks of type 'multiple_choice'"
+                    )
+                self._metric(name, leaf)
+
+    def prompts(self) -> list[str]:
+        """The items' own texts, without instructions and few-shot examples."""
+        leaves = [leaf for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
+        texts = [leaf.doc_to_text(doc) for leaf in leaves for doc in list(leaf.eval_docs)[: self.limit]]
+        return [text for text in texts if isinstance(text, str)]
+
+    def run(
+        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
+        from lm_eval.evaluator import evaluate
+        from lm_eval.utils import handle_non_serializable
+
+        from harness.adapters.lm_eval import AlignedLM
+
+        aligned = AlignedLM(model, batch_size=self.batch_size)
+        written: dict[str, Any] = {}
+        for name in self.tasks:
+            with quiet():
+                for leaf in self._loaded[name]["tasks"].values():
+                    leaf.set_fewshot_seed(FEWSHOT_SEED)
+                results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
+            assert results is not None
+            samples = results.pop("samples")
+            written[name] = results
+            for leaf_name, items in samples.items():
+                leaf = self._loaded[name]["tasks"][leaf_name]
+                metric = self._metric(name, leaf)
+                yield from (_record(name, leaf, metric, item) for item in items)
+        if folder is not None:
+            whole = {"model": aligned.get_model_info(), "limit": self.limit, "tasks": written}
+            write_text(folder / "results.json", json.dumps(whole, indent=2, default=handle_non_serializable) + "\n")
+
+    @cached_property
+    def _loaded(self) -> dict[str, Any]:
+        """lm-eval's TaskDict (leaf tasks, groups) of each name."""
+        from lm_eval.tasks import TaskManager
+
+        with quiet():
+            manager = TaskManager(include_path=self._folder, include_defaults=False)
+            if not set(self.tasks) <= set(manager.all_tasks):
+                manager = TaskManager(include_path=self._folder)  # reads thousands of files
+        for name in self.tasks:
+            if name not in manager.all_tasks:
+                local = "" if self._folder is None else f" and not among the readable YAMLs in {self._folder}"
+                raise ValueError(f"task {name!r} is not known to lm-eval{local} (see `dspa-bench lm-eval ls tasks`)")
+        return {name: self._load(manager, name) for name in self.tasks}
+
+    @property
+    def _folder(self) -> str | None:
+        if self.task_folder is None:
+            return None
+        if not self.task_folder.is_dir():
+            raise ValueError(f"task_folder {str(self.task_folder)!r} is not a folder")
+        return str(self.task_folder.resolve())
+
+    def _load(self, manager: "TaskManager", name: str) -> Any:
+        place = contextlib.nullcontext() if self._folder is None else contextlib.chdir(self._folder)
+        try:
+            with quiet(), place:
+                loaded = manager.load([name])
+        except Exception as problem:
+            # A task is somebody's YAML and Python on somebody's data: it may raise anything.
+            raise ValueError(f"lm-eval task {name!r} cannot be loaded: {problem!r}") from problem
+        for leaf in loaded["tasks"].values():
+            # As in lm-eval's simple_evaluate: a task that says 0 examples keeps them.
+            own = leaf.get_config("num_fewshot")
+            if own is None or (self.num_fewshot is not None and own != 0):
+                leaf.set_config(key="num_fewshot", value=self.num_fewshot or 0)
+        return loaded
+
+    def _metric(self, name: str, leaf: "Task") -> str:
+        known = [entry["metric"] for entry in leaf.config.metric_list]
+        wanted = self.metric.get(name) if isinstance(self.metric, dict) else self.metric
+        if wanted is None:
+            wanted = next((metric for metric in known if metric in ("acc", "acc_norm")), "acc or acc_norm")
+        if wanted not in known:
+            raise ValueError(
+                f"lm-eval task {leaf.task_name!r} has no metric {wanted!r}; set `metric:` to one of: {', '.join(known)}"
+            )
+        return wanted
+
+
+def _record(name: str, leaf: "Task", metric: str, sample: Mapping[str, Any]) -> Record:
+    """One item of lm-eval's samples."""
+    contexts, choices = zip(*sample["arguments"], strict=True)
+    scores = [score for score, _ in sample["filtered_resps"]]
+    finite = all(math.isfinite(score) for score in scores)
+    several = getattr(leaf, "multiple_input", 0)  # as in Winogrande: the choices are in the context
+    key = f"{sample['doc_id']}" if leaf.task_name == name else f"{leaf.task_name}:{sample['doc_id']}"
+    return Record(
+        item=key,
+        cluster=key,
+        metric=name,
+        value=100.0 * float(sample[metric]) if finite else None,
+        error=None if finite else f"log-likelihoods are not all finite: {scores}",
+        raw={
+            "prompt": list(contexts) if several else contexts[0],
+            "choices": list(choices),
+            "loglikelihoods": [str(score) if not math.isfinite(score) else score for score in scores],
+            "gold": leaf.doc_to_text(sample["doc"]) if several else sample["target"],
+            "scored_by": metric,
+        },
+    )

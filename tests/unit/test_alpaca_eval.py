@@ -1,0 +1,245 @@
+"""AlpacaEval through the package: our judge as annotator, its win rate, its files, nothing elsewhere."""
+
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.adapters.alpaca_eval import evaluate
+from tasks.alpaca_eval import AlpacaEval
+from tests.unit.scripted import ScriptedJudge, ScriptedModel
+
+REFERENCES = [
+    {"instruction": "Say a", "output": "a", "generator": "ref", "dataset": "d1"},
+    {"instruction": "Say b", "output": "bb", "generator": "ref", "dataset": "d1"},
+    {"instruction": "Say c", "output": "ccc", "generator": "ref", "dataset": "d2"},
+    {"instruction": "Say d", "output": "dddd", "generator": "ref", "dataset": "d2"},
+]
+
+
+def longer_is_better(comparison):
+    difference = len(comparison.second) - len(comparison.first)
+    return 1.5 + max(-0.5, min(0.5, difference / 4))
+
+
+@pytest.fixture
+def references(tmp_path):
+    path = tmp_path / "reference_outputs.json"
+    path.write_text(json.dumps(REFERENCES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def run(path, reply, judge, folder=None, **settings):
+    benchmark = AlpacaEval(references=path, **settings)
+    return list(benchmark.run(ScriptedModel(reply), judge=judge, seed=1, folder=folder))
+
+
+def leaderboard(folder):
+    import pandas as pd
+
+    return pd.read_csv(folder / "leaderboard.csv", index_col=0).iloc[0]
+
+
+def test_the_mean_of_our_records_is_the_packages_win_rate(references, folder):
+    records = run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
+    assert [r.value for r in records] == [75.0, 50.0, 25.0, 0.0]
+    assert leaderboard(folder)["win_rate"] == pytest.approx(sum(r.value for r in records) / 4, abs=1e-9)
+    assert leaderboard(folder)["n_total"] == 4
+    assert [r.item for r in records] == ["0", "1", "2", "3"]
+
+
+def test_a_liking_for_the_first_position_cancels(references):
+    records = run(references, lambda c: "xx", ScriptedJudge(compare=lambda _: 1.0))
+    assert [r.value for r in records] == [50.0] * 4
+
+
+def test_the_judge_sees_every_pair_in_both_positions_under_its_own_instruction(references):
+    judge = ScriptedJudge(compare=longer_is_better)
+    run(references, lambda c: f"answer to {c[-1]['content']}", judge)
+    seen = {(c.prompt[0]["content"], c.first, c.second) for c in judge.asked}
+    for row in REFERENCES:
+        text = row["instruction"]
+        assert (text, row["output"], f"answer to {text}") in seen
+        assert (text, f"answer to {text}", row["output"]) in seen
+    assert len(judge.asked) == 8
+
+
+def test_an_answer_equal_to_the_reference_is_a_tie_without_asking(references):
+    judge = ScriptedJudge(compare=lambda c: 2.0 if c.second == "x" else 1.0)
+    records = run(references, lambda c: "bb" if "b" in c[0]["content"] else "x", judge)
+    assert [r.value for r in records] == [100.0, 50.0, 100.0, 100.0]
+    assert len(judge.asked) == 6
+
+
+@pytest.mark.parametrize("position", ["first", "second", "both"])
+def test_a_failed_verdict_is_an_error_and_the_package_counts_the_rest(references, folder, position):
+    def compare(comparison):
+        is_c = comparison.prompt[0]["content"] == "Say c"
+        straight = comparison.first == "ccc"
+        failing = {"first": straight, "second": not straight, "both": True}[position]
+        return None if is_c and failing else 2.0 - (comparison.first == "x")
+
+    records = run(references, lambda c: "x", ScriptedJudge(compare=compare), folder)
+    assert (records[2].value, records[2].error) == (None, "cannot be parsed")
+    assert "no rating in here" in records[2].raw["verdicts"]
+    kept = [r.value for r in records if r.value is not None]
+    assert (kept, leaderboard(folder)["n_total"]) == ([100.0] * 3, 3)
+    assert leaderboard(folder)["win_rate"] == pytest.approx(100.0)
+
+
+def test_all_verdicts_failing_gives_only_errors(references, folder):
+    records = run(references, lambda c: "x", ScriptedJudge(compare=lambda _: None), folder)
+    assert [r.value for r in records] == [None] * 4
+    assert leaderboard(folder)["n_total"] == 0
+
+
+def test_an_answer_that_could_not_be_made_is_an_error_and_is_not_judged(references, folder):
+    def reply(conversation):
+        if "Say b" in conversation[0]["content"]:
+            raise ValueError("too long")
+        return "x"
+
+    judge = ScriptedJudge(compare=lambda c: 2.0 - (c.first == "x"))
+    records = {r.item: r for r in run(references, reply, judge, folder)}
+    assert (records["1"].value, records["1"].error) == (None, "no answer: too long")
+    assert [records[i].value for i in "023"] == [100.0] * 3
+    assert len(judge.asked) == 6
+    assert len(json.loads((folder / "model_outputs.json").read_text(encoding="utf-8"))) == 3
+
+
+def test_repeated_instructions_are_not_crossed_with_each_other(tmp_path, folder):
+    path = tmp_path / "twice.json"
+    rows = [{**REFERENCES[0], "output": text} for text in ("a", "bbb", "a")]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    records = run(path, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
+    assert [r.value for r in records] == [75.0, 25.0, 75.0]
+    assert leaderboard(folder)["win_rate"] == pytest.approx(sum([75.0, 25.0, 75.0]) / 3)
+
+
+def test_more_instructions_than_one_chunk_of_the_package_keep_their_order(tmp_path):
+    path = tmp_path / "many.json"
+    rows = [{"instruction": f"Say {i}", "output": "o" * (i % 5), "generator": "ref"} for i in range(300)]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    records = run(path, lambda c: "xx", ScriptedJudge(compare=longer_is_better))
+    expected = [100 * (longer_is_better_than("o" * (i % 5), "xx") - 1) for i in range(300)]
+    assert [r.value for r in records] == expected
+
+
+def longer_is_better_than(reference, answer):
+    return 1.5 + max(-0.5, min(0.5, (len(answer) - len(reference)) / 4))
+
+
+def test_model_outputs_are_in_alpacaevals_format(references, folder):
+    run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
+    rows = json.loads((folder / "model_outputs.json").read_text(encoding="utf-8"))
+    assert rows[2] == {
+        "instruction": "Say c",
+        "output": "xx",
+        "generator": "scripted-ffffffffffff",
+        "dataset": "d2",
+    }
+    annotations = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+    assert [(a["instruction"], a["output_1"], a["output_2"], a["preference"]) for a in annotations[:2]] == [
+        ("Say a", "a", "xx", 1.75),
+        ("Say b", "bb", "xx", 1.5),
+    ]
+    assert annotations[0]["annotator"] == "scripted-v1"
+
+
+def test_nothing_is_written_outside_the_folder(references, folder, tmp_path, monkeypatch):
+    spec = importlib.util.find_spec("alpaca_eval")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    package = Path(spec.submodule_search_locations[0])
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better))  # its imports may write bytecode
+
+    def state():
+        files = [p for p in package.rglob("*") if p.is_file()]
+        return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+    before = state()
+    run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
+    run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better))
+    assert state() == before
+    assert os.listdir(elsewhere) == []
+    assert sorted(os.listdir(folder)) == ["annotations.json", "leaderboard.csv", "model_outputs.json"]
+
+
+def test_the_package_leaves_logging_and_stderr_alone(references, folder, capfd):
+    root = logging.getLogger()
+    before = (root.level, root.handlers[:], root.manager.disable)
+    run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
+    assert (root.level, root.handlers[:], root.manager.disable) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_generation_settings_reach_the_model(references):
+    model = ScriptedModel(lambda _: "xx")
+    benchmark = AlpacaEval(references=references, max_new_tokens=9, temperature=0.4, batch_size=2)
+    list(benchmark.run(model, judge=ScriptedJudge(compare=longer_is_better), seed=8))
+    settings = {key: model.calls[0][key] for key in ("max_new_tokens", "temperature", "batch_size", "seed")}
+    assert settings == {"max_new_tokens": 9, "temperature": 0.4, "batch_size": 2, "seed": 8}
+
+
+def test_prompts_are_the_instructions_and_a_judge_is_needed(references):
+    assert AlpacaEval(references=references).prompts() == [row["instruction"] for row in REFERENCES]
+    with pytest.raises(ValueError, match="needs a judge"):
+        run(references, lambda c: "xx", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[\n{]", r"\.json:2: not valid JSON"),
+        ("{}", "non-empty JSON list"),
+        ("[]", "non-empty JSON list"),
+        ('[{"instruction": "a", "output": "b"}, 3]', "entry 2: expected an object"),
+        ('[{"instruction": "a"}]', "entry 1: 'output' must be a string"),
+        ('[{"instruction": " ", "output": "b"}]', "entry 1: 'instruction' is empty"),
+    ],
+)
+def test_malformed_references_are_reported_with_their_place(references, text, complaint):
+    references.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        AlpacaEval(references=references).check()
+
+
+def test_missing_references_are_reported(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        AlpacaEval(references=tmp_path / "no.json").check()
+
+
+def test_published_verdicts_give_the_published_win_rate(data_folder):
+    import pandas as pd
+
+    folder = data_folder / "alpaca_eval"
+    rows = json.loads((folder / "annotations_v2" / "alpaca-7b.json").read_text(encoding="utf-8"))
+    verdicts = {(r["instruction"], r["output_1"], r["output_2"]): r["preference"] for r in rows}
+
+    def compare(c):
+        text = c.prompt[0]["content"]
+        if (text, c.first, c.second) in verdicts:
+            return verdicts[text, c.first, c.second]
+        return 3 - verdicts[text, c.second, c.first]
+
+    result = evaluate(
+        [{"instruction": r["instruction"], "output": r["output_2"], "generator": "alpaca-7b"} for r in rows],
+        [{"instruction": r["instruction"], "output": r["output_1"], "generator": "gpt4"} for r in rows],
+        ScriptedJudge(compare=compare),
+        folder=None,
+    )
+    published = pd.read_csv(folder / "leaderboards" / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv", index_col=0)
+    assert result.leaderboard["win_rate"] == pytest.approx(published.loc["alpaca-7b", "win_rate"], abs=1e-9)

@@ -1,0 +1,215 @@
+"""The command line: help that reads well and comes at once, exit codes, one message for a user's mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli.app import app, main
+from tests.toys import write_suite
+
+COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
+
+
+@pytest.fixture
+def suite_path(tmp_path, tiny_folders) -> Path:
+    return write_suite(tmp_path / "suite", tiny_folders["llama"])
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the program with arguments; (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dspa-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_text_with_an_example(command):
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    if command != "sandbox":
+        assert f"Example: dspa-bench {command}" in result.output
+    undescribed = re.findall(r"^│ \*?\s+(--?\w[\w-]*)\s+\S*\s*│$", result.output, re.MULTILINE)
+    assert undescribed == []
+
+
+def test_help_needs_none_of_the_heavy_libraries():
+    heavy = [
+        "torch",
+        "transformers",
+        "trl",
+        "lm_eval",
+        "alpaca_eval",
+        "fastchat",
+        "sae_lens",
+        "matplotlib",
+        "pandas",
+        "pydantic",
+    ]
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\n"
+        "from harness.cli import main\nfrom harness.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_bad_input_is_one_message_and_exit_code_2_and_leaves_nothing(call, suite_path, tmp_path):
+    code, out, err = call("run", suite_path, "--out", tmp_path / "run", "--set", "budgets=[99]")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: --set budgets=[99]: budgets[0]: budget 99 is larger than the data")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_that_does_not_exist_is_exit_code_2(call, suite_path):
+    code, _, err = call("run", suite_path, "--executor", "ray")
+    assert code == 2
+    assert "ray" in err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(call, suite_path, tmp_path):
+    code, out, _ = call("run", suite_path, "--out", tmp_path / "run", "--dry-run", "--set", "execution.threads=3")
+    assert code == 0
+    for text in ("noise@scale=0.1", "cells: 8, of which 8 to do", "triples: 12 in", "budgets: 4, 8 triples, 2 seeds"):
+        assert text in out
+    for text in ("toy_bench: 6 prompts a cell", "judge: toy-v1", "device: cpu, 1 workers with 3 threads each"):
+        assert text in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_ends_with_0_when_all_is_there_and_with_1_naming_what_failed(call, suite_path, tmp_path):
+    small = ["--set", "budgets=[4]", "--set", "seeds=1", "--set", "variants.noise.sweep={}"]
+    code, out, err = call("run", suite_path, "--out", tmp_path / "good", *small)
+    assert (code, err) == (0, "")
+    assert "[2/2] base__n0__s0: done" in out
+    assert f"report: {tmp_path}/good/report/report.md" in out
+    assert (tmp_path / "good" / "report" / "tables" / "comparison.csv").is_file()
+
+    code, out, err = call(
+        "run", suite_path, "--out", tmp_path / "bad", *small, "--set", "variants.noise.params.scale=-1"
+    )
+    assert code == 1
+    assert "failed: noise__n4__s0: fit: RuntimeError: the toy method was asked to fail" in err
+    assert "1 of 2 cells are not complete" in err
+    assert (tmp_path / "bad" / "report" / "report.md").is_file()
+
+    code, out, _ = call("report", tmp_path / "good")
+    assert (code, out) == (0, f"{tmp_path}/good/report/report.md\n")
+    code, _, err = call("report", tmp_path)
+    assert code == 2
+    assert "is not a run folder" in err
+
+
+def test_an_error_that_is_not_the_users_shows_its_traceback(suite_path, tmp_path):
+    code = (
+        "import sys; from harness.cli.app import main; import harness.cli.run as r\n"
+        "def broken(*a, **k): raise RuntimeError('a bug')\n"
+        f"r.run_command = broken; sys.argv = ['dspa-bench', 'run', {str(suite_path)!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: a bug" in done.stderr
+
+
+def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, tiny_folders):
+    data, artifact = suite_path.parent, tmp_path / "artifact"
+    fit = ["fit", "toy_noise", "--base", tiny_folders["llama"], "--triples", data / "triples.jsonl", "--out", artifact]
+    code, out, err = call(*fit, "--budget", 5, "--param", "scale=0.2", "--param", f"sae.path={tiny_folders['input']}")
+    assert (code, err) == (0, "")
+    assert "toy_noise on 5 triples" in out
+    described = json.loads((artifact / "aligned.json").read_text())
+    assert described["budget"]["n"] == 5
+    assert described["params"]["scale"] == 0.2
+    assert described["params"]["sae"]["path"] == str(tiny_folders["input"])
+
+    code, out, err = call(
+        "eval", artifact, "--suite", suite_path, "--out", tmp_path / "eval", "--benchmark", "toy_bench"
+    )
+    assert (code, err) == (0, "")
+    assert re.search(r"evenness\s*│\s*\d+\.\d\d\s*│\s*6\s*│\s*0", out)
+    assert "A toy judge made these numbers." in out
+    assert len((tmp_path / "eval" / "records" / "toy_bench.jsonl").read_text().splitlines()) == 6
+
+    code, out, _ = call("generate", artifact, "--prompt", "w1 w2", "--prompt", "w3", "--max-new-tokens", 5)
+    assert code == 0
+    assert len(out.split("\n\n")) == 2
+
+    for wrong, expected in (
+        (["generate", artifact, "--prompt", "w1 " * 300], "exceed the context"),
+        (["generate", tmp_path, "--prompt", "w1"], "is not an artifact folder"),
+        (["eval", artifact, "--suite", suite_path, "--out", tmp_path / "eval"], "exists already"),
+        (["eval", artifact, "--suite", suite_path, "--out", tmp_path / "e", "--benchmark", "x"], "has: toy_bench"),
+        ([*fit], "artifacts are never overwritten"),
+    ):
+        code, _, err = call(*wrong)
+        assert code == 2, err
+        assert expected in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["toy_nose"], "unknown method 'toy_nose'; known: "),
+        (["toy_noise", "--param", "scal=1"], "--param scal: unknown key 'scal'; known: scale"),
+        (["toy_noise", "--param", "layer=9"], "layer 9 is outside"),
+        (["toy_noise", "--budget", "13"], "budget 13 is larger than the data: 12 triples"),
+        (["toy_noise", "--base", "./nowhere"], "base model folder './nowhere' does not exist"),
+        (["toy_noise", "--triples", "none.jsonl"], "triples file 'none.jsonl' does not exist"),
+    ],
+)
+def test_fit_refuses_bad_input_before_it_loads_the_base(call, suite_path, tmp_path, tiny_folders, arguments, expected):
+    given = ["--base", tiny_folders["llama"], "--triples", suite_path.parent / "triples.jsonl", "--out", tmp_path / "a"]
+    code, _, err = call("fit", *given, *arguments)
+    assert code == 2
+    assert expected in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_lm_eval_gets_its_arguments_as_they_are(call, monkeypatch):
+    import harness.adapters.lm_eval
+
+    seen = []
+    monkeypatch.setattr(harness.adapters.lm_eval, "main", seen.append)
+    call("lm-eval", "--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run")
+    call("lm-eval", "--", "--help")
+    assert seen == [["--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run"], ["--help"]]
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path))
+    code, out, _ = call("doctor")
+    assert code == 0, out
+    assert re.search(r"^ok +methods: .*\bdspa\b", out, re.MULTILINE)
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path / "gone"))
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["torch>=99", "no-such-thing>=1"])
+    code, out, _ = call("doctor")
+    assert code == 1
+    assert "MISSING  torch: " in out
+    assert "needs >=99: pip install" in out
+    assert "MISSING  no-such-thing: not installed\n         pip install -c constraints.txt 'no-such-thing>=1'" in out
+    assert "gone is no folder" in out
+
+
+def test_the_installed_program_is_this_one():
+    program = Path(sys.executable).parent / "dspa-bench"
+    done = subprocess.run(
+        [program, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"}
+    )
+    assert "Compare preference-alignment methods on the same data" in done.stdout

@@ -1,0 +1,154 @@
+"""Multiple choice by lm-eval: one record an item, its own metric, files beside the YAML, complaints before work."""
+
+import json
+import math
+
+import pytest
+
+from tasks.multiple_choice import MultipleChoice
+
+YAML = """task: NAME
+custom_dataset: !function local.items
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list:
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+
+LOADER = """import json
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+
+def items(**_):
+    lines = (Path(__file__).parent / "items.jsonl").read_text().splitlines()
+    return DatasetDict({"test": Dataset.from_list([json.loads(line) for line in lines])})
+"""
+
+ITEMS = [{"query": f"w{i} w{i + 1}", "choices": ["w1 w2", "w3", "w4 w5 w6"], "gold": i % 3} for i in range(6)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "one.yaml").write_text(YAML.replace("NAME", "words_one"), encoding="utf-8")
+    (tmp_path / "two.yaml").write_text(YAML.replace("NAME", "words_two"), encoding="utf-8")
+    (tmp_path / "both.yaml").write_text(
+        "group: words\ntask: [words_one, words_two]\nmetadata: {version: 1}\n", encoding="utf-8"
+    )
+    (tmp_path / "local.py").write_text(LOADER, encoding="utf-8")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in ITEMS), encoding="utf-8")
+    return tmp_path
+
+
+def run(benchmark, model, folder=None):
+    return list(benchmark.run(model, judge=None, seed=0, folder=folder))
+
+
+def choose(aligned, item, normalised):
+    scores = aligned.loglikelihood([(item["query"], f" {choice}") for choice in item["choices"]])
+    values = [s / (len(c) if normalised else 1) for (s, _), c in zip(scores, item["choices"], strict=True)]
+    return values.index(max(values))
+
+
+def test_an_item_is_right_when_its_gold_choice_is_likeliest(folder, tiny_base):
+    aligned = tiny_base("llama")
+    benchmark = MultipleChoice(tasks=("words_one",), task_folder=folder, metric="acc")
+    records = run(benchmark, aligned)
+    assert [r.value for r in records] == [100.0 * (choose(aligned, i, False) == i["gold"]) for i in ITEMS]
+    assert [(r.item, r.cluster, r.metric) for r in records[:2]] == [
+        ("0", "0", "words_one"),
+        ("1", "1", "words_one"),
+    ]
+    expected = [score for score, _ in aligned.loglikelihood([("w0 w1", f" {c}") for c in ITEMS[0]["choices"]])]
+    raw = records[0].raw
+    assert raw["loglikelihoods"] == pytest.approx(expected, abs=1e-4)
+    assert (raw["prompt"], raw["choices"], raw["gold"]) == ("w0 w1", [" w1 w2", " w3", " w4 w5 w6"], 0)
+
+
+def test_the_metric_is_the_tasks_first_accuracy_unless_given(folder, tiny_base):
+    aligned = tiny_base("llama")
+    records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), aligned)
+    assert {r.raw["scored_by"] for r in records} == {"acc_norm"}
+    assert [r.value for r in records] == [100.0 * (choose(aligned, i, True) == i["gold"]) for i in ITEMS]
+    by_task = MultipleChoice(tasks=("words_one", "words_two"), task_folder=folder, metric={"words_two": "acc"})
+    scored = {r.metric: r.raw["scored_by"] for r in run(by_task, aligned)}
+    assert scored == {"words_one": "acc_norm", "words_two": "acc"}
+
+
+def test_a_group_is_one_metric_with_the_items_of_all_its_tasks(folder, tiny_base):
+    benchmark = MultipleChoice(tasks=("words",), task_folder=folder)
+    benchmark.check()
+    records = run(benchmark, tiny_base("llama"))
+    assert benchmark.metrics == ("words",)
+    assert {r.metric for r in records} == {"words"}
+    assert len({r.item for r in records}) == 12
+
+
+def test_limit_takes_the_first_items(folder, tiny_base):
+    benchmark = MultipleChoice(tasks=("words_one",), task_folder=folder, limit=2)
+    assert [r.item for r in run(benchmark, tiny_base("llama"))] == ["0", "1"]
+    assert benchmark.prompts() == ["w0 w1", "w1 w2"]
+
+
+def test_results_json_is_lm_evals_and_names_the_model(folder, tiny_base, tmp_path):
+    out = tmp_path / "out"
+    aligned = tiny_base("llama")
+    records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), aligned, out)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    mean = sum(r.value for r in records) / len(records)
+    assert results["tasks"]["words_one"]["results"]["words_one"]["acc_norm,none"] == pytest.approx(mean / 100)
+    assert results["model"]["aligned_fingerprint"] == aligned.fingerprint
+
+
+def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base, monkeypatch):
+    from harness.model import AlignedModel
+
+    def broken(self, requests, **_):
+        return [(math.nan if index == 4 else -1.0, False) for index in range(len(requests))]
+
+    monkeypatch.setattr(AlignedModel, "loglikelihood_tokens", broken)
+    records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), tiny_base("llama"))
+    failed = [r for r in records if r.error is not None]
+    assert [(r.item, r.value) for r in failed] == [("1", None)]
+    assert "not all finite" in failed[0].error
+    json.dumps(failed[0].to_json(), allow_nan=False)
+
+
+def test_running_it_prints_nothing(folder, tiny_base, capfd):
+    run(MultipleChoice(tasks=("words_one",), task_folder=folder), tiny_base("llama"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"tasks": ("words_one",), "metric": "f1"}, "has no metric 'f1'; set `metric:` to one of: acc_norm, acc"),
+        ({"tasks": ("words_one",), "metric": {"words_two": "acc"}}, "not in `tasks:`: words_two"),
+    ],
+)
+def test_bad_settings_are_reported(folder, settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        MultipleChoice(task_folder=folder, **settings).check()
+
+
+def test_a_missing_folder_is_reported(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        MultipleChoice(tasks=("words_one",), task_folder=tmp_path / "no").check()
+
+
+def test_missing_data_is_reported_as_the_tasks_problem(folder):
+    (folder / "items.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"task 'words_one' cannot be loaded: FileNotFoundError"):
+        MultipleChoice(tasks=("words_one",), task_folder=folder).check()
+
+
+def test_a_task_of_another_kind_is_refused(folder):
+    text = YAML.replace("NAME", "words_gen").replace("multiple_choice", "generate_until")
+    (folder / "gen.yaml").write_text(text.split("metric_list")[0], encoding="utf-8")
+    with pytest.raises(ValueError, match="of type 'generate_until'"):
+        MultipleChoice(tasks=("words_gen",), task_folder=folder).check()

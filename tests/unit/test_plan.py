@@ -1,0 +1,88 @@
+"""The plan: which cells there are, that all variants see the same triples, and that seeds depend on names alone."""
+
+import pytest
+
+from harness.experiment.plan import cell_triples, derive_seed, plan
+from harness.experiment.suite import load_suite
+from harness.preferences import load_triples
+from tests.toys import write_suite
+
+
+@pytest.fixture
+def load(tmp_path, tiny_folders):
+    path = write_suite(tmp_path, tiny_folders["llama"])
+    return lambda *overrides: load_suite(path, overrides)
+
+
+def test_a_variant_has_a_cell_per_budget_and_seed_one_without_triples_per_seed_and_sweeps_one_a_point(load):
+    assert {cell.name for cell in plan(load())} == {
+        "base__n0__s0",
+        "base__n0__s1",
+        "noise__n4__s0",
+        "noise__n4__s1",
+        "noise__n8__s0",
+        "noise__n8__s1",
+        "noise@scale=0.1__n8__s0",
+        "noise@scale=0.3__n8__s0",
+    }
+
+
+def test_the_largest_budgets_come_first(load):
+    budgets = [cell.budget for cell in plan(load("budgets=[2, 8, 4]"))]
+    assert budgets == sorted(budgets, reverse=True)
+
+
+def test_a_sweep_over_two_parameters_is_their_grid(load):
+    cells = plan(load("variants.noise.sweep={scale: [0.1, 1e-3], shape: [flat, round]}"))
+    points = {cell.name: dict(cell.sweep) for cell in cells if cell.sweep}
+    assert points["noise@scale=0.001,shape=round__n8__s0"] == {"scale": 0.001, "shape": "round"}
+    assert len(points) == 4
+
+
+def test_swept_values_that_would_share_a_folder_are_refused(load, tiny_folders):
+    paths = [f"{{path: {tiny_folders['input']}}}"] * 2
+    saes = f"saes={{a/b: {paths[0]}, a-b: {paths[1]}}}"
+    with pytest.raises(ValueError, match="two swept values would both be called 'noise@sae=a-b__n8__s0'"):
+        plan(load(saes, "variants.noise.sweep={sae: [a/b, a-b]}"))
+
+
+def test_a_cell_knows_all_its_hyper_parameters_with_saes_by_their_name(load, tiny_folders):
+    suite = load(f"saes={{early: {{path: {tiny_folders['input']}}}}}", "variants.noise.params.sae=early")
+    cells = {cell.name: cell for cell in plan(suite)}
+    described = cells["noise@scale=0.3__n8__s0"].describe()
+    assert described == {
+        "cell": "noise@scale=0.3__n8__s0",
+        "variant": "noise",
+        "label": "noise",
+        "method": "toy_noise",
+        "budget": 8,
+        "seed": 0,
+        "uses_triples": True,
+        "sweep": {"scale": 0.3},
+        "params": {"scale": 0.3, "sae": "early", "layer": 0, "shape": "flat"},
+    }
+    assert cells["noise__n8__s0"].describe()["sweep"] is None
+
+
+def test_all_variants_see_the_same_triples_in_the_same_order_and_budgets_are_nested(load):
+    suite = load("variants.base.method=toy_noise")
+    triples = load_triples(suite.file.triples.path)
+    cells = {cell.name: cell for cell in plan(suite)}
+
+    def seen(name: str) -> list[str]:
+        return [t.key for t in cell_triples(suite, cells[name], triples).triples]
+
+    assert seen("base__n8__s1") == seen("noise__n8__s1")
+    assert seen("noise__n8__s0") == seen("noise@scale=0.1__n8__s0")
+    assert seen("noise__n4__s0") == seen("noise__n8__s0")[:4]
+    assert seen("noise__n8__s0") != seen("noise__n8__s1")
+
+
+def test_seeds_are_those_of_the_names_and_of_nothing_else():
+    import hashlib
+
+    digest = hashlib.sha256(b"5\x1fnoise__n8__s0\x1ffit").digest()
+    assert derive_seed(5, "noise__n8__s0", "fit") == int.from_bytes(digest[:4], "big") // 2
+    seeds = {derive_seed(s, c, p) for s in (0, 1) for c in ("a", "b", "ab") for p in ("fit", "mt_bench")}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**31 for seed in seeds)
