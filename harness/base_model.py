@@ -31,7 +31,7 @@ class BaseModel:
     @classmethod
     def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
         """Load by folder or by public name through the same `from_pretrained` call."""
-        model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=_dtype(ref.dtype))
+        model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         model.to(device)  # type: ignore[arg-type]
         return cls(ref, model.eval(), tokenizer, ChatFormat.of(tokenizer, ref.chat))
@@ -68,9 +68,3 @@ def folder_hash(path: str | Path) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"unknown dtype {name!r}; use float32, bfloat16 or float16")
-    return dtype

@@ -41,9 +41,15 @@ class Record:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """One evaluation. ``metrics`` names every metric its records may carry."""
+    """One evaluation. ``metrics`` names every metric its records may carry.
+
+    ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name);
+    ``needs_judge`` is False for one that can run in a suite without a judge.
+    """
 
     name: ClassVar[str]
+    files: ClassVar[str | None]
+    needs_judge: ClassVar[bool]
 
     @property
     def metrics(self) -> tuple[str, ...]: ...
@@ -68,6 +74,12 @@ class BenchmarkConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+    files: ClassVar[str | None] = None
+    needs_judge: ClassVar[bool] = True
+
+    def prompts(self) -> list[str]:
+        """None to compare with the training prompts by default."""
+        return []
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")

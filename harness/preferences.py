@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from harness.files import read_jsonl
+
 
 class Message(TypedDict):
     """One turn; ``role`` is system, user or assistant."""
@@ -47,29 +49,16 @@ def load_triples(path: str | Path) -> list[Triple]:
 
     Raises ValueError naming file:line for the first malformed line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"triples file {str(path)!r} does not exist; give a JSONL file of prompt, chosen, rejected")
     triples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in read_jsonl(path, "triples"):
         try:
-            triples.append(_triple(line))
+            triples.append(_triple(row))
         except ValueError as problem:
             raise ValueError(f"{path}:{number}: {problem}") from None
-    if not triples:
-        raise ValueError(f"{path}: no triples in the file")
     return triples
 
 
-def _triple(line: str) -> Triple:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"not valid JSON ({problem.msg} at column {problem.colno})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object with prompt, chosen, rejected; got {type(row).__name__}")
+def _triple(row: dict[str, Any]) -> Triple:
     for key in ("prompt", "chosen", "rejected"):
         if key not in row:
             raise ValueError(f"missing key {key!r}; a triple has prompt, chosen, rejected (and optionally source)")

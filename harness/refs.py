@@ -1,7 +1,7 @@
 """Names of things that live elsewhere: base models and SAEs, by local folder or by public name."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -13,8 +13,8 @@ class ModelRef(BaseModel):
     path: str | None = Field(None, description="local folder in Hugging Face format")
     id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
-    dtype: str = Field("float32", description="torch dtype the weights are loaded in")
-    chat: str = Field("auto", description="chat format: auto | tokenizer | hh (see harness.chat)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype the weights are loaded in")
+    chat: Literal["auto", "tokenizer", "hh"] = Field("auto", description="chat format (see harness.chat)")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelRef":

@@ -147,18 +147,36 @@ def sweep_table(run: Run, sweeps: "pd.DataFrame", keys: list[str]) -> str:
     return md.table(["variant", "triples", *map(md.escape, keys), *map(_title, names)], rows)
 
 
+DIAGNOSTIC_LEGEND = {
+    "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
+    "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
+    "set_size": "latents selected per prompt",
+    "edited_share": "share of the steered tokens that were changed",
+}
+
+
 def diagnostic_table(run: Run, diagnostics: "pd.DataFrame") -> str:
-    """Diagnostics x budgets per variant."""
+    """Each variant's figures per benchmark at its largest budget; names are ``benchmark.figure``."""
     rows = rows_where(diagnostics)
-    budgets = sorted({row["budget"] for row in rows})
-    means = {(row["variant"], row["diagnostic"], row["budget"]): row["mean"] for row in rows}
-    lines = []
-    for variant, name in dict.fromkeys((row["variant"], row["diagnostic"]) for row in rows):
-        values = [means.get((variant, name, budget)) for budget in budgets]
-        shown = [md.EMPTY if value is None else f"{value:.4g}" for value in values]
-        lines.append([md.escape(run.variants[variant]), md.escape(name), *shown])
-    headers = [f"{budget} triples" if budget else "no triples" for budget in budgets]
-    return md.table(["variant", "diagnostic", *headers], lines, text_columns=2)
+    largest: dict[str, int] = {}
+    for row in rows:
+        largest[row["variant"]] = max(row["budget"], largest.get(row["variant"], 0))
+    means: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row["budget"] == largest[row["variant"]]:
+            place, _, figure = row["diagnostic"].rpartition(".")
+            means.setdefault((row["variant"], place), {})[figure] = row["mean"]
+    figures = list(dict.fromkeys(name for values in means.values() for name in values))
+    lines = [
+        [
+            md.escape(run.variants[variant]),
+            md.escape(place),
+            *(f"{values[name]:.3g}" if name in values else md.EMPTY for name in figures),
+        ]
+        for (variant, place), values in means.items()
+    ]
+    legend = "".join(f"* `{name}`: {DIAGNOSTIC_LEGEND[name]}\n" for name in figures if name in DIAGNOSTIC_LEGEND)
+    return md.table(["variant", "benchmark", *map(md.escape, figures)], lines, text_columns=2) + f"\n\n{legend}"
 
 
 def drop_table(run: Run, drops: list[Drop]) -> str:

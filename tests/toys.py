@@ -64,6 +64,8 @@ class ToyBench(BenchmarkConfig):
     ``keep_answers``: keep them in the folder and use them again, as a benchmark with a costly judge would.
     """
 
+    needs_judge = False
+
     questions: Path
     pause: float = 0.0
     fail_while: str = ""
@@ -104,6 +106,8 @@ class ToyBench(BenchmarkConfig):
 @register_benchmark("toy_crash")
 class ToyCrash(BenchmarkConfig):
     """Gives one record and breaks."""
+
+    needs_judge = False
 
     @property
     def metrics(self):

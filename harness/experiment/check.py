@@ -1,9 +1,9 @@
 """Everything that can be wrong with a suite, found before any work is done."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from transformers import AutoTokenizer
@@ -19,16 +19,9 @@ from harness.refs import ModelRef
 T = TypeVar("T")
 
 
-@runtime_checkable
-class HasPrompts(Protocol):
-    """A benchmark that can list the prompts it will put to the model."""
-
-    def prompts(self) -> Iterable[str]: ...
-
-
 @dataclass(frozen=True)
 class Checked:
-    """What checking had to read: the triples, and each benchmark's number of prompts if it lists them."""
+    """What checking had to read: the triples, and each benchmark's number of prompts."""
 
     triples: tuple[Triple, ...]
     prompts: dict[str, int]
@@ -53,8 +46,10 @@ def check_suite(suite: Suite) -> Checked:
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)
         problems.of(("benchmarks", index), benchmark.check)
-        if len(problems.texts) == before and isinstance(benchmark, HasPrompts):
-            prompts[name] = list(benchmark.prompts())
+        if benchmark.needs_judge and suite.judge is None:
+            problems.add(("benchmarks", index), f"benchmark {name!r} needs a judge; add `judge:` to the suite")
+        if len(problems.texts) == before:
+            prompts[name] = benchmark.prompts()
     triples = problems.of(("triples", "path"), lambda: load_triples(file.triples.path))
     if triples is not None:
         for index, budget in enumerate(file.budgets):

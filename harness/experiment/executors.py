@@ -19,6 +19,9 @@ from harness.experiment.store import CellFolder, RunFolder
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# glibc keeps freed training memory in pieces it cannot reuse; returning blocks from 128 KiB on to the system lowered
+# the peak of a DPO fit of the sandbox from 1.5 to 1.0 GB (for about 20 % more processor time).
+MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 class Progress(Protocol):
@@ -101,11 +104,12 @@ def _run_in_processes(folder: Path, cells: Sequence[Cell], workers: int, threads
 
 
 def _start(folder: Path, threads: int) -> _Worker:
-    """A spawned worker. The thread counts must be in its environment before it imports torch."""
+    """A spawned worker. Thread counts and allocator settings must be in its environment before it starts."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(folder, threads, there), name="dspa-bench worker")
-    with _environment({name: str(threads) for name in THREAD_VARIABLES}):
+    settings = {name: value for name, value in MEMORY_VARIABLES.items() if name not in os.environ}
+    with _environment(settings | {name: str(threads) for name in THREAD_VARIABLES}):
         process.start()
     there.close()
     return _Worker(process, here)

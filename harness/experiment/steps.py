@@ -45,7 +45,7 @@ def evaluate(
     notify(0)
     model = _Watched.of(aligned, lambda figures: folder.save_diagnostics(name, figures))
     set_seed(seed)
-    records = benchmark.run(model, judge=judge, seed=seed, folder=folder.path / name)
+    records = benchmark.run(model, judge=judge, seed=seed, folder=folder.path / (benchmark.files or name))
     for count, _ in enumerate(folder.write_records(name, records), 1):
         notify(count)
 

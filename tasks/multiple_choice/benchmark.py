@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -33,6 +33,9 @@ class MultipleChoice(BenchmarkConfig):
     group (mmlu): its subtasks' items all count for it alike, as in lm-eval's aggregation by size. No judge is
     involved. The folder receives results.json, lm-eval's results without the items.
     """
+
+    files: ClassVar[str | None] = "lm_eval"
+    needs_judge: ClassVar[bool] = False
 
     tasks: tuple[str, ...] = Field(min_length=1, description="lm-eval task or group names")
     task_folder: Path | None = Field(

@@ -139,7 +139,7 @@ def test_artifacts_are_never_overwritten_and_changed_ones_are_refused(tiny_base,
     base.save(tmp_path / "artifact")
     with pytest.raises(ValueError, match="exists already"):
         base.save(tmp_path / "artifact")
-    with pytest.raises(ValueError, match="made on base .* but the base given has"):
+    with pytest.raises(ValueError, match=r"made on base .* but the base given has"):
         AlignedModel.load(tmp_path / "artifact", base=tiny_base("gemma2").base)
     file = tmp_path / "artifact" / "aligned.json"
     description = json.loads(file.read_text())
@@ -150,7 +150,7 @@ def test_artifacts_are_never_overwritten_and_changed_ones_are_refused(tiny_base,
         file.write_text(json.dumps(description | {key: value}))
         with pytest.raises(ValueError, match=message):
             AlignedModel.load(tmp_path / "artifact")
-    with pytest.raises(ValueError, match="no aligned.json"):
+    with pytest.raises(ValueError, match=r"no aligned\.json"):
         AlignedModel.load(tmp_path)
 
 

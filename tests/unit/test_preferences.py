@@ -67,7 +67,7 @@ def test_a_malformed_triple_is_refused_with_file_and_line(tmp_path, row, message
 def test_a_missing_or_empty_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_triples(tmp_path / "no.jsonl")
-    with pytest.raises(ValueError, match="no triples"):
+    with pytest.raises(ValueError, match="triples file is empty"):
         load_triples(write(tmp_path, ""))
 
 
