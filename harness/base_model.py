@@ -67,4 +67,3 @@ def folder_hash(path: str | Path) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-

@@ -60,9 +60,7 @@ class Bill(_Row):
     start_bytes: int
     peak_bytes: int
     peak_source: MemorySource = Field(description="VmHWM: exact; sampled: may miss short peaks")
-    cuda_peak_bytes: int | None = Field(
-        description="peak that torch allocated, all devices; None without CUDA"
-    )
+    cuda_peak_bytes: int | None = Field(description="peak that torch allocated, all devices; None without CUDA")
     tokens: int
     optimiser_steps: int
     train_params: int

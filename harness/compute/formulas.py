@@ -47,9 +47,7 @@ def paper_flops(method: str, n_triples: int) -> float:
     triples.
     """
     if method not in _PAPER:
-        raise ValueError(
-            f"the paper gives no FLOPs for method {method!r}; it does for: {', '.join(sorted(_PAPER))}"
-        )
+        raise ValueError(f"the paper gives no FLOPs for method {method!r}; it does for: {', '.join(sorted(_PAPER))}")
     if n_triples < 0:
         raise ValueError(f"n_triples must be 0 or more, got {n_triples}")
     return _PAPER[method](n_triples)

@@ -110,9 +110,7 @@ class Meter:
                 self._stage = None
 
     @contextmanager
-    def step(
-        self, signature: Hashable, *, tokens: int, kind: Kind, reference_tokens: int = 0
-    ) -> Iterator[None]:
+    def step(self, signature: Hashable, *, tokens: int, kind: Kind, reference_tokens: int = 0) -> Iterator[None]:
         """Bill one forward or one training step (forward and backward) to the current stage.
 
         ``signature`` must determine the step's FLOPs within the stage (see `signature_of`). ``tokens`` are

@@ -21,9 +21,7 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) 
     return 2 * batch * heads * n_query * key[2] * (d_head + value[3])
 
 
-def attention_backward_flops(
-    gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
-) -> int:
+def attention_backward_flops(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     """Backward of fused attention, 5 products: scores again, gradients of weights, values, queries and keys.
 
     ``gradient`` has the shape of the output, [batch, heads, q, d_v]; the others as in `attention_flops`.
