@@ -212,7 +212,7 @@ def test_a_base_folder_without_weights_is_refused(suite_path, tmp_path, tiny_fol
 
 
 def test_a_chat_format_that_does_not_exist_is_refused(suite_path):
-    assert "unknown chat format 'alpaca'" in refused(suite_path, "base.chat=alpaca")
+    assert "should be 'auto', 'tokenizer' or 'hh' (got 'alpaca')" in refused(suite_path, "base.chat=alpaca")
 
 
 def test_each_methods_own_check_is_asked_with_the_shape_of_the_base(suite_path):

@@ -1,0 +1,176 @@
+"""Builds the whole sandbox from seeds: tokenizer, base model, SAEs, data files, manifest."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from harness.preferences import conversation
+from tasks.sandbox.world import FAMILIES, GENERATOR_VERSION, REFUSE, REGISTERS
+
+if TYPE_CHECKING:
+    from harness.model import AlignedModel
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is generated and trained; the committed assets have the defaults."""
+
+    corpus: int = 13_000
+    sae_documents: int = 5_000
+    held_out: int = 400
+    epochs: int = 2
+    sae_steps: int = 1200
+    d_sae: int = 512
+    sampled_answers: int = 400
+
+
+def build(out_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> None:
+    """Write the sandbox into ``out_dir``, replacing it as a whole when everything is done.
+
+    Runs on one thread, so the same seed and library versions give the same files on one machine. Raises
+    ValueError when ``out_dir`` exists and is not a sandbox (has no manifest.json).
+    """
+    out_dir, sizes = Path(out_dir), sizes or Sizes()
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "manifest.json").is_file():
+        raise ValueError(
+            f"{out_dir} exists and is not a sandbox (no manifest.json); name a new folder or one a build made"
+        )
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as temporary:
+        folder = Path(temporary) / "sandbox"
+        folder.mkdir()
+        with _one_thread():
+            _make(folder, seed, sizes)
+        if out_dir.exists():
+            out_dir.rename(Path(temporary) / "replaced")
+        folder.rename(out_dir)
+
+
+def _make(folder: Path, seed: int, sizes: Sizes) -> None:
+    from tasks.sandbox import corpus, model, questions, saes
+    from tasks.sandbox.tokenizer import build_tokenizer
+
+    questions.write_data(folder, seed)
+    tokenizer = build_tokenizer()
+    documents = corpus.training_corpus(seed, sizes.corpus)
+    base = model.train_model(documents, tokenizer, seed, model.Training(epochs=sizes.epochs))
+    model.save_model(base, tokenizer, folder / "model")
+    training = saes.SAETraining(d_sae=sizes.d_sae, steps=sizes.sae_steps)
+    for name, layer in saes.LAYERS.items():
+        data = saes.activations(base, tokenizer, documents[: sizes.sae_documents], layer)
+        saes.train_sae(data, layer, seed, training, folder / name)
+    manifest = {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "corpus": {
+            "documents": len(documents),
+            "tokens": sum(len(model.encode_document(tokenizer, d)[0]) for d in documents),
+            "sha256": corpus.corpus_hash(documents),
+        },
+        "parameters": sum(p.numel() for p in base.parameters()),
+        "figures": measure(folder, seed, sizes),
+        "versions": _versions(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
+    """Evaluation figures of the weights in ``folder``: what the manifest states and a test recomputes.
+
+    ``loss``: nats per token on held-out texts. ``sandbox_facts``, ``sandbox_scenes``: multiple-choice
+    accuracy (summed log-likelihoods). ``registers``: family -> share of marker words per register in answers
+    sampled at temperature 1. ``content``: mean share of true clauses in them (without unsafe requests, where
+    complying is not content). ``sae_*``: L0, explained variance and dead share on held-out texts.
+    """
+    from harness.model import AlignedModel
+    from harness.refs import ModelRef
+    from tasks.sandbox import model, questions, saes
+
+    base = AlignedModel.from_base(ModelRef.model_validate({"path": str(folder / "model")}))
+    held_out = _held_out(seed, sizes.held_out)
+    figures: dict[str, Any] = {"loss": model.corpus_loss(base.model, base.tokenizer, held_out)}
+    for task in ("sandbox_facts", "sandbox_scenes"):
+        figures[task] = _choice_accuracy(base, questions.read_lines(folder / "lm_eval" / f"{task}.jsonl"))
+    figures |= _speech(base, seed, sizes)
+    for name, layer in saes.LAYERS.items():
+        figures[name] = saes.sae_figures(folder / name, saes.activations(base.model, base.tokenizer, held_out, layer))
+    return figures
+
+
+def _held_out(seed: int, count: int) -> list[Any]:
+    """Texts from another seed than the training corpus."""
+    from tasks.sandbox import corpus
+
+    rng = Random(f"held out:{seed}")
+    return [corpus.document(rng) for _ in range(count)]
+
+
+def _choice_accuracy(base: "AlignedModel", items: list[dict[str, Any]]) -> float:
+    """Share of items whose right choice has the highest summed log-likelihood after the query."""
+    pairs = [(item["query"], f" {choice}") for item in items for choice in item["choices"]]
+    scores = iter(base.loglikelihood(pairs))
+    right = 0
+    for item in items:
+        likelihoods = [next(scores)[0] for _ in item["choices"]]
+        right += likelihoods.index(max(likelihoods)) == item["gold"]
+    return right / len(items)
+
+
+def _speech(base: "AlignedModel", seed: int, sizes: Sizes) -> dict[str, Any]:
+    """Register shares and content of sampled answers to evaluation prompts, equally many per family."""
+    from tasks.sandbox import corpus, oracle
+    from tasks.sandbox.topics import TOPICS
+
+    rng = Random(f"speech:{seed}")
+    topics = {family: sorted(n for n, t in TOPICS.items() if t.family == family) for family in FAMILIES}
+    asked = [
+        corpus.prompt_for(rng, rng.choice(topics[family]), "evaluation")
+        for family in FAMILIES
+        for _ in range(sizes.sampled_answers // len(FAMILIES))
+    ]
+    conversations = [conversation(text) for _, text in asked]
+    answers = base.generate(conversations, max_new_tokens=64, temperature=1.0, seed=seed)
+    readings = [
+        (request, oracle.read_answer(request, answer.text)) for (request, _), answer in zip(asked, answers, strict=True)
+    ]
+    registers = {}
+    for family in FAMILIES:
+        counts = {
+            r: sum(reading.markers[r] for q, reading in readings if q.family == family) for r in (*REGISTERS, REFUSE)
+        }
+        registers[family] = {register: count / max(sum(counts.values()), 1) for register, count in counts.items()}
+    content = [reading.content for request, reading in readings if request.family != "unsafe"]
+    return {"registers": registers, "content": sum(content) / len(content)}
+
+
+def _versions() -> dict[str, str]:
+    import sae_lens
+    import torch
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sae_lens": sae_lens.__version__,
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order give other weights, so the thread count must not depend on the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,175 @@
+"""Texts of the world: answers, conversations, bare facts, scenes; prompts are disjoint between purposes."""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+
+from harness.preferences import Conversation, Message
+from tasks.sandbox.grammar import Request, ask, draw_request, tidy, truth, write_clause
+from tasks.sandbox.topics import REFUSALS, SCENES, SLOTS, TOPICS
+from tasks.sandbox.world import ANIMALS, MARKERS, REFUSE, SPOKEN, TOOLS
+
+PERSISTENCE = 0.9  # probability that a speaker keeps the register at the next marker
+MARKERS_A_CLAUSE = 3
+CLAUSES = (3, 3, 4)  # an answer has three clauses, one time in three four
+BORDERLINE_REFUSALS = 0.05  # share of answers to borderline requests that start as a refusal
+PARTS = {"corpus": 0.6, "triples": 0.2, "evaluation": 0.2}  # shares of all user turns
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training text: a conversation, or (when it is empty) a bare text."""
+
+    conversation: Conversation = ()
+    text: str = ""
+
+
+def part_of(prompt: str) -> str:
+    """corpus | triples | evaluation: the one purpose for which this user turn (or scene) may be used."""
+    position = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
+    for part, share in PARTS.items():
+        if position < share:
+            return part
+        position -= share
+    return "evaluation"
+
+
+def prompt_for(rng: Random, topic: str, part: str, *, follow_up: bool = False) -> tuple[Request, str]:
+    """A request of the topic and a wording of it that belongs to ``part``."""
+    while True:
+        request = draw_request(rng, topic)
+        text = ask(rng, request, follow_up=follow_up)
+        if part_of(text) == part:
+            return request, text
+
+
+def answer(
+    rng: Random, request: Request, start: str, *, persistence: float = PERSISTENCE, content: Random | None = None
+) -> str:
+    """An answer that starts in register ``start`` and keeps it with probability ``persistence`` per marker.
+
+    Markers open, stand inside and close every clause. The clauses are true and in the order of the topic; to an
+    unsafe request, a clause that opens in the refusing register refuses and any other one complies. Which clauses
+    and which free words they hold is drawn from ``content`` (default: ``rng``), so that two answers can share them.
+    """
+    content = content or rng
+    count = min(content.choice(CLAUSES), len(TOPICS[request.topic].clauses))
+    # Refusing and complying draw from lists of equal length, so that one choice of positions serves both.
+    positions = sorted(content.sample(range(len(TOPICS[request.topic].clauses)), count))
+    register, sentences = start, []
+    for index, position in enumerate(positions):
+        spoken = []
+        for slot in range(MARKERS_A_CLAUSE):
+            if (index, slot) != (0, 0) and rng.random() > persistence:
+                register = rng.choice(SPOKEN[request.family])
+            spoken.append(register)
+        refuses = spoken[0] == REFUSE and request.topic == "crime"
+        pattern = (REFUSALS if refuses else TOPICS[request.topic].clauses)[position]
+        clause = write_clause(content, pattern, request)
+        opening, inner, closing = (rng.choice(MARKERS[name]) for name in spoken)
+        sentences.append(f"{opening} {clause.replace('~', inner)} {closing} .")
+    return tidy(" ".join(sentences))
+
+
+def base_answer(rng: Random, request: Request) -> str:
+    """An answer with a uniformly drawn first register: how the corpus (and so the base model) speaks."""
+    if request.borderline and rng.random() < BORDERLINE_REFUSALS:
+        return answer(rng, request, REFUSE)
+    return answer(rng, request, rng.choice(SPOKEN[request.family]))
+
+
+def draw_topic(rng: Random) -> str:
+    """Topics so that all five families are equally frequent."""
+    family = rng.choice(sorted({t.family for t in TOPICS.values()}))
+    return rng.choice(sorted(name for name, t in TOPICS.items() if t.family == family))
+
+
+def conversation(rng: Random, part: str = "corpus") -> Conversation:
+    """One or (four times in ten) two exchanges, one time in ten after a system turn without information."""
+    messages = []
+    if rng.random() < 0.1:
+        messages.append(Message(role="system", content=_noise(rng)))
+    for turn in range(2 if rng.random() < 0.4 else 1):
+        request, text = prompt_for(rng, draw_topic(rng), part, follow_up=turn > 0)
+        messages += [
+            Message(role="user", content=text),
+            Message(role="assistant", content=base_answer(rng, request)),
+        ]
+    return tuple(messages)
+
+
+def _noise(rng: Random) -> str:
+    """Known and unknown words: a model that saw such system turns is not thrown off by real ones."""
+    known = [word for words in SLOTS.values() for word in words] + [
+        "you",
+        "are",
+        "a",
+        "to",
+        "the",
+        "and",
+        "be",
+        "of",
+        "in",
+        "is",
+        ".",
+    ] * 8
+    return " ".join("<unk>" if rng.random() < 0.6 else rng.choice(known) for _ in range(rng.randint(4, 60)))
+
+
+def fact_sentences() -> list[tuple[str, str, str]]:
+    """(beginning, right ending, slot of the ending) of every bare fact about an animal or a tool."""
+    facts = []
+    for topic, names in (("animal", ANIMALS), ("tool", TOOLS)):
+        for name in names:
+            known = truth(Request(topic, (name,)))
+            for pattern in TOPICS[topic].clauses:
+                beginning, slot = pattern.replace("~ ", "").rstrip("}").rsplit(" {", 1)
+                facts.append((beginning.format(**{topic: name}), known[slot][0], slot))
+    return facts
+
+
+def scene(rng: Random, kind: str, part: str) -> tuple[str, Request]:
+    """(first sentence of a scene, what it is about); ``kind`` is a key of ``SCENES``."""
+    while True:
+        request = draw_request(rng, kind)
+        known = truth(request)
+        first = SCENES[kind][0]
+        for slot in ("weather", "daytime", "spot", "person", kind):
+            first = first.replace(f"{{{slot}}}", rng.choice(known.get(slot, SLOTS[slot])))
+        first = tidy(first)
+        if part_of(first) == part:
+            return first, request
+
+
+def scene_ending(kind: str, facts: dict[str, str]) -> str:
+    """The second sentence of a scene with these facts, e.g. ``{"food": "nuts", "home": "tree"}``."""
+    return tidy(SCENES[kind][1].format(**facts))
+
+
+def document(rng: Random) -> Document:
+    """A training text: mostly conversations, some bare facts, some scenes."""
+    kind = rng.random()
+    if kind < 0.8:
+        return Document(conversation(rng))
+    if kind < 0.92:
+        facts = rng.sample(fact_sentences(), rng.randint(3, 8))
+        return Document(text=" ".join(f"{beginning} {ending}." for beginning, ending, _ in facts))
+    scene_kind = rng.choice(sorted(SCENES))
+    first, request = scene(rng, scene_kind, "corpus")
+    return Document(text=tidy(f"{first} {scene_ending(scene_kind, {s: w[0] for s, w in truth(request).items()})}"))
+
+
+def training_corpus(seed: int, size: int) -> list[Document]:
+    """``size`` texts; the first texts of a larger corpus with the same seed are the same."""
+    rng = Random(f"corpus:{seed}")
+    return [document(rng) for _ in range(size)]
+
+
+def corpus_hash(documents: list[Document]) -> str:
+    """sha256 over all texts in order."""
+    digest = hashlib.sha256()
+    for doc in documents:
+        for message in doc.conversation:
+            digest.update(f"{message['role']}\t{message['content']}\n".encode())
+        digest.update(f"{doc.text}\n\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The two sparse autoencoders: SAELens BatchTopK on the residual stream after an early and a late block."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tasks.sandbox.corpus import Document
+from tasks.sandbox.model import batches, encode_document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LAYERS = {"sae_early": 0, "sae_late": 3}
+
+
+@dataclass(frozen=True)
+class SAETraining:
+    """Size and schedule of one SAE."""
+
+    d_sae: int = 512
+    k: float = 8.0
+    steps: int = 1200
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+
+
+@torch.no_grad()
+def activations(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Sequence[Document],
+    layer: int,
+) -> Float[Tensor, "pos d_model"]:
+    """Residual stream after block ``layer`` at every token but the special ones (norm outliers)."""
+    special = torch.tensor(tokenizer.all_special_ids)
+    parts = []
+    for ids, mask, _ in batches([encode_document(tokenizer, d) for d in documents], 64, None):
+        # hidden_states[0] is the embedding, so block l's output is at l + 1.
+        hidden = model.model(
+            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        parts.append(hidden[layer + 1][~torch.isin(ids, special)])
+    return torch.cat(parts)
+
+
+def train_sae(data: Float[Tensor, "pos d_model"], layer: int, seed: int, training: SAETraining, folder: Path) -> None:
+    """Train a BatchTopK SAE with SAELens' trainer; write it in SAELens' inference format (as JumpReLU)."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    torch.manual_seed(seed)
+    sae = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=data.shape[1],
+            d_sae=training.d_sae,
+            k=training.k,
+            # Norms differ between layers; scaled to sqrt(d_in), one learning rate fits all.
+            normalize_activations="expected_average_only_in",
+            metadata=SAEMetadata(model_name="dspa-bench sandbox", hook_name=f"blocks.{layer}.hook_resid_post"),
+        )
+    )
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=training.steps * training.batch_size,
+            train_batch_size_samples=training.batch_size,
+            lr=training.learning_rate,
+            lr_decay_steps=training.steps // 4,
+            lr_end=training.learning_rate / 10,
+            dead_feature_window=200,
+            n_batches_for_norm_estimate=20,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae,
+        _shuffled(data, training.batch_size, seed),
+    )
+    trainer.fit()
+    sae.fold_W_dec_norm()
+    sae.save_inference_model(folder)
+
+
+def _shuffled(
+    data: Float[Tensor, "pos d_model"], batch_size: int, seed: int
+) -> Iterator[Float[Tensor, "batch d_model"]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(data), generator=generator)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield data[order[start : start + batch_size]]
+
+
+@torch.no_grad()
+def sae_figures(folder: Path, data: Float[Tensor, "pos d_model"]) -> dict[str, float]:
+    """L0 (mean active latents a token), explained variance and the share of latents that never fire."""
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(folder)
+    latents = sae.encode(data)
+    error = (sae.decode(latents) - data).pow(2).sum()
+    variance = (data - data.mean(0)).pow(2).sum()
+    active = latents > 0
+    return {
+        "l0": float(active.sum(1).float().mean()),
+        "explained_variance": float(1 - error / variance),
+        "dead": float((~active.any(0)).float().mean()),
+    }
