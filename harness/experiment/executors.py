@@ -19,9 +19,9 @@ from harness.experiment.store import CellFolder, RunFolder
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# glibc keeps freed training memory in pieces it cannot reuse; returning blocks from 128 KiB on to the system lowered
-# the peak of a DPO fit of the sandbox from 1.5 to 1.0 GB (for about 20 % more processor time).
-MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+# glibc keeps freed training memory in pieces it cannot reuse; returning blocks from 512 KiB on to the system lowers
+# the peak of a fit, for some processor time; lower bounds cost more of it.
+MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "524288", "MALLOC_TRIM_THRESHOLD_": "524288"}
 
 
 class Progress(Protocol):

@@ -25,8 +25,8 @@ from tasks.sandbox.world import PREFERRED, SPOKEN
 SIZES = {
     "triples": 500,
     "triples_heldout": 100,
-    "questions_a_category": 5,
-    "instructions_a_family": 20,
+    "questions_a_category": 10,
+    "instructions_a_family": 40,
     "facts": 100,
     "scenes": 80,
     "harmful": 30,
