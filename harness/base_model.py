@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from harness.chat import ChatFormat
 from harness.method import BaseShape
@@ -39,12 +40,7 @@ class BaseModel:
     @cached_property
     def identity(self) -> str:
         """Commit hash of a public model, content hash of a local folder."""
-        if self.ref.path is not None:
-            return folder_hash(self.ref.path)
-        commit = getattr(self.model.config, "_commit_hash", None)
-        if commit is None:
-            raise ValueError(f"the hub gave no commit for {self.ref.id!r}; name a `revision`")
-        return str(commit)
+        return base_identity(self.ref)
 
     @property
     def max_length(self) -> int:
@@ -56,6 +52,20 @@ def base_shape(ref: ModelRef) -> BaseShape:
     """Number of layers and width from the configuration alone, without loading weights."""
     config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()
     return BaseShape(ref.path or str(ref.id), config.num_hidden_layers, config.hidden_size)
+
+
+def base_identity(ref: ModelRef) -> str:
+    """What a base model is by content: the hash of a folder's files, the commit a public name stands for."""
+    if ref.path is not None:
+        return folder_hash(ref.path)
+    assert ref.id is not None
+    config = cached_file(ref.id, "config.json", revision=ref.revision)
+    commit = extract_commit_hash(None if config is None else str(config), None)
+    if commit is None:
+        raise ValueError(
+            f"the hub names no commit for {ref.id!r} at revision {ref.revision!r}; name a commit as `revision`"
+        )
+    return commit
 
 
 def folder_hash(path: str | Path) -> str:

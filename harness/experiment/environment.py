@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import torch
 
-from harness.experiment.identity import base_hash, sae_hash, triples_hash
+from harness.base_model import base_identity
+from harness.experiment.identity import sae_hash, triples_hash
 from harness.experiment.suite import Suite
 from harness.preferences import Triple
 
@@ -40,7 +41,7 @@ def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash:
         "threads": file.execution.threads,
         "packages": package_versions(),
         "judge": suite.judge and {"label": suite.judge.label, "statement": suite.judge.statement},
-        "base": ref(file.base, base_hash(file.base)),
+        "base": ref(file.base, base_identity(file.base)),
         "saes": {name: ref(sae, sae_hash(sae)) for name, sae in file.saes.items()},
         "triples": {
             "path": Path(os.path.relpath(file.triples.path, folder)).as_posix(),

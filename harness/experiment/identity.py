@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from harness.base_model import folder_hash
+from harness.base_model import base_identity, folder_hash
 from harness.experiment.plan import Cell
 from harness.experiment.source import map_paths
 from harness.experiment.suite import Suite
 from harness.preferences import Triple
-from harness.refs import ModelRef, SAERef
+from harness.refs import SAERef
 
 Identity = dict[str, Any]
 
@@ -30,7 +28,7 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
         "suite": {
             "name": file.name,
             "seed": file.seed,
-            "base": {**file.base.model_dump(include={"dtype", "chat"}), "content": base_hash(file.base)},
+            "base": {**file.base.model_dump(include={"dtype", "chat"}), "content": base_identity(file.base)},
             "saes": {name: sae_hash(ref) or str(ref) for name, ref in file.saes.items()},
             "triples": triples_hash(triples),
             "judge": judge,
@@ -69,13 +67,6 @@ def differences(there: Identity, here: Identity) -> list[str]:
 def identity_hash(identity: Identity) -> str:
     """sha256 of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def base_hash(ref: ModelRef) -> str:
-    """Content hash of a local base folder, commit of a public one."""
-    if ref.path is not None:
-        return folder_hash(ref.path)
-    return str(getattr(AutoConfig.from_pretrained(ref.source, revision=ref.revision), "_commit_hash", ref.revision))
 
 
 def sae_hash(ref: SAERef) -> str | None:
