@@ -65,7 +65,7 @@ class StaticSAE(MethodConfig):
                 sets.append((augment_set(mean, self.k_diff)[0], 1.0))
             latents = torch.cat([chosen[chosen >= 0] for chosen, _ in sets])
             sign = torch.cat([torch.full((int((chosen >= 0).sum()),), value) for chosen, value in sets])
-        settings = self.model_dump(mode="json", include=_ONLINE)
+        settings = self.model_dump(mode="json", include=_ONLINE) | {"sae": self.sae.located().model_dump()}
         return base.derive(
             method="static_sae",
             params=self.model_dump(mode="json"),
@@ -122,6 +122,9 @@ class StaticSteering:
 
     def params(self) -> dict[str, Any]:
         return self._settings
+
+    def identity(self) -> dict[str, Any]:
+        return self._settings | {"sae": self._sae.identity}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "StaticSteering":

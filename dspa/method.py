@@ -64,10 +64,14 @@ class DSPA(MethodConfig):
                 min_support=self.min_support,
             )
             shipped = factored.truncate(self.truncate)
-        settings = self.model_dump(mode="json", include=_ONLINE)
+        located = {
+            "input_sae": self.input_sae.located().model_dump(),
+            "output_sae": self.output_sae.located().model_dump(),
+        }
+        settings = self.model_dump(mode="json", include=_ONLINE) | located
         return base.derive(
             method="dspa",
-            params=self.model_dump(mode="json"),
+            params=self.model_dump(mode="json") | located,
             intervention=DSPASteering(shipped, settings, device),
         )
 

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from harness.fingerprint import hash_tensors
 from harness.method import BaseShape
 from harness.refs import SAERef
 
@@ -36,6 +37,13 @@ class ResidualSAE:
     @property
     def d_model(self) -> int:
         return int(self.sae.cfg.d_in)
+
+    @cached_property
+    def identity(self) -> str:
+        """Content hash: weights, architecture, input normalisation and layer, wherever the SAE was loaded from."""
+        config = self.sae.cfg
+        options = (config.architecture(), config.normalize_activations, config.apply_b_dec_to_input, self.layer)
+        return f"{options}-{hash_tensors(self.sae.state_dict())}"
 
     def encode(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_sae"]:
         """Latent activations, fp32."""

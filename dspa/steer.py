@@ -88,6 +88,9 @@ class DSPASteering:
     def params(self) -> dict[str, Any]:
         return self._settings
 
+    def identity(self) -> dict[str, Any]:
+        return self._settings | {"input_sae": self._input.identity, "output_sae": self._output.identity}
+
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
         return cls(TruncatedMap.restore(tensors), params, device)

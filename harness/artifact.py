@@ -40,7 +40,7 @@ def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
     description = {
         "schema_version": SCHEMA_VERSION,
         "method": aligned.method,
-        "base": {**_absolute(aligned.base.ref).model_dump(), "hash": aligned.base.identity},
+        "base": {**aligned.base.ref.located().model_dump(), "hash": aligned.base.identity},
         "budget": aligned.budget,
         "params": dict(aligned.params),
         "fingerprint": aligned.fingerprint,
@@ -124,7 +124,3 @@ def _intervention(path: Path, saved: dict[str, Any] | None, device: str) -> Any:
     load_plugins()
     tensors = load_file(path / "intervention.safetensors", device=device)
     return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
-
-
-def _absolute(ref: ModelRef) -> ModelRef:
-    return ref if ref.path is None else ref.model_copy(update={"path": str(Path(ref.path).resolve())})

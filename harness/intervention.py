@@ -53,6 +53,10 @@ class Intervention(Protocol):
         """What aligned.json keeps of it (JSON)."""
         ...
 
+    def identity(self) -> dict[str, Any]:
+        """What of it, beside ``tensors``, decides the outputs: settings, and files by their content (JSON)."""
+        ...
+
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "Intervention":
         """Inverse of ``tensors`` and ``params``."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.base_model import BaseModel
 from harness.chat import ChatFormat
+from harness.fingerprint import hash_tensor
 from harness.generation import Completion, generate_completions
 from harness.intervention import Intervention
 from harness.preferences import Conversation, Message
@@ -96,12 +97,12 @@ class AlignedModel:
         ]
         digest.update(json.dumps(parts).encode())
         for name, tensor in sorted(self.delta_tensors().items()):
-            _hash_tensor(digest, name, tensor)
+            hash_tensor(digest, name, tensor)
         if self.intervention is not None:
-            kind, params = self.intervention.kind, self.intervention.params()
-            digest.update(json.dumps([kind, params], sort_keys=True).encode())
+            kind, identity = self.intervention.kind, self.intervention.identity()
+            digest.update(json.dumps([kind, identity], sort_keys=True).encode())
             for name, tensor in sorted(self.intervention.tensors().items()):
-                _hash_tensor(digest, name, tensor)
+                hash_tensor(digest, name, tensor)
         return digest.hexdigest()
 
     def delta_tensors(self) -> dict[str, Tensor]:
@@ -192,8 +193,3 @@ class AlignedModel:
                     "shorten the context"
                 )
         return score_continuations(self, requests, batch_size=batch_size, progress=progress)
-
-
-def _hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -24,6 +24,10 @@ class ModelRef(BaseModel):
             raise ValueError("`revision` belongs to `id`; a local folder is identified by the hash of its files")
         return self
 
+    def located(self) -> "ModelRef":
+        """The same with an absolute path, to be kept in an artifact."""
+        return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
+
     @property
     def source(self) -> str:
         """What `from_pretrained` takes; a missing local folder raises ValueError."""
@@ -66,6 +70,10 @@ class SAERef(BaseModel):
         if (self.path is None) == (self.release is None) or (self.release is None) != (self.id is None):
             raise ValueError("give either `path` (a SAELens folder) or both `release` and `id` (a SAELens name)")
         return self
+
+    def located(self) -> "SAERef":
+        """The same with an absolute path, to be kept in an artifact."""
+        return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
 
     def __str__(self) -> str:
         return self.path if self.path is not None else f"{self.release}/{self.id}"

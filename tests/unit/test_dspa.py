@@ -1,5 +1,7 @@
 """DSPA end to end on tiny random models, against the brute-force reference of tests/reference.py."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.preferences import Triple, conversation
+from harness.refs import SAERef
+from tests.conftest import make_sae
 from tests.reference import ReferenceDSPA
 
 PROMPTS = [conversation(text) for text in ("w1 w2 w3", "w30", "w7 w8 w9 w10 w11 w12 w13 w5 w5", "w20 w21")]
@@ -192,6 +196,14 @@ def test_artifacts_come_back_with_the_same_fingerprint_and_answers(tiny_base, tr
     assert loaded.generate(PROMPTS, max_new_tokens=8) == aligned.generate(PROMPTS, max_new_tokens=8)
     assert aligned.fingerprint != tiny_base("gemma2").fingerprint
     assert aligned.fingerprint != fit(tiny_base("gemma2"), triples, sae_refs, alpha=1.4).fingerprint
+
+
+def test_the_fingerprint_knows_saes_by_content_and_not_by_place(tiny_base, triples, sae_refs, tmp_path):
+    moved = tuple(SAERef(path=str(shutil.copytree(str(ref.path), tmp_path / str(i)))) for i, ref in enumerate(sae_refs))
+    original = fit(tiny_base("gemma2"), triples, sae_refs)
+    assert fit(tiny_base("gemma2"), triples, moved).fingerprint == original.fingerprint
+    other = make_sae(tmp_path / "other", 2, seed=9)
+    assert fit(tiny_base("gemma2"), triples, (sae_refs[0], SAERef(path=str(other)))).fingerprint != original.fingerprint
 
 
 def test_the_static_sets_are_the_same_for_all_prompts_and_its_control_edits_active_latents_only(
