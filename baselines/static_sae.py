@@ -65,10 +65,11 @@ class StaticSAE(MethodConfig):
                 sets.append((augment_set(mean, self.k_diff)[0], 1.0))
             latents = torch.cat([chosen[chosen >= 0] for chosen, _ in sets])
             sign = torch.cat([torch.full((int((chosen >= 0).sum()),), value) for chosen, value in sets])
-        settings = self.model_dump(mode="json", include=_ONLINE) | {"sae": self.sae.located().model_dump()}
+        located = {"sae": self.sae.located().model_dump()}
+        settings = self.model_dump(mode="json", include=_ONLINE) | located
         return base.derive(
             method="static_sae",
-            params=self.model_dump(mode="json"),
+            params=self.model_dump(mode="json") | located,
             intervention=StaticSteering(latents.to(device), sign.to(device), settings, device),
         )
 
