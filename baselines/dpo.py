@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LossType = Literal[
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
@@ -57,7 +57,7 @@ class DPO(MethodConfig):
                 ref_model=base.model if self.tuning == "full" else None,
                 args=self._arguments(scratch, seed, on_cpu=base.device.type == "cpu"),
                 train_dataset=rows,
-                processing_class=base.tokenizer,
+                processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
                 peft_config=self._lora() if self.tuning == "lora" else None,
                 meter=meter,
             )
@@ -125,17 +125,10 @@ def _rows(base: AlignedModel, triples: Sequence[Triple]) -> "Dataset":
 
     rows = []
     for triple in triples:
-        prompt = base.prompt_ids(triple.prompt)
-        chosen, rejected = (
-            [*base.chat.response_ids(text), base.chat.end_id] for text in (triple.chosen, triple.rejected)
-        )
-        longest = len(prompt) + max(len(chosen), len(rejected))
-        if longest > base.base.max_length:
-            raise ValueError(
-                f"triple {triple.key[:12]} ({triple.prompt[-1]['content'][:40]!r}...) has {longest} tokens, more than "
-                f"the context of {base.base.max_length}; leave it out of the triples file"
-            )
-        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": longest})
+        prompt, *answers = base.triple_ids(triple)
+        chosen, rejected = ([*answer, base.chat.end_id] for answer in answers)
+        length = len(prompt) + max(len(chosen), len(rejected))
+        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length})
     return Dataset.from_list(rows)
 
 

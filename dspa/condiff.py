@@ -197,6 +197,11 @@ class TruncatedMap:
         scores = torch.zeros(len(selected), self.d_out, device=self.values.device)
         return scores.scatter_add_(1, columns, values)
 
+    def to(self, device: str) -> "TruncatedMap":
+        """The same on another device."""
+        columns, values, mean = self.columns.to(device), self.values.to(device), self.mean_difference.to(device)
+        return TruncatedMap(columns, values, self.d_out, mean, self.support.to(device))
+
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""
         return {

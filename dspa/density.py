@@ -53,9 +53,10 @@ def measure_densities(
     prompt = torch.zeros(len(triples), input_sae.d_sae if input_sae else 0)
     layers = {output_sae.layer} | ({input_sae.layer} if input_sae else set())
     difference = torch.zeros(len(triples), output_sae.d_sae)
-    for rows in _batches(base, triples, batch_size):
-        prompts = [base.prompt_ids(triples[r].prompt) for r in rows]
-        answers = [base.chat.response_ids(text) for r in rows for text in (triples[r].chosen, triples[r].rejected)]
+    encoded = [base.triple_ids(triple) for triple in triples]
+    for rows in _batches(encoded, batch_size):
+        prompts = [encoded[r][0] for r in rows]
+        answers = [answer for r in rows for answer in encoded[r][1:]]
         ids, mask = pad_rows(prompts, base.chat.pad_id, side="left", device=base.device)
         answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
         tokens = int(mask.sum() + answer_mask.sum())
@@ -75,14 +76,10 @@ def measure_densities(
     return Densities(prompt, difference)
 
 
-def _batches(base: AlignedModel, triples: Sequence[Triple], batch_size: int) -> Iterator[list[int]]:
+def _batches(encoded: Sequence[tuple[list[int], list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
     """Triples of similar length together, so that little is spent on padding."""
-
-    def length(index: int) -> int:
-        triple = triples[index]
-        return sum(len(m["content"]) for m in triple.prompt) + max(len(triple.chosen), len(triple.rejected))
-
-    order = sorted(range(len(triples)), key=lambda i: (-length(i), i))
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 

@@ -40,10 +40,9 @@ class ResidualSAE:
 
     @cached_property
     def identity(self) -> str:
-        """Content hash: weights, architecture, input normalisation and layer, wherever the SAE was loaded from."""
-        config = self.sae.cfg
-        options = (config.architecture(), config.normalize_activations, config.apply_b_dec_to_input, self.layer)
-        return f"{options}-{hash_tensors(self.sae.state_dict())}"
+        """Content hash: weights, configuration and layer, wherever the SAE was loaded from."""
+        options = {k: v for k, v in self.sae.cfg.to_dict().items() if k not in ("device", "dtype", "metadata")}
+        return f"{self.layer}-{json.dumps(options, sort_keys=True)}-{hash_tensors(self.sae.state_dict())}"
 
     def encode(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_sae"]:
         """Latent activations, fp32."""

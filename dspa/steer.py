@@ -25,7 +25,7 @@ class DSPASteering:
     """
 
     def __init__(self, condition_map: TruncatedMap, settings: dict[str, Any], device: str = "cpu") -> None:
-        self._map = condition_map
+        self._map = condition_map.to(device)
         self._settings = settings
         self._input: ResidualSAE = load_sae(SAERef.model_validate(settings["input_sae"]), device)
         self._output: ResidualSAE = load_sae(SAERef.model_validate(settings["output_sae"]), device)
@@ -34,7 +34,7 @@ class DSPASteering:
         self._mode: Mode = settings["mode"]
         self._scale: Scale = settings["scale"]
         self._positions: Positions = settings["positions"]
-        self._log = SelectionLog(condition_map.mean_difference)
+        self._log = SelectionLog(self._map.mean_difference)
 
     @property
     def positions(self) -> Positions:

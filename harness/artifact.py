@@ -40,7 +40,7 @@ def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
     description = {
         "schema_version": SCHEMA_VERSION,
         "method": aligned.method,
-        "base": {**aligned.base.ref.located().model_dump(), "hash": aligned.base.identity},
+        "base": {**_pinned(aligned.base), "hash": aligned.base.identity},
         "budget": aligned.budget,
         "params": dict(aligned.params),
         "fingerprint": aligned.fingerprint,
@@ -65,7 +65,9 @@ def load_artifact(
     description = read_description(path)
     saved = dict(description["base"])
     expected = saved.pop("hash")
-    if not isinstance(base, BaseModel):
+    if isinstance(base, BaseModel):
+        device = str(base.model.device)
+    else:
         base = BaseModel.load(base or ModelRef(**saved), device=device)
     if base.identity != expected:
         raise ValueError(
@@ -101,6 +103,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return description
 
 
+def _pinned(base: BaseModel) -> dict[str, Any]:
+    """The base's reference as it will still mean the same tomorrow: absolute path, or the commit and not a branch."""
+    reference = base.ref.located().model_dump()
+    return reference if base.ref.id is None else reference | {"revision": base.identity}
+
+
 def _model(path: Path, delta: str, base: BaseModel) -> Any:
     if delta == "adapter":
         import copy
@@ -113,6 +121,7 @@ def _model(path: Path, delta: str, base: BaseModel) -> Any:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(path / "weights", dtype=base.model.dtype)
+        model.generation_config = base.model.generation_config
         model.to(base.model.device)  # type: ignore[arg-type]
         return model.eval()
     return base.model

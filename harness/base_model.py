@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -35,6 +36,8 @@ class BaseModel:
         model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         model.to(device)  # type: ignore[arg-type]
+        # A model's own generation config (penalties, minimum lengths, cache kinds) would be merged into every request.
+        model.generation_config = GenerationConfig()
         return cls(ref, model.eval(), tokenizer, ChatFormat.of(tokenizer, ref.chat))
 
     @cached_property
@@ -69,10 +72,10 @@ def base_identity(ref: ModelRef) -> str:
 
 
 def folder_hash(path: str | Path) -> str:
-    """sha256 over the names and bytes of the JSON, Jinja and safetensors files of a folder."""
+    """sha256 over the names and bytes of all files of a folder, hidden ones left out."""
     digest = hashlib.sha256()
     for file in sorted(Path(path).iterdir()):
-        if file.suffix in {".json", ".jinja", ".safetensors"}:
+        if file.is_file() and not file.name.startswith("."):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

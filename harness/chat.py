@@ -59,8 +59,10 @@ class ChatFormat:
         """Ids that end an answer: the template's end-of-turn token first, then EOS."""
         ids: list[int] = []
         if self.kind == "tokenizer":
-            turn: Conversation = (Message(role="user", content="a"), Message(role="assistant", content="a"))
-            prompt, whole = self.prompt_ids(turn[:1]), self._rendered_ids(turn, generation_prompt=False)
+            # Followed by a user turn: some templates (Qwen3) write the last assistant turn differently.
+            user, assistant = Message(role="user", content="a"), Message(role="assistant", content="a")
+            prompt = self.prompt_ids((user,))
+            whole = self._rendered_ids((user, assistant, user), generation_prompt=False)
             after = whole[len(prompt) + len(self.response_ids("a")) :]
             ids += [i for i in after[:1] if i in self._marker_ids]
         if self.tokenizer.eos_token_id is not None:

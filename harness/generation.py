@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from harness.padding import pad_rows
 from harness.sampling import GumbelNoise, row_seed
@@ -69,19 +69,18 @@ def _generate_batch(
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)
     seeds = [row_seed(seed, prompt) for prompt in prompts]
     sampler = [GumbelNoise(temperatures, seeds, device)] if any(temperatures) else []
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=chat.pad_id,
+        eos_token_id=list(chat.stop_ids),
+    )
     with aligned.steering() as session:
         output = aligned.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            pad_token_id=chat.pad_id,
-            eos_token_id=list(chat.stop_ids),
+            generation_config=settings,
             logits_processor=LogitsProcessorList(sampler),
         )
         steered = [0] * len(prompts) if session is None else session.steered_tokens.tolist()

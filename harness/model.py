@@ -18,7 +18,7 @@ from harness.chat import ChatFormat
 from harness.fingerprint import hash_tensor
 from harness.generation import Completion, generate_completions
 from harness.intervention import Intervention
-from harness.preferences import Conversation, Message
+from harness.preferences import Conversation, Message, Triple
 from harness.refs import ModelRef
 from harness.scoring import score_continuations
 from harness.steering import Steering
@@ -96,6 +96,9 @@ class AlignedModel:
             self.delta,
         ]
         digest.update(json.dumps(parts).encode())
+        if self.delta == "adapter":
+            settings = {name: config.to_dict() for name, config in self.model.peft_config.items()}  # type: ignore[union-attr]
+            digest.update(_adapter_settings(settings).encode())
         for name, tensor in sorted(self.delta_tensors().items()):
             hash_tensor(digest, name, tensor)
         if self.intervention is not None:
@@ -132,6 +135,21 @@ class AlignedModel:
                 text, conversation = f"{text}\n\n{conversation[0]['content']}", conversation[1:]
             conversation = (Message(role="system", content=text), *conversation)
         return self.chat.prompt_ids(conversation)
+
+    def triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
+        """Ids of prompt, chosen and rejected answer (without end-of-turn), the same for every method.
+
+        Raises ValueError when the longer of the two texts does not fit the context: nothing is cut.
+        """
+        prompt = self.prompt_ids(triple.prompt)
+        chosen, rejected = self.chat.response_ids(triple.chosen), self.chat.response_ids(triple.rejected)
+        longest = len(prompt) + max(len(chosen), len(rejected)) + 1
+        if longest > self.base.max_length:
+            raise ValueError(
+                f"triple {triple.key[:12]} ({triple.prompt[-1]['content'][:40]!r}...) has {longest} tokens, more than "
+                f"the context of {self.base.max_length}; leave it out of the triples file"
+            )
+        return prompt, chosen, rejected
 
     @torch.no_grad()
     def generate(
@@ -193,3 +211,10 @@ class AlignedModel:
                     "shorten the context"
                 )
         return score_continuations(self, requests, batch_size=batch_size, progress=progress)
+
+
+def _adapter_settings(configs: dict[str, dict[str, Any]]) -> str:
+    """What of PEFT's configuration decides the outputs; where the base lies and how it was trained does not."""
+    left_out = {"base_model_name_or_path", "inference_mode", "revision", "peft_version", "task_type", "auto_mapping"}
+    kept = {name: {k: v for k, v in config.items() if k not in left_out} for name, config in configs.items()}
+    return json.dumps(kept, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v))

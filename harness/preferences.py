@@ -111,6 +111,8 @@ def draw_budget(triples: Sequence[Triple], size: int, seed: int) -> Budget:
 
     Neither the file's order nor other triples influence which of two triples comes first.
     """
+    if size < 1:
+        raise ValueError(f"budget {size} is too small: it is a number of triples, at least 1")
     if size > len(triples):
         raise ValueError(f"budget {size} is larger than the data: {len(triples)} triples")
     ranked = sorted(triples, key=lambda t: hashlib.sha256(f"{seed}:{t.key}".encode()).digest())

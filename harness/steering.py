@@ -4,6 +4,7 @@ The position rule is one for generation, forward-by-forward decoding and log-lik
 condition is computed from; steered are the positions that predict a generated token, from the last prompt token on.
 
 * A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
+* A second prefill that extends the first (decoding without a cache) raises unless lengths were given.
 * A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
 * Several tokens on a cache must be announced (`continue_rows`); unannounced (chunked prefill, assisted decoding),
   and wherever rows no longer match (a changed batch), the session raises instead of leaving tokens unsteered.
@@ -54,6 +55,7 @@ class Steering:
         self._edit: Bool[Tensor, "batch pos"] | None = None
         self._prefill = False
         self._finished: Bool[Tensor, " batch"] | None = None
+        self._prefilled: Int[Tensor, "batch pos"] | None = None
         self._counts: Int[Tensor, " batch"] | None = None
 
     def __enter__(self) -> "Steering":
@@ -106,6 +108,13 @@ class Steering:
         self._edit = self._steered & ~torch.isin(ids, self._special)
 
     def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> None:
+        before = self._prefilled
+        if self._given is None and before is not None and _extends(ids, before):
+            raise ValueError(
+                "this forward extends the last prefill without a cache, so its answer would count as prompt; "
+                "decode with a cache (use_cache=True), or say where prompts end with prompt_lengths()"
+            )
+        self._prefilled = ids
         lengths = valid.sum(-1) if self._given is None else self._given
         if len(lengths) != len(ids):
             raise ValueError(f"{len(lengths)} prompt lengths were given for a batch of {len(ids)} rows")
@@ -157,16 +166,18 @@ class Steering:
 
     def _edited(self, layer: int, residual: Tensor) -> Tensor:
         assert self._edit is not None and self._state is not None
-        if residual.shape[1] == 1:  # decode step: rows are aligned, no gather and no wait for the device
-            delta = self._intervention.delta(layer, residual[:, 0], self._state)
-            delta = torch.where(self._edit, delta, torch.zeros_like(delta))
-            return residual + delta.to(residual.dtype)[:, None]
         rows, positions = self._edit.nonzero(as_tuple=True)
         state = {name: value[rows] for name, value in self._state.items()}
         delta = self._intervention.delta(layer, residual[rows, positions], state)
         edited = residual.clone()
         edited[rows, positions] += delta.to(residual.dtype)
         return edited
+
+
+def _extends(ids: Int[Tensor, "batch pos"], before: Int[Tensor, "batch_before pos_before"]) -> bool:
+    if len(ids) != len(before) or ids.shape[1] <= before.shape[1]:
+        return False
+    return torch.equal(ids[:, : before.shape[1]], before)
 
 
 def _new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_report(run: Path) -> Path:
-    """Make the report of the run folder ``run`` from its files alone and return the path of report.md.
+def write_report(run: Path | Run) -> Path:
+    """Make the report of the run folder ``run`` (or of what `read_run` read) and return the path of report.md.
 
     Everything is written to a folder beside ``report/`` that takes its place when complete, so an error
     leaves an earlier report as it was. Raises ValueError for a folder that is not a run (see `read_run`).
     """
-    data = read_run(run)
+    data = run if isinstance(run, Run) else read_run(run)
     target = data.folder / "report"
     with tempfile.TemporaryDirectory(prefix=".report-", dir=data.folder) as scratch:
         built, replaced = Path(scratch, "report"), Path(scratch, "replaced")

@@ -1,5 +1,6 @@
 """Reads a run folder (suite.yaml, environment.json, cells/) into plain data. A report needs nothing else."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.benchmark import Record
+from harness.files import read_text
+from harness.names import cell_name
 
 MULTIPLE_CHOICE = "multiple_choice"
-_ENVIRONMENT = (
-    "created",
-    "command",
-    "suite_hash",
-    "git",
-    "python",
-    "platform",
-    "cpu",
-    "cores",
-    "memory_bytes",
-)
+_ENVIRONMENT = ("created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes")
 _ENVIRONMENT += ("gpu", "threads", "packages", "judge", "base", "saes", "triples")
 
 
@@ -42,6 +35,7 @@ class Cell:
     sweep: dict[str, Any] | None
     triples_hash: str | None
     fingerprint: str | None
+    commit: str | None
     error: str | None
     diagnostics: dict[str, float]
     bill: dict[str, Any] | None
@@ -83,6 +77,28 @@ class Run:
     def baseline(self) -> str:
         """The variant others are compared with: the suite's ``report.baseline``, or its first variant."""
         return (self.suite.get("report") or {}).get("baseline") or next(iter(self.variants))
+
+    @property
+    def unmeasured(self) -> list[tuple[str, str]]:
+        """(cell, benchmark) wherever a cell that is done has no records of a benchmark of the suite."""
+        names = [b["name"] for b in self.suite["benchmarks"]]
+        return [(c.name, name) for c in self.cells if c.done for name in names if name not in c.records]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was planned is there: no cell or record failed, none is missing."""
+        records = (record for cell in self.cells for found in cell.records.values() for record in found)
+        return (
+            not self.unfinished
+            and not self.unmeasured
+            and all(cell.done for cell in self.cells)
+            and all(record.error is None for record in records)
+        )
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits whose code ran the cells, each once; "unknown" for cells that do not say."""
+        return list(dict.fromkeys(cell.commit or "unknown" for cell in self.cells))
 
     @cached_property
     def metrics(self) -> dict[str, str]:
@@ -133,7 +149,7 @@ def read_run(folder: Path) -> Run:
                 f"{str(folder)!r} is not a run folder: it has no {needed}; give the --out folder of `dspa-bench run`"
             )
     try:
-        suite = yaml.safe_load((folder / "suite.yaml").read_text(encoding="utf-8"))
+        suite = yaml.safe_load(read_text(folder / "suite.yaml", "suite"))
     except yaml.YAMLError as problem:
         raise ValueError(f"{folder / 'suite.yaml'}: not valid YAML: {problem}") from None
     _need(suite, ("name", "budgets", "benchmarks", "variants"), folder / "suite.yaml")
@@ -153,14 +169,18 @@ def read_run(folder: Path) -> Run:
 
 
 def _expected(suite: dict[str, Any], cells: list[Cell]) -> Iterator[str]:
-    """The cells every variant must have, sweeps aside; a variant that has none yet is named as a whole."""
+    """The cells every variant must have; a variant that has none yet is named as a whole."""
     uses_triples = {cell.variant: cell.uses_triples for cell in cells}
-    for variant in (v["name"] for v in suite["variants"]):
-        if variant not in uses_triples:
-            yield f"{variant}__*"
+    for variant in suite["variants"]:
+        name, swept = variant["name"], variant.get("sweep") or {}
+        if name not in uses_triples:
+            yield f"{name}__*"
             continue
-        for budget in suite["budgets"] if uses_triples[variant] else (0,):
-            yield from (f"{variant}__n{budget}__s{seed}" for seed in range(suite.get("seeds", 1)))
+        budgets = suite["budgets"] if uses_triples[name] else (0,)
+        for budget in budgets:
+            yield from (cell_name(name, budget, seed) for seed in range(suite.get("seeds", 1)))
+        for values in itertools.product(*swept.values()) if swept else ():
+            yield cell_name(name, max(budgets), 0, dict(zip(swept, values, strict=True)))
 
 
 def _cell(folder: Path, variants: list[str]) -> Cell:
@@ -184,6 +204,7 @@ def _cell(folder: Path, variants: list[str]) -> Cell:
         sweep=data.get("sweep"),
         triples_hash=data.get("triples_hash"),
         fingerprint=data.get("fingerprint"),
+        commit=data.get("commit"),
         error=(data.get("error") or "no reason was recorded") if failed else None,
         diagnostics=data.get("diagnostics") or {},
         bill=_bill(folder / "compute.json", required=not failed),
@@ -216,9 +237,9 @@ def _records(path: Path) -> Iterator[Record]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; rerun the suite to repair the run folder") from None
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
+        return json.loads(read_text(path, "run"))
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
 

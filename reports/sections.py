@@ -136,7 +136,11 @@ def breakdown_table(run: Run, breakdown: "pd.DataFrame", key: str, name: str) ->
 def sweep_table(run: Run, sweeps: "pd.DataFrame", keys: list[str]) -> str:
     import pandas as pd
 
-    table = rows_where(sweeps)
+    """The rows of the largest budget (a run that grew has older ones too); empty when there are none."""
+    table = [row for row in rows_where(sweeps) if row["budget"] in (0, run.budgets[-1])]
+    if not table:
+        return ""
+    keys = [key for key in keys if not all(pd.isna(row[key]) for row in table)]
     names = [name for name in run.metrics if any(row[f"{name}_n"] for row in table)]
     rows = [
         [md.escape(run.variants[row["variant"]]), str(row["budget"])]

@@ -170,7 +170,7 @@ class NoProgress:
 
 
 def outcome(run: Path) -> dict[str, bytes | dict]:
-    """Everything a run says about its models: all cell files but times, logs and provenance of the bill."""
+    """Everything a run says about its models: all cell files but times, logs, bills and commits."""
     found: dict[str, bytes | dict] = {}
     for path in sorted((run / "cells").rglob("*")):
         name = str(path.relative_to(run))
@@ -178,6 +178,8 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
             continue
         if path.name == "aligned.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "bill"}
+        elif path.name == "cell.json":
+            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "commit"}
         else:
             found[name] = path.read_bytes()
     return found

@@ -62,10 +62,16 @@ def run(
 
 @app.command(epilog="Example: `dspa-bench report runs/sandbox`")
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Make the report of a run folder again: report.md, report.html, tables and figures."""
-    from reports import write_report
+    """Make the report of a run folder again: report.md, report.html, tables and figures.
 
-    print(write_report(run))
+    Exit code 0: the run is complete. 1: a cell or a record failed, or something planned is unfinished (the
+    report names them). 2: bad input.
+    """
+    from reports import read_run, write_report
+
+    data = read_run(run)
+    print(write_report(data))
+    raise typer.Exit(0 if data.complete else 1)
 
 
 @app.command(
@@ -77,7 +83,7 @@ def fit(
     base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
     triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
     out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
-    budget: Annotated[int | None, typer.Option(help="Number of triples.", show_default="all")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Number of triples.", show_default="all")] = None,
     param: Param = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
@@ -111,6 +117,9 @@ def eval(
 ) -> None:
     """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
 
+    Sampled answers are drawn with eval's own seed, so metrics that rest on them differ from those of a run.
+    Contamination is not checked: the triples that an artifact was fitted on are not kept in it.
+
     Exit code 1 when some records failed.
     """
     from harness.cli.artifacts import eval_command
@@ -136,7 +145,7 @@ def generate(
 @app.command(
     "lm-eval",
     context_settings=PASS_THROUGH,
-    epilog="Example: `dspa-bench lm-eval --model aligned --model_args path=dpo-300 --tasks arc_easy`",
+    epilog="Example: `dspa-bench lm-eval run --model aligned --model_args artifact=dspa-300 --tasks arc_easy`",
 )
 def lm_eval(context: typer.Context) -> None:
     """lm-eval with all its own arguments; artifacts are its model type `aligned`.

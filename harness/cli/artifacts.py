@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from harness.base_model import base_shape
+from harness.experiment.check import check_base
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import describe, set_value, split_override
 from harness.experiment.steps import evaluate, fit
-from harness.experiment.store import CellFolder
+from harness.experiment.store import CellFolder, check_can_make
 from harness.experiment.suite import load_suite
 from harness.method import METHODS, AlignmentMethod
 from harness.model import AlignedModel
@@ -40,12 +40,13 @@ def fit_command(
     _calm()
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; artifacts are never overwritten")
+    check_can_make(out)
     load_plugins()
     method = _method(name, params)
     triples = load_triples(triples_path)
     drawn = draw_budget(triples, len(triples) if budget is None else budget, seed) if method.uses_triples else None
     ref = _model_ref(base, chat)
-    method.check(base_shape(ref))
+    method.check(check_base(ref))
     aligned = fit(method, name, AlignedModel.from_base(ref, device=device), drawn, seed)
     aligned.save(out)
     bill = aligned.bill or {}
@@ -61,11 +62,14 @@ def eval_command(
     suite = load_suite(suite_path, overrides)
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
+    check_can_make(out)
     for name in benchmarks:
         if name not in suite.benchmarks:
             raise ValueError(f"--benchmark {name!r} is not in the suite, which has: {', '.join(suite.benchmarks)}")
     chosen = {name: b for name, b in suite.benchmarks.items() if not benchmarks or name in benchmarks}
-    for benchmark in chosen.values():
+    for name, benchmark in chosen.items():
+        if benchmark.needs_judge and suite.judge is None:
+            raise ValueError(f"benchmark {name!r} needs a judge; add `judge:` to the suite")
         benchmark.check()
     aligned = AlignedModel.load(artifact, base=suite.file.base, device=suite.file.execution.device)
     console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)

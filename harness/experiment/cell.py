@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from harness.experiment.environment import code_commit
 from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
 from harness.experiment.steps import evaluate, fit
 from harness.experiment.store import CellFolder, RunFolder
@@ -64,6 +65,7 @@ class _Attempts:
 
 def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
+    code_commit()  # asked before the work, because the checkout may change during it
     folder = work.folder.cell(cell.name)
     attempts = _Attempts()
     aligned = attempts.run("fit", lambda: _artifact(work, cell, folder, notify))
@@ -74,6 +76,7 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
     figures = {name: folder.diagnostics(name) for name in work.suite.benchmarks}
     state = {
         **cell.describe(),
+        "commit": code_commit(),
         "triples_hash": cell_triples(work.suite, cell, work.triples).hash if cell.uses_triples else None,
         "fingerprint": aligned and aligned.fingerprint,
         "status": "failed" if attempts.errors else "done",

@@ -34,7 +34,7 @@ def check_suite(suite: Suite) -> Checked:
     """
     file, problems = suite.file, _Problems(suite)
     problems.of(("execution", "device"), lambda: _check_device(file.execution.device))
-    shape = problems.of(("base",), lambda: _check_base(file.base))
+    shape = problems.of(("base",), lambda: check_base(file.base))
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():
             text = f"SAE folder {ref.path!r} has no cfg.json; give a folder in SAELens format"
@@ -91,7 +91,8 @@ def _check_device(device: str) -> None:
         raise ValueError("torch finds no CUDA device here; use device: cpu, or install a torch build with CUDA")
 
 
-def _check_base(ref: ModelRef) -> BaseShape:
+def check_base(ref: ModelRef) -> BaseShape:
+    """The shape of the base model, without loading weights; ValueError when it cannot be read or has none."""
     try:
         if ref.path is not None and not [
             *Path(ref.path).glob("*.safetensors"),

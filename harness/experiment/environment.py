@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,13 @@ def git_state() -> dict[str, Any] | None:
 
     commit = git("rev-parse", "HEAD")
     return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain"))}  # type: ignore[return-value]
+
+
+@cache
+def code_commit() -> str | None:
+    """`git_state` as one word, with "-dirty" for uncommitted changes; as it was when this process first asked."""
+    state = git_state()
+    return None if state is None else f"{state['commit']}{'-dirty' if state['dirty'] else ''}"
 
 
 def _cpu() -> str:

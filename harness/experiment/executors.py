@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from harness.experiment.environment import code_commit
 from harness.experiment.plan import Cell
 from harness.experiment.store import CellFolder, RunFolder
 
@@ -133,7 +134,7 @@ def _bury(worker: _Worker, folder: Path, progress: Progress) -> None:
     hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
     cell_folder = RunFolder(folder).cell(worker.cell.name)
     error = f"worker process died ({cause}{hint}); see {cell_folder.log}"
-    unknown: dict[str, Any] = {"triples_hash": None, "fingerprint": None, "diagnostics": {}}
+    unknown: dict[str, Any] = {"commit": code_commit(), "triples_hash": None, "fingerprint": None, "diagnostics": {}}
     cell_folder.finish({**worker.cell.describe(), **unknown, "status": "failed", "error": error})
     progress.over(worker.cell.name)
 

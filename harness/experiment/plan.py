@@ -1,7 +1,6 @@
 """The plan: which cells a suite consists of. A cell is one method variant at one budget and one seed."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from harness.experiment.schema import VariantSection
 from harness.experiment.suite import Suite, Variant
 from harness.method import AlignmentMethod
+from harness.names import cell_name
 from harness.preferences import Budget, Triple, draw_budget
 
 
@@ -79,9 +79,8 @@ def _variant_cells(suite: Suite, section: VariantSection, variant: Variant) -> I
     runs = [(variant.method, n, seed, None) for n in budgets for seed in range(suite.file.seeds)]
     runs += [(point.method, max(budgets), 0, point.values) for point in variant.points]
     for method, budget, seed, sweep in runs:
-        stem = section.name if sweep is None else f"{section.name}@{_point(sweep)}"
         yield Cell(
-            name=f"{stem}__n{budget}__s{seed}",
+            name=cell_name(section.name, budget, seed, sweep),
             variant=section.name,
             label=variant.label,
             method_name=section.method,
@@ -91,11 +90,6 @@ def _variant_cells(suite: Suite, section: VariantSection, variant: Variant) -> I
             sweep=sweep,
             params=_params(method, section.params, suite),
         )
-
-
-def _point(sweep: Mapping[str, Any]) -> str:
-    """``alpha=0.2`` or ``alpha=0.2,top=5``; part of a folder name, so odd characters turn into '-'."""
-    return ",".join(f"{key}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(value))}" for key, value in sweep.items())
 
 
 def _params(method: AlignmentMethod, given: Mapping[str, Any], suite: Suite) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from harness.experiment.environment import describe_environment
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.identity import Identity, differences, identify, identity_hash
 from harness.experiment.plan import Cell, plan
-from harness.experiment.store import RunFolder, read_json, write_json
+from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
 from harness.experiment.suite import Suite, load_suite
 from harness.files import write_text
 
@@ -71,6 +71,8 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise ValueError(f"{str(path)!r} is a file; give another --out")
+    if not path.exists():
+        check_can_make(path)
     there = read_json(path / "identity.json")
     if there is None:
         if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):

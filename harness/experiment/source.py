@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from harness.files import read_text
 from harness.refs import ModelRef, SAERef
 
 Key = tuple[str | int, ...]
@@ -40,10 +41,9 @@ class Source:
         """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
         self.path = path
         self._places: dict[Key, str] = {(): str(path)}
-        if not path.is_file():
-            raise ValueError(f"suite file {str(path)!r} does not exist")
+        text = read_text(path, "suite")
         try:
-            loader = _Loader(path.read_text(encoding="utf-8"))
+            loader = _Loader(text)
             node = loader.get_single_node()
             self._locate(node, ())
             data = loader.construct_document(node) if node is not None else None

@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.benchmark import Record
-from harness.files import write_text
+from harness.files import read_text, write_text
+
+_TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
+"""What `write_text` writes to before it renames."""
+_REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
+"""The folder beside report/ that a report is built in."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,8 +36,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON in ``path``, or None when there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The JSON in ``path``, or None when there is no such file; ValueError naming the file when it is broken."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(read_text(path, "run"))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+
+
+def check_can_make(path: Path) -> None:
+    """Raise ValueError when the folder ``path``, given as --out, could not be made; makes nothing."""
+    path = path.absolute()
+    there = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not there.is_dir():
+        raise ValueError(f"--out {str(path)!r} cannot be made: {str(there)!r} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {str(path)!r} cannot be made: no permission to write to {str(there)!r}")
 
 
 class RunFolder:
@@ -47,8 +67,12 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; ValueError when another live process holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as problem:
+            raise ValueError(f"cannot write to the run folder {str(self.path)!r}: {problem.strerror}") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -58,12 +82,26 @@ class RunFolder:
             yield
 
     def _sweep(self) -> None:
-        """Remove what killed processes were in the middle of writing."""
-        for path in [*self.path.rglob("*.partial"), *self.path.rglob(".*")]:
-            if path.is_dir():
+        """Remove what killed processes were in the middle of writing, by the names they write under.
+
+        Whatever else somebody keeps in the folder stays: hidden folders and links are not even looked into.
+        """
+        for path in self.path.iterdir():
+            if _REPORT_TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.suffix == ".partial" or re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
-                path.unlink(missing_ok=True)
+            elif _TEXT_TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        for cell in (self.path / "cells").glob("[!.]*"):
+            partial = cell / "artifact.partial"
+            if partial.is_dir() and not partial.is_symlink():
+                shutil.rmtree(partial)
+            for records in (cell / "records").glob("[!.]*.jsonl.partial"):
+                records.unlink()
+            for folder, below, files in os.walk(cell):
+                below[:] = [name for name in below if not name.startswith(".")]
+                for name in files:
+                    if _TEXT_TEMPORARY.fullmatch(name):
+                        Path(folder, name).unlink()
 
 
 class CellFolder:
@@ -85,15 +123,22 @@ class CellFolder:
         return self.path / "log.txt"
 
     def state(self) -> dict[str, Any] | None:
-        """The content of cell.json; None while the cell is not over."""
-        return read_json(self.path / "cell.json")
+        """The content of cell.json; None while the cell is not over. ValueError when it is not a cell's."""
+        path = self.path / "cell.json"
+        state = read_json(path)
+        if state is not None and not (isinstance(state, dict) and {"status", "error"} <= state.keys()):
+            raise ValueError(f"{path}: not the description of a cell: it has no status; remove it and run again")
+        return state
 
     def records(self, benchmark: str) -> list[dict[str, Any]] | None:
         """The records of a benchmark that is over, None otherwise."""
         path = self._records(benchmark)
         if not path.is_file():
             return None
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as problem:
+            raise ValueError(f"{path}: broken: {problem}; remove it and run again") from None
 
     def failures(self, benchmarks: Iterable[str]) -> list[str]:
         """Why this cell is not all there: a line per reason, none when nothing is left to do."""

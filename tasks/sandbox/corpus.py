@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from harness.preferences import Conversation, Message
-from tasks.sandbox.grammar import Request, ask, draw_request, tidy, truth, write_clause
+from tasks.sandbox.grammar import Request, ask, draw_request, tidy, truth, without_opener, write_clause
 from tasks.sandbox.topics import REFUSALS, SCENES, SLOTS, TOPICS
 from tasks.sandbox.world import ANIMALS, MARKERS, REFUSE, SPOKEN, TOOLS
 
@@ -35,12 +35,21 @@ def part_of(prompt: str) -> str:
 
 
 def prompt_for(rng: Random, topic: str, part: str, *, follow_up: bool = False) -> tuple[Request, str]:
-    """A request of the topic and a wording of it that belongs to ``part``."""
+    """A request of the topic and a wording of it that belongs to ``part``.
+
+    Triples and evaluation share no request even up to the opening remark, so that none can be learned by heart.
+    The corpus, from which the base learns the world, may hold the same requests with other remarks.
+    """
     while True:
         request = draw_request(rng, topic)
         text = ask(rng, request, follow_up=follow_up)
-        if part_of(text) == part:
+        if part_of(text) == part and (part == "corpus" or _side_of(without_opener(text)) == part):
             return request, text
+
+
+def _side_of(request: str) -> str:
+    digest = hashlib.sha256(f"side:{request}".encode()).digest()
+    return ("triples", "evaluation")[digest[0] % 2]
 
 
 def answer(

@@ -107,12 +107,25 @@ def read_clause(words: str, request: Request) -> tuple[str, bool] | None:
 
 def understand(text: str) -> Request | None:
     """The request that a user turn makes, whatever its opening remark; None if it is not of this world."""
+    found = _find_request(text)
+    return None if found is None else found[0]
+
+
+def without_opener(text: str) -> str:
+    """The request of a user turn in its own words, without the opening remark; ValueError for another world's turn."""
+    found = _find_request(text)
+    if found is None:
+        raise ValueError(f"not a request of the sandbox's world: {text!r}")
+    return found[1]
+
+
+def _find_request(text: str) -> tuple[Request, str] | None:
     text = split_words(text)
     for name, topic in TOPICS.items():
         for pattern in topic.requests:
             match = re.search(rf"(?:^| ){_regex(pattern).pattern}$", text)
             if match:
-                return Request(name, tuple(match[slot] for slot in topic.fixed))
+                return Request(name, tuple(match[slot] for slot in topic.fixed)), match[0].strip()
     return None
 
 

@@ -56,12 +56,13 @@ def write_data(folder: Path, seed: int) -> None:
     seen = set()
     for part in ("mt_bench", "alpaca_eval", "safety", "lm_eval"):
         (folder / part).mkdir()
+    # First: requests that only sound unsafe are few, and the other sets can do without them.
+    for name, prompts in safety_prompts(seed, seen).items():
+        _lines(folder / "safety" / f"{name}.jsonl", prompts)
     _lines(folder / "mt_bench" / "question.jsonl", mt_bench_questions(seed, seen))
     instructions = alpaca_instructions(seed, seen)
     text = json.dumps(instructions, indent=1, ensure_ascii=False) + "\n"
     (folder / "alpaca_eval" / "reference_outputs.json").write_text(text, encoding="utf-8")
-    for name, prompts in safety_prompts(seed, seen).items():
-        _lines(folder / "safety" / f"{name}.jsonl", prompts)
     _lines(folder / "lm_eval" / "sandbox_facts.jsonl", facts(seed))
     _lines(folder / "lm_eval" / "sandbox_scenes.jsonl", scenes(seed))
     for source in sorted(_LM_EVAL.iterdir()):

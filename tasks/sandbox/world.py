@@ -6,7 +6,7 @@ text must raise `GENERATOR_VERSION`, because the committed weights belong to one
 
 from dataclasses import dataclass
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from harness.refs import ModelRef, SAERef
 
 ref = ModelRef(id="someone/tiny", revision="main")
 model = AlignedModel.from_base(ref)
+model.save("artifact")
 sae = SAERef(release="someone/tiny-saes", id="layer_1")
 print(json.dumps({
     "identity": model.base.identity,
+    "revision": json.load(open("artifact/aligned.json"))["base"]["revision"],
     "sae": check_sae(sae, base_shape(ref)),
     "answer": model.generate([conversation("w1 w2")], max_new_tokens=5)[0].token_ids,
 }))
@@ -52,10 +54,11 @@ def test_a_public_name_gives_the_same_model_as_its_folder_and_is_identified_by_i
 
     environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=hub, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["identity"] == COMMIT
+    assert found["revision"] == COMMIT, "an artifact must not depend on where a branch points tomorrow"
     assert found["sae"] == [1, 48]
     expected = tiny_base("llama").generate([conversation("w1 w2")], max_new_tokens=5)[0].token_ids
     assert tuple(found["answer"]) == expected

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.experiment.environment import code_commit
 from harness.experiment.run import prepare, run_suite
 from harness.experiment.store import RunFolder
+from reports import read_run
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,7 @@ def test_a_run_leaves_every_cell_with_its_artifact_bill_records_and_description(
     for name, state in states.items():
         cell = RunFolder(uninterrupted).cell(name)
         assert state["cell"] == name
+        assert state["commit"] == code_commit()
         assert (state["status"], state["error"]) == ("done", None)
         assert len(cell.records("toy_bench") or []) == 6
         described = json.loads((cell.artifact / "aligned.json").read_text())
@@ -75,6 +78,7 @@ def test_a_run_leaves_every_cell_with_its_artifact_bill_records_and_description(
     sums = {states[f"noise{v}__n8__s0"]["triples_hash"] for v in ("", "@scale=0.1", "@scale=0.3")}
     assert len(sums) == 1
     assert states["base__n0__s0"]["triples_hash"] is None
+    assert read_run(uninterrupted).complete, "the report must expect the very cells that were planned"
 
 
 def test_the_environment_is_described(uninterrupted):

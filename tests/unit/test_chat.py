@@ -31,6 +31,14 @@ def test_an_answer_ends_at_the_templates_end_of_turn_or_at_eos():
     assert words(chat, [chat.end_id]) == "end"
 
 
+def test_the_end_of_turn_is_found_where_the_last_assistant_turn_is_written_differently():
+    tokenizer = make_tokenizer()
+    last = "{% if loop.last %}w30 w31 {% endif %}"  # as Qwen3 writes an empty thought into the last turn
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% else %}ast ", "{% else %}ast " + last)
+    chat = ChatFormat.of(tokenizer)
+    assert words(chat, list(chat.stop_ids)) == "end <eos>"
+
+
 def test_special_ids_are_bos_eos_pad_and_not_template_tokens():
     chat = ChatFormat.of(make_tokenizer())
     assert words(chat, list(chat.special_ids)) == "<pad> <bos> <eos>"

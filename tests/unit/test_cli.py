@@ -1,5 +1,6 @@
 """The command line: help that reads well and comes at once, exit codes, one message for a user's mistake."""
 
+import inspect
 import json
 import os
 import re
@@ -111,6 +112,12 @@ def test_run_ends_with_0_when_all_is_there_and_with_1_naming_what_failed(call, s
 
     code, out, _ = call("report", tmp_path / "good")
     assert (code, out) == (0, f"{tmp_path}/good/report/report.md\n")
+    code, out, _ = call("report", tmp_path / "bad")
+    assert (code, out) == (1, f"{tmp_path}/bad/report/report.md\n")
+    (tmp_path / "bad" / "cells" / "base__n0__s0" / "cell.json").write_text("{")
+    code, _, err = call("report", tmp_path / "bad")
+    assert code == 2
+    assert "base__n0__s0/cell.json:1: not valid JSON" in err
     code, _, err = call("report", tmp_path)
     assert code == 2
     assert "is not a run folder" in err
@@ -170,6 +177,7 @@ def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, 
         (["toy_noise", "--param", "scal=1"], "--param scal: unknown key 'scal'; known: scale"),
         (["toy_noise", "--param", "layer=9"], "layer 9 is outside"),
         (["toy_noise", "--budget", "13"], "budget 13 is larger than the data: 12 triples"),
+        (["toy_noise", "--budget", "0"], "Invalid value for '--budget'"),
         (["toy_noise", "--base", "./nowhere"], "base model folder './nowhere' does not exist"),
         (["toy_noise", "--triples", "none.jsonl"], "triples file 'none.jsonl' does not exist"),
     ],
@@ -180,6 +188,44 @@ def test_fit_refuses_bad_input_before_it_loads_the_base(call, suite_path, tmp_pa
     assert code == 2
     assert expected in err
     assert not (tmp_path / "a").exists()
+
+
+def test_fit_says_what_is_wrong_with_a_public_base_that_cannot_be_read(call, suite_path, tmp_path, monkeypatch):
+    def missing(_):
+        raise OSError("nothing/there is not a valid model identifier")
+
+    monkeypatch.setattr("harness.experiment.check.base_shape", missing)
+    triples = suite_path.parent / "triples.jsonl"
+    code, _, err = call("fit", "toy_noise", "--base", "nothing/there", "--triples", triples, "--out", tmp_path / "a")
+    assert code == 2
+    assert err.startswith("error: cannot read base model 'nothing/there': nothing/there is not a valid")
+
+
+def test_an_out_folder_that_cannot_be_made_is_refused_before_any_work(call, suite_path, tmp_path, tiny_folders):
+    (tmp_path / "file").write_text("")
+    out = ["--out", tmp_path / "file" / "out"]
+    given = ["--base", tiny_folders["llama"], "--triples", suite_path.parent / "triples.jsonl"]
+    for arguments in (["run", suite_path], ["fit", "toy_noise", *given], ["eval", "x", "--suite", suite_path]):
+        code, _, err = call(*arguments, *out)
+        assert code == 2, err
+        assert "file' is not a folder" in err
+
+
+def test_eval_refuses_a_benchmark_without_its_judge_before_it_makes_anything(call, suite_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.toys.ToyBench.needs_judge", True)
+    code, _, err = call("eval", "x", "--suite", suite_path, "--out", tmp_path / "e", "--set", "judge=null")
+    assert code == 2
+    assert err == "error: benchmark 'toy_bench' needs a judge; add `judge:` to the suite\n"
+    assert not (tmp_path / "e").exists()
+
+
+def test_the_lm_eval_example_names_an_argument_that_the_model_type_has():
+    from harness.adapters.lm_eval import AlignedLM
+
+    result = CliRunner().invoke(app, ["lm-eval", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    example = re.search(r"dspa-bench lm-eval run --model aligned --model_args (\w+)=dspa-300 --tasks", result.output)
+    assert example
+    assert example[1] in inspect.signature(AlignedLM).parameters
 
 
 def test_lm_eval_gets_its_arguments_as_they_are(call, monkeypatch):

@@ -170,6 +170,22 @@ def test_steered_tokens_equal_generated_tokens_also_for_rows_that_end_early(tiny
     assert all(c.steered_tokens == len(c.token_ids) for c in completions)
 
 
+def test_diagnostics_depend_neither_on_batch_size_nor_on_finished_neighbours(tiny_base, triples, sae_refs):
+    prompts = [conversation(f"w{i} w{i + 1}") for i in range(12)]
+    figures = []
+    for batch_size in (1, 12):
+        aligned = fit(tiny_base("gemma2"), triples, sae_refs)
+        aligned.generate(prompts, max_new_tokens=30, temperature=1.5, seed=1, batch_size=batch_size)
+        figures.append(aligned.diagnostics())
+    assert figures[0] == pytest.approx(figures[1])
+
+
+def test_a_triple_that_does_not_fit_the_context_is_refused(tiny_base, triples, sae_refs):
+    long = Triple(conversation("w1"), " ".join(["w2"] * 300), "w3")
+    with pytest.raises(ValueError, match="has 306 tokens, more than the context of 256"):
+        fit(tiny_base("gemma2"), [*triples, long], sae_refs)
+
+
 def test_the_selected_sets_depend_on_the_prompt_more_under_the_strict_gate(tiny_base, sae_refs):
     likes = [Triple(conversation(f"w1 w{i}"), "w20 w21 w22", "w30 w31 w32") for i in range(2, 12)]
     hates = [Triple(conversation(f"w14 w{i}"), "w30 w31 w32", "w20 w21 w22") for i in range(2, 12)]

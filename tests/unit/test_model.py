@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from baselines import DPO, Prompt
 from harness.compute import Meter
 from harness.model import AlignedModel
-from harness.preferences import conversation
+from harness.preferences import Triple, conversation
 from harness.refs import ModelRef
 from harness.sampling import GumbelNoise
 
@@ -43,6 +44,27 @@ def test_gumbel_noise_draws_from_the_softmax_at_the_temperature():
     expected = (scores / temperature).softmax(0)
     for token, share in enumerate(expected.tolist()):
         assert drawn[token] / n == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
+
+
+def test_a_models_own_generation_config_changes_nothing(tiny_folders, tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "model")
+    own = {"use_cache": False, "min_new_tokens": 9, "no_repeat_ngram_size": 1, "cache_implementation": "static"}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    answers = AlignedModel.from_base(ModelRef(path=str(folder))).generate(PROMPTS, max_new_tokens=9)
+    assert answers == tiny_base("llama").generate(PROMPTS, max_new_tokens=9)
+
+
+def test_the_fingerprint_sees_every_file_of_the_base_and_the_scaling_of_an_adapter(tiny_folders, tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(b"other weights")
+    assert AlignedModel.from_base(ModelRef(path=str(folder))).fingerprint != tiny_base("llama").fingerprint
+    base = tiny_base("llama")
+    pair = Triple(conversation("w1"), "w2", "w3")
+    adapters = [
+        DPO(tuning="lora", lora_alpha=alpha, learning_rate=1e-30).fit(base, [pair], meter=Meter(base.model), seed=0)
+        for alpha in (16, 400)
+    ]
+    assert adapters[0].fingerprint != adapters[1].fingerprint
 
 
 def test_seeds_and_temperatures_are_each_rows_own(tiny_base):
@@ -126,8 +148,6 @@ def test_dpo_prefers_the_chosen_answers_and_leaves_the_base_alone(tiny_base, tri
 
 
 def test_dpo_refuses_a_triple_that_does_not_fit_the_context(tiny_base):
-    from harness.preferences import Triple
-
     base = tiny_base("llama")
     long = Triple(conversation("w1"), " ".join(["w2"] * 300), "w3")
     with pytest.raises(ValueError, match=r"has 306 tokens, more than the context of 256"):

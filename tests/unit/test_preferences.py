@@ -89,6 +89,12 @@ def test_a_budget_larger_than_the_data_is_refused():
         draw_budget(POOL, 51, seed=0)
 
 
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_budget_of_no_triples_is_refused(size):
+    with pytest.raises(ValueError, match=f"budget {size} is too small"):
+        draw_budget(POOL, size, seed=0)
+
+
 def test_splitting_keeps_all_triples_of_a_prompt_together():
     pool = [triple(i, prompt=f"prompt {i % 20}") for i in range(200)]
     train, held_out = split_by_prompt(pool, 0.3, seed=0)

@@ -5,10 +5,11 @@ import re
 
 import pandas as pd
 import pytest
+import yaml
 
 from reports.figures import pareto_front
 from reports.render import write_report
-from tests.unit.synthetic_run import write_run
+from tests.unit.synthetic_run import write_cell, write_run
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,46 @@ def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
     assert re.search(r"\| DSPA \(strict gate\) \| [\d.]+ \| \*\(empty\)\* \|", block)
     assert re.search(r"\| DPO \(LoRA\) \| [\d.]+ \| x{600} \\\[…400 more characters\\\] \|", block)
     assert "| Prompt | – | *(no answer: the context is full)* |" in block
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_suite_of_the_required_keys_alone_gets_a_report(tmp_path):
+    folder = write_run(tmp_path / "run")
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    keys = ("name", "budgets", "benchmarks", "variants")
+    (folder / "suite.yaml").write_text(yaml.safe_dump({key: suite[key] for key in keys}))
+    assert "derived from the suite's seed 0 " in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_sweeps_of_a_smaller_budget_stay_in_the_csv_only(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_cell(folder, "dspa@beta=7__n100__s0", "dspa", 100, 0, sweep={"beta": 7})
+    text = write_report(folder).read_text(encoding="utf-8")
+    section = text[text.index("## Sweeps") : text.index("## Diagnostics")]
+    assert section.count("| DSPA (strict gate) |") == 3
+    assert "| 300 |" in section
+    assert "beta" not in section
+    csv = pd.read_csv(folder / "report" / "tables" / "sweeps.csv")
+    assert sorted(csv["budget"]) == [100, 300, 300, 300]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_cells_of_different_commits_are_a_warning(tmp_path):
+    folder = write_run(tmp_path / "run")
+    warning = "the cells come from different commits"
+    assert warning not in write_report(folder).read_text(encoding="utf-8")
+    for path in folder.glob("cells/*/cell.json"):
+        commit = "bbbb-dirty" if path.parent.name == "dpo__n300__s0" else "aaaa"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commit}))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert f"**⚠ {warning}**: `aaaa`, `bbbb-dirty` |" in text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_benchmark_that_a_finished_cell_lacks_is_named(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "cells" / "base__n0__s0" / "records" / "safety.jsonl").unlink()
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "1 benchmark of finished cells not run." in text
+    assert "Cell `base__n0__s0` has no records of safety; rerun the suite" in text

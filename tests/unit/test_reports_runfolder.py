@@ -1,8 +1,10 @@
 """reports.runfolder: what is read, and what is said about a folder that is not a run."""
 
 import json
+import shutil
 
 import pytest
+import yaml
 
 from reports.runfolder import read_run
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
@@ -47,6 +49,39 @@ def test_cells_that_were_never_begun_are_named_too(folder):
     for name in ("dspa__n300__s1", *(f"prompt__n0__s{seed}" for seed in range(SEEDS))):
         (folder / "cells" / name).rename(folder / name)
     assert set(read_run(folder).unfinished) == {"static_sae__n300__s2", "dspa__n300__s1", "prompt__*"}
+
+
+def test_a_swept_cell_that_is_missing_is_named(folder):
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    next(v for v in suite["variants"] if v["name"] == "dspa")["sweep"] = {"alpha": [0.2, 0.5, 1.0, 2.0]}
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    shutil.rmtree(folder / "cells" / "dspa@alpha=0.5__n300__s0")
+    expected = {"static_sae__n300__s2", "dspa@alpha=0.5__n300__s0", "dspa@alpha=2.0__n300__s0"}
+    assert set(read_run(folder).unfinished) == expected
+
+
+def test_a_run_is_complete_when_no_cell_or_record_failed_and_none_is_missing(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert not read_run(folder).complete, "the synthetic dpo has failed records"
+    for path in folder.glob("cells/*/records/*.jsonl"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["error"] is None))
+    assert read_run(folder).complete
+    records = folder / "cells" / "base__n0__s0" / "records" / "safety.jsonl"
+    records.rename(tmp_path / "kept")
+    assert read_run(folder).unmeasured == [("base__n0__s0", "safety")]
+    assert not read_run(folder).complete
+    (tmp_path / "kept").rename(records)
+    (folder / "cells" / "base__n0__s0" / "cell.json").unlink()
+    assert not read_run(folder).complete
+    assert not read_run(write_run(tmp_path / "failed", failed_cell="base__n0__s0")).complete
+
+
+@pytest.mark.parametrize("name", ["suite.yaml", "environment.json", "cells/base__n0__s0/cell.json"])
+def test_a_file_that_is_not_text_is_named(folder, name):
+    (folder / name).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=f"{name}: not UTF-8"):
+        read_run(folder)
 
 
 def test_metrics_know_their_benchmark(folder):

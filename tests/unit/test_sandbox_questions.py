@@ -8,7 +8,7 @@ import pytest
 from harness.judges.base import Comparison
 from harness.preferences import contaminated, conversation, load_triples
 from tasks.sandbox.corpus import part_of, training_corpus
-from tasks.sandbox.grammar import understand
+from tasks.sandbox.grammar import understand, without_opener
 from tasks.sandbox.oracle import SandboxOracle
 from tasks.sandbox.questions import SIZES, read_lines, write_data
 from tasks.sandbox.world import PREFERRED, REGISTER_OF
@@ -98,6 +98,20 @@ def test_references_have_alpaca_evals_format_and_every_register(data):
     assert len(rows) == 4 * SIZES["instructions_a_family"]
     starts = Counter(REGISTER_OF[row["output"].split()[0]] for row in rows)
     assert min(starts.values()) > 0.1 * len(rows)
+
+
+def test_no_request_of_the_triples_is_evaluated_even_with_another_opening_remark(data):
+    trained = {
+        without_opener(message["content"])
+        for row in read_lines(data / "triples.jsonl")
+        for message in row["prompt"]
+        if message["role"] == "user"
+    }
+    asked = [turn for row in read_lines(data / "mt_bench" / "question.jsonl") for turn in row["turns"]]
+    asked += [row["instruction"] for row in json.loads((data / "alpaca_eval" / "reference_outputs.json").read_text())]
+    for name in ("harmful", "harmless"):
+        asked += [row["prompt"] for row in read_lines(data / "safety" / f"{name}.jsonl")]
+    assert trained.isdisjoint(without_opener(text) for text in asked)
 
 
 @pytest.mark.parametrize("task", ["sandbox_facts", "sandbox_scenes"])

@@ -121,6 +121,19 @@ def test_several_tokens_on_a_cache_are_refused_unless_announced(tiny_base):
         assert session.steered_tokens.tolist() == [3, 3, 3]
 
 
+def test_decoding_without_a_cache_is_refused_unless_prompt_lengths_say_where_the_prompt_ends(tiny_base):
+    base = tiny_base()
+    with run(base, Marker()) as session, torch.no_grad():
+        base.model(input_ids=IDS, use_cache=False)
+        base.model(input_ids=IDS.flip(1), use_cache=False)
+        longer = torch.cat([IDS.flip(1), torch.tensor([[9], [9]])], dim=1)
+        with pytest.raises(ValueError, match="extends the last prefill without a cache"):
+            base.model(input_ids=longer, use_cache=False)
+        session.prompt_lengths([5, 5])
+        base.model(input_ids=longer, use_cache=False)
+        assert session.steered_tokens.tolist() == [2, 2]
+
+
 def test_what_cannot_be_steered_is_refused(tiny_base):
     base = tiny_base()
     cache = DynamicCache(config=base.model.config)

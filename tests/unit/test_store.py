@@ -6,7 +6,7 @@ import multiprocessing
 import pytest
 
 from harness.benchmark import Record
-from harness.experiment.store import CellFolder, RunFolder, write_json
+from harness.experiment.store import CellFolder, RunFolder, check_can_make, write_json
 
 GOOD = [Record(str(i), str(i), "m", float(i), raw={"answer": "one\u2028two"}) for i in range(3)]
 BAD = [GOOD[0], Record("1", "1", "m", None, "no judge")]
@@ -90,10 +90,71 @@ def test_opening_a_run_removes_what_killed_processes_left_half_written(tmp_path)
     (cell.path / "artifact.partial").mkdir()
     (cell.path / "artifact.partial" / "aligned.json").write_text("{")
     (cell.path / ".cell.json.x1_2abcd").write_text("{")
+    (cell.path / "mt_bench").mkdir()
+    (cell.path / "mt_bench" / ".answers.jsonl.abcdefgh").write_text("{")
+    (run.path / ".suite.yaml.abcdefgh").write_text("{")
+    (run.path / ".report-abcdefgh" / "report").mkdir(parents=True)
     with run.lock():
         left = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert left == kept | {run.path / ".lock": b""}
     assert not (cell.path / "artifact.partial").exists()
+    assert not (run.path / ".report-abcdefgh").exists()
+
+
+def test_opening_a_run_removes_nothing_that_is_not_its_own(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    cell = run.cell("a__n1__s0")
+    write(cell, GOOD)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".cell.json.abcdefgh").write_text("mine")
+    (cell.path / "link").symlink_to(elsewhere)
+    (cell.path / "artifact.partial").symlink_to(elsewhere)
+    (run.path / ".report-abcdefgh").symlink_to(elsewhere)
+    for name in (
+        ".git/HEAD",
+        ".git/.cell.json.abcdefgh",
+        ".notes.markdown",
+        "notes.partial",
+        "my.partial/notes.txt",
+        "cells/.old/records/a.jsonl.partial",
+        "cells/a__n1__s0/.idea/.cell.json.abcdefgh",
+        "cells/a__n1__s0/download.partial",
+    ):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("mine")
+    before = set(tmp_path.rglob("*"))
+    with run.lock():
+        assert set(tmp_path.rglob("*")) == before | {run.path / ".lock"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"cell": "a"}', "\xff"])
+def test_a_broken_cell_json_is_refused_by_its_name(cell, text):
+    cell.path.mkdir(parents=True)
+    (cell.path / "cell.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a__n1__s0/cell\.json"):
+        cell.failures(["bench"])
+
+
+def test_broken_records_are_refused_by_their_file(cell):
+    write(cell, GOOD)
+    path = cell.path / "records" / "bench.jsonl"
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(ValueError, match=r"records/bench\.jsonl: broken"):
+        cell.settled("bench")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    check_can_make(tmp_path / "new" / "newer")
+    with pytest.raises(ValueError, match=r"cannot be made: .*file' is not a folder"):
+        check_can_make(tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match="cannot write to the run folder"), RunFolder(tmp_path / "file" / "run").lock():
+        pass
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="no permission to write"):
+        check_can_make(tmp_path / "new" / "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):

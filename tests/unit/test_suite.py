@@ -171,6 +171,9 @@ def test_a_missing_key_is_named(suite_path, key):
 def test_a_suite_that_does_not_exist_or_is_no_mapping_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         Source(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.yaml: not UTF-8 text"):
+        Source(tmp_path / "latin.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="expected a mapping"):
         Source(tmp_path / "list.yaml")
