@@ -48,6 +48,9 @@ class Push:
     def params(self):
         return {"strength": self.strength}
 
+    def identity(self):
+        return self.params()
+
     @classmethod
     def restore(cls, tensors, params, device):
         return cls(**params)
