@@ -10,7 +10,7 @@ demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run tasks/suites/sandbox.yaml --out runs/sandbox
 
 test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """static_sae: one fixed set of latents for every prompt, from the global mean density difference."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,10 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from dspa.density import measure_densities
-from dspa.edit import Mode, Scale, latent_change
+from dspa.edit import Mode, Scale, latent_change, movable_latents
+from dspa.predict import predict_densities
 from dspa.sae import ResidualSAE, check_sae, load_sae
 from dspa.select import ablate_set, augment_set
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.intervention import Positions, RowState, register_intervention
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model import AlignedModel
@@ -31,6 +33,7 @@ class StaticSAE(MethodConfig):
     token-active edit.
     """
 
+    single_pass: ClassVar[bool] = True
     sae: SAERef
     k_diff: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(ge=0)] = 0.5
@@ -57,7 +60,7 @@ class StaticSAE(MethodConfig):
                 batch_size=self.batch_size,
             )
         with meter.stage("map"):
-            mean = densities.difference.mean(0, keepdim=True)
+            mean = densities.difference.mean()[None].to(device)
             sets = []
             if self.mode in ("ablate", "both"):
                 sets.append((ablate_set(mean, self.k_diff)[0], -1.0))
@@ -66,12 +69,20 @@ class StaticSAE(MethodConfig):
             latents = torch.cat([chosen[chosen >= 0] for chosen, _ in sets])
             sign = torch.cat([torch.full((int((chosen >= 0).sum()),), value) for chosen, value in sets])
         located = {"sae": self.sae.located().model_dump()}
-        settings = self.model_dump(mode="json", include=_ONLINE) | located
+        settings = self.model_dump(mode="json", include=_ONLINE) | located | {"norm_limit": densities.norm_limits[1]}
         return base.derive(
             method="static_sae",
             params=self.model_dump(mode="json") | located,
             intervention=StaticSteering(latents.to(device), sign.to(device), settings, device),
         )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """The features; picking latents by their mean costs no product."""
+        sae = self.sae
+        features = predict_densities(
+            base, triples, input_sae=None, output_sae=sae, rates=rates, batch_size=self.batch_size
+        )
+        return {"features": features}
 
 
 @register_intervention("static_sae")
@@ -81,10 +92,10 @@ class StaticSteering:
     read_layers: tuple[int, ...] = ()
 
     def __init__(self, latents: Tensor, sign: Tensor, settings: dict[str, Any], device: str) -> None:
-        self._latents, self._sign, self._settings = latents, sign, settings
+        self._latents, self._sign, self._settings = latents, sign[None], settings
         self._sae: ResidualSAE = load_sae(SAERef.model_validate(settings["sae"]), device)
-        self._rows = self._sae.decoder_rows(latents)
-        self._tokens = 0
+        self._rows = self._sae.gather(latents[None])
+        self._tokens = torch.zeros((), dtype=torch.long, device=device)
         self._changed = torch.zeros((), dtype=torch.long, device=device)
 
     @property
@@ -102,24 +113,26 @@ class StaticSteering:
         return {}
 
     def delta(
-        self, layer: int, residual: Float[Tensor, "row d_model"], state: RowState
-    ) -> Float[Tensor, "row d_model"]:
+        self,
+        layer: int,
+        residual: Float[Tensor, "batch pos d_model"],
+        state: RowState,
+        steered: Bool[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos d_model"]:
         """Decoder rows times the change of the fixed latents."""
-        encoded = self._sae.encode(residual)
-        change = latent_change(
-            encoded[:, self._latents],
-            self._sign.expand(len(residual), -1),
-            encoded.amax(1),
-            alpha=self._settings["alpha"],
-            scale=self._settings["scale"],
-            active_only=self._settings["active_only"],
-        )
-        self._tokens += len(change)
-        self._changed += (change != 0).any(1).sum()
-        return self._sae.decode_change(change, self._rows.expand(len(residual), -1, -1))
+        # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
+        tokens = residual.flatten(0, 1)[None]
+        steered_tokens = steered.flatten()[None] & self._sae.fits_norm(tokens, self._settings["norm_limit"])
+        latents, scale = self._sae.encode_selected(tokens, self._rows)
+        movable = movable_latents(latents, self._sign, steered_tokens, active_only=self._settings["active_only"])
+        strongest = self._sae.strongest(tokens[0])[None] if self._settings["scale"] == "max" else None
+        change = latent_change(latents, self._sign, strongest, movable, alpha=self._settings["alpha"])
+        self._tokens += steered.sum()
+        self._changed += (change != 0).any(-1).sum()
+        return self._sae.decode_change(change, self._rows, scale).view_as(residual)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"latents": self._latents, "sign": self._sign}
+        return {"latents": self._latents, "sign": self._sign[0]}
 
     def params(self) -> dict[str, Any]:
         return self._settings
@@ -133,5 +146,5 @@ class StaticSteering:
 
     def diagnostics(self) -> dict[str, float]:
         """Every prompt gets the same set, so its Jaccard similarity is 1 by construction."""
-        edited = {"edited_share": float(self._changed) / self._tokens} if self._tokens else {}
+        edited = {"edited_share": float(self._changed / self._tokens)} if self._tokens else {}
         return {"jaccard": 1.0, "set_size": float(len(self._latents)), **edited}

@@ -1,35 +1,55 @@
 """Activation densities of preference triples: how often each latent fires on the prompt and on the answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import DynamicCache
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dspa.sae import ResidualSAE
+from dspa.sparse import SparseRows
 from harness.compute import Meter
-from harness.intervention import Decoder, find_decoder, residual_of
 from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
 from harness.preferences import Triple
+from harness.residuals import TripleIds, batches_by_length, encode_triples, triple_residuals
+
+CALIBRATION = 64  # triples from which the median norm is taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Densities:
     """``prompt[k, i]``: share of prompt tokens of triple k on which input latent i fires (rho); ``difference[k, j]``:
     share of chosen minus share of rejected tokens on which output latent j fires (Delta). Section "Offline" of
     arXiv 2603.21461; magnitudes are not used."""
 
-    prompt: Float[Tensor, "n d_in"]
-    difference: Float[Tensor, "n d_out"]
+    prompt: SparseRows
+    difference: SparseRows
+    norm_limits: tuple[float | None, float | None]
+    """Largest norm of a token that the input and the output SAE count; None for SAEs trained on all tokens."""
 
 
-def activity(latents: Float[Tensor, "row pos d_sae"], counted: Bool[Tensor, "row pos"]) -> Float[Tensor, "row d_sae"]:
-    """Share of the counted tokens of each row on which each latent is active; 0 for a row without counted tokens."""
-    active = (latents > 0).float() * counted[..., None]
-    return active.sum(1) / counted.sum(1).clamp(min=1)[:, None]
+def density_of(
+    sae: ResidualSAE,
+    residual: Float[Tensor, "row pos d_model"],
+    counted: Bool[Tensor, "row pos"],
+    norm_limit: float | None,
+    *,
+    meter: Meter | None = None,
+) -> Float[Tensor, "row d_sae"]:
+    """Share of the counted tokens of each row on which each latent is active; 0 for a row without counted tokens.
+
+    Tokens whose norm exceeds ``norm_limit`` do not count. Only counted tokens are encoded, in blocks; with a ``meter``
+    that is a step of its own, since its FLOPs depend on how many there are.
+    """
+    if norm_limit is not None:
+        counted = counted & sae.fits_norm(residual, norm_limit)
+    tokens, row = residual[counted], counted.nonzero()[:, 0]
+    signature = ("encode", sae.layer, sae.d_sae, len(tokens), len(residual))
+    with nullcontext() if meter is None else meter.step(signature, tokens=0, kind="forward"):
+        counts = sae.activity_counts(tokens, row, len(residual))
+    return counts / counted.sum(1).clamp(min=1)[:, None]
 
 
 @torch.no_grad()
@@ -42,77 +62,55 @@ def measure_densities(
     meter: Meter,
     batch_size: int,
 ) -> Densities:
-    """Densities of every triple, in order.
+    """Densities of every triple, in order; beside them, memory does not grow with the number of triples.
 
     The prompt is passed once and its KV cache serves both answers; every forward stops after the deepest SAE layer,
     so later layers and the LM head never run. BOS, EOS and pad tokens are not counted, nor is the answer's EOS.
     Without ``input_sae`` the prompt densities have width 0 (unconditional methods need none).
+
+    For SAEs that were trained without tokens of large norm (``norm_multiple``) a pass over the first 64 triples finds
+    the limit: that multiple of the median norm over all their counted tokens. Raises ValueError, before any forward,
+    for a triple that does not fit the context.
     """
-    decoder = find_decoder(base.model)
-    special = torch.tensor(base.chat.special_ids, device=base.device)
-    prompt = torch.zeros(len(triples), input_sae.d_sae if input_sae else 0)
-    layers = {output_sae.layer} | ({input_sae.layer} if input_sae else set())
-    difference = torch.zeros(len(triples), output_sae.d_sae)
-    encoded = [base.triple_ids(triple) for triple in triples]
-    for rows in _batches(encoded, batch_size):
-        prompts = [encoded[r][0] for r in rows]
-        answers = [answer for r in rows for answer in encoded[r][1:]]
-        ids, mask = pad_rows(prompts, base.chat.pad_id, side="left", device=base.device)
-        answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
-        tokens = int(mask.sum() + answer_mask.sum())
-        with meter.step(("densities", tuple(ids.shape), tuple(answer_ids.shape)), tokens=tokens, kind="forward"):
-            cache = DynamicCache(config=base.model.config)
-            # The answers need the prompt's keys and values up to the output layer, so both passes end there.
-            seen = _residuals(decoder, layers, ids, mask, cache)
-            if input_sae is not None:
-                counted = mask.bool() & ~torch.isin(ids, special)
-                prompt[rows] = activity(input_sae.encode(seen[input_sae.layer]), counted).cpu()
-            cache.batch_repeat_interleave(2)
-            whole = torch.cat([mask.repeat_interleave(2, dim=0), answer_mask], dim=1)
-            seen = _residuals(decoder, {output_sae.layer}, answer_ids, whole, cache)
-            counted = answer_mask.bool() & ~torch.isin(answer_ids, special)
-            shares = activity(output_sae.encode(seen[output_sae.layer]), counted).cpu()
-            difference[rows] = shares[0::2] - shares[1::2]
-    return Densities(prompt, difference)
+    encoded = encode_triples(base, triples)
+    limits = _norm_limits(base, encoded[:CALIBRATION], (input_sae, output_sae), meter, batch_size)
+    order: list[int] = []
+    prompts: list[SparseRows] = []
+    differences: list[SparseRows] = []
+    reads = {input_sae.layer} if input_sae else set()
+    for rows in batches_by_length(encoded, batch_size):
+        order += rows
+        prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
+        if input_sae is not None:
+            density = density_of(input_sae, prompt.residual[input_sae.layer], prompt.counted, limits[0], meter=meter)
+            prompts.append(SparseRows.from_dense(density).to("cpu"))
+        residual = answers.residual[output_sae.layer]
+        shares = density_of(output_sae, residual, answers.counted, limits[1], meter=meter)
+        differences.append(SparseRows.from_dense(shares[0::2] - shares[1::2]).to("cpu"))
+    back = torch.tensor(order, dtype=torch.long).argsort()
+    if input_sae is None:
+        prompt_rows = SparseRows.from_dense(torch.zeros(len(encoded), 0))
+    else:
+        prompt_rows = SparseRows.concatenate(prompts, input_sae.d_sae).select(back)
+    return Densities(prompt_rows, SparseRows.concatenate(differences, output_sae.d_sae).select(back), limits)
 
 
-def _batches(encoded: Sequence[tuple[list[int], list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
-    """Triples of similar length together, so that little is spent on padding."""
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in encoded]
-    order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def _norm_limits(
+    base: AlignedModel,
+    encoded: Sequence[TripleIds],
+    saes: tuple[ResidualSAE | None, ResidualSAE],
+    meter: Meter,
+    batch_size: int,
+) -> tuple[float | None, float | None]:
+    filtered = [sae for sae in saes if sae is not None and sae.norm_multiple is not None]
+    norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in filtered}
+    for rows in batches_by_length(encoded, batch_size) if filtered else ():
+        for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
+            for layer, residual in seen.residual.items():
+                norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
+    medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
 
+    def limit(sae: ResidualSAE | None) -> float | None:
+        return None if sae is None or sae.norm_multiple is None else sae.norm_multiple * medians[sae.layer]
 
-class _Stop(Exception):
-    """Ends a forward pass after the deepest layer that is needed."""
-
-
-def _residuals(
-    decoder: Decoder,
-    layers: set[int],
-    ids: Int[Tensor, "row pos"],
-    mask: Int[Tensor, "row all"],
-    cache: DynamicCache,
-) -> dict[int, Float[Tensor, "row pos d_model"]]:
-    """Residual stream after ``layers`` for new tokens ``ids`` on ``cache``; the pass stops after the last of them."""
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        def hook(_module: nn.Module, _args: tuple, output: object) -> None:
-            seen[layer] = residual_of(output)
-            if layer == max(layers):
-                raise _Stop
-
-        return hook
-
-    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
-    positions = positions_of(mask)[:, -ids.shape[1] :]
-    try:
-        decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return limit(saes[0]), limit(saes[1])

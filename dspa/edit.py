@@ -1,4 +1,4 @@
-"""The edit of latent activations at one token (arXiv 2603.21461, "Online", step 4)."""
+"""The edit of latent activations (arXiv 2603.21461, "Online", step 4)."""
 
 from typing import Literal
 
@@ -11,23 +11,32 @@ Mode = Literal["ablate", "augment", "both"]
 
 
 def latent_change(
-    latents: Float[Tensor, "row k"],
-    sign: Float[Tensor, "row k"],
-    strongest: Float[Tensor, " row"],
+    latents: Float[Tensor, "batch pos k"],
+    sign: Float[Tensor, "batch k"],
+    strongest: Float[Tensor, "batch pos"] | None,
+    movable: Bool[Tensor, "batch pos k"],
     *,
     alpha: float,
-    scale: Scale,
-    active_only: bool = True,
-) -> Float[Tensor, "row k"]:
-    """f~' - f~ of the selected latents.
+) -> Float[Tensor, "batch pos k"]:
+    """f~' - f~ of the selected latents where ``movable``, 0 elsewhere.
 
-    ``sign`` is -1 to ablate, +1 to augment, 0 for no latent. The step is alpha * M with M = ``strongest``, the largest
-    activation over all latents of the token (``scale='max'``, the paper), or alpha times the latent's own activation
-    (``'own'``). Ablated latents stop at 0. With ``active_only`` (the paper) inactive latents do not move.
+    ``sign`` is -1 to ablate, +1 to augment. The step is alpha * M with M = ``strongest``, the largest activation over
+    all latents of the token (the paper, ``scale: max``); without ``strongest`` it is alpha times the latent's own
+    activation (``scale: own``). Ablated latents stop at 0.
     """
-    size = strongest[:, None] if scale == "max" else latents
-    moved = (latents + sign * alpha * size).clamp(min=0)
-    movable: Bool[Tensor, "row k"] = sign != 0
-    if active_only:
-        movable &= latents > 0
-    return torch.where(movable, moved - latents, torch.zeros_like(latents))
+    size = latents if strongest is None else strongest[..., None]
+    moved = torch.addcmul(latents, sign[:, None], size, value=alpha).clamp_(min=0)
+    return moved.sub_(latents).mul_(movable)
+
+
+def movable_latents(
+    latents: Float[Tensor, "batch pos k"],
+    sign: Float[Tensor, "batch k"],
+    steered: Bool[Tensor, "batch pos"],
+    *,
+    active_only: bool = True,
+) -> Bool[Tensor, "batch pos k"]:
+    """Where a latent may move: it is selected (``sign`` is not 0), its token is steered and, with ``active_only`` (the
+    paper), it fires on that token."""
+    allowed = steered[..., None] & (sign != 0)[:, None]
+    return allowed & (latents > 0) if active_only else allowed

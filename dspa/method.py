@@ -1,16 +1,20 @@
 """DSPA as an alignment method: triples -> conditional-difference map -> steered model. No weight changes."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.density import measure_densities
 from dspa.edit import Mode, Scale
-from dspa.sae import check_sae, load_sae
+from dspa.predict import predict_densities
+from dspa.sae import check_sae, load_sae, sae_sizes
+from dspa.shipped import MapOptions, ShippedMap
 from dspa.steer import DSPASteering
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.intervention import Positions
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model import AlignedModel
@@ -25,12 +29,22 @@ class DSPA(MethodConfig):
     """Dynamic SAE Steering for Preference Alignment (arXiv 2603.21461). Defaults are the paper's where it gives them;
     the percentile, the strict gate and the steered positions are ours (see README, "Decisions")."""
 
+    single_pass: ClassVar[bool] = True
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
     percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5
-    truncate: Annotated[int, Field(ge=1, description="entries kept at either end of each row of the map")] = 16
+    truncate: Annotated[int, Field(ge=1)] | None = Field(
+        16, description="entries kept at either end of each row of the map; null ships the exact factored map"
+    )
+    demix: bool = Field(False, description="undo the co-activation of the selected latents (appendix A.4)")
+    demix_ridge: Annotated[float, Field(gt=0, description="added to the diagonal of E[g g^T]")] = 1e-3
+    whiten: bool = Field(False, description="divide scores by the variance of each latent's difference")
+    whiten_ridge: Annotated[float, Field(gt=0, description="added to each variance, in units of the mean variance")] = (
+        0.1
+    )
+    keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(ge=0)] = 0.2
@@ -40,7 +54,9 @@ class DSPA(MethodConfig):
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:
-        """The SAEs must fit the base, share their width, and the output layer must not precede the input layer."""
+        """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
+        options of the map must make sense together."""
+        self._map_options()
         check_sae_pair(self.input_sae, self.output_sae, base)
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
@@ -56,24 +72,35 @@ class DSPA(MethodConfig):
                 batch_size=self.batch_size,
             )
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
-            factored = ConditionalDifferenceMap.estimate(
+            full = ConditionalDifferenceMap.estimate(
                 densities.prompt,
                 densities.difference,
                 percentile=self.percentile,
                 gate=self.gate,
                 min_support=self.min_support,
             )
-            shipped = factored.truncate(self.truncate)
+            shipped = ShippedMap.build(full.to(device), self._map_options())
         located = {
             "input_sae": self.input_sae.located().model_dump(),
             "output_sae": self.output_sae.located().model_dump(),
         }
-        settings = self.model_dump(mode="json", include=_ONLINE) | located
+        online = {"map": shipped.options, "norm_limits": list(densities.norm_limits)}
+        settings = self.model_dump(mode="json", include=_ONLINE) | located | online
         return base.derive(
             method="dspa",
             params=self.model_dump(mode="json") | located,
             intervention=DSPASteering(shipped, settings, device),
         )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """An upper bound for the map: every input latent has a row of its own."""
+        saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
+        features = predict_densities(base, triples, **saes, rates=rates, batch_size=self.batch_size)
+        d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
+        return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
+
+    def _map_options(self) -> MapOptions:
+        return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
 
 
 def check_sae_pair(input_sae: SAERef, output_sae: SAERef, base: BaseShape) -> None:

@@ -2,16 +2,26 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
+from sae_lens.loading.pretrained_sae_loaders import (
+    dictionary_learning_sae_huggingface_loader_1,
+    handle_config_defaulting,
+)
+from safetensors import SafetensorError
 from torch import Tensor
 
+from dspa.encoder import Encoder, check_supported
+from dspa.model_name import check_same_model
 from harness.fingerprint import hash_tensors
 from harness.method import BaseShape
 from harness.refs import SAERef
@@ -21,14 +31,24 @@ _HOOK_POINTS = (
     (re.compile(r"^blocks\.(\d+)\.hook_resid_pre$"), -1),  # what enters block l left block l-1
     (re.compile(r"^(?:model\.)?layers\.(\d+)$"), 0),
 )
+_WEIGHTS = "sae_weights.safetensors"
+# What SAELens' loaders end in on truncated or foreign weights: safetensors, torch.load, missing names, wrong shapes.
+_DAMAGED = (SafetensorError, UnpicklingError, BadZipFile, EOFError, KeyError, RuntimeError)
+_KARVONEN = re.compile(r"^adamkarvonen/qwen3-[\w.]+-saes$")
+_KARVONEN_NORM_MULTIPLE = 10.0  # they were trained without tokens longer than this multiple of the median norm
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualSAE:
-    """An SAE (fp32) on the output of decoder layer ``layer``; input normalisation and biases are SAELens' own."""
+    """A frozen SAE on the output of decoder layer ``layer``; stateless, all in fp32 whatever the model's dtype.
+
+    ``norm_multiple``: tokens whose residual is longer than this multiple of the median were left out when the SAE was
+    trained, and are left alone (None: no such filter).
+    """
 
     sae: Any
     layer: int
+    norm_multiple: float | None = None
 
     @property
     def d_sae(self) -> int:
@@ -40,88 +60,157 @@ class ResidualSAE:
 
     @cached_property
     def identity(self) -> str:
-        """Content hash: weights, configuration and layer, wherever the SAE was loaded from."""
+        """Content hash: weights, configuration, layer and norm filter, wherever the SAE was loaded from."""
         options = {k: v for k, v in self.sae.cfg.to_dict().items() if k not in ("device", "dtype", "metadata")}
+        options["norm_multiple"] = self.norm_multiple
         return f"{self.layer}-{json.dumps(options, sort_keys=True)}-{hash_tensors(self.sae.state_dict())}"
 
-    def encode(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_sae"]:
-        """Latent activations, fp32."""
-        return self.sae.encode(residual.float())
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The arithmetic behind all that follows (see dspa.encoder)."""
+        return Encoder.of(self.sae)
+
+    def encode(self, residual: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:
+        """Latent activations."""
+        return self.encoder.encode(residual)
+
+    def activity_counts(
+        self, residual: Float[Tensor, "token d_model"], row: Int[Tensor, " token"], n_rows: int
+    ) -> Float[Tensor, "n_rows d_sae"]:
+        """Number of tokens of each row on which each latent is active; ``row`` is in 0..n_rows-1 and non-decreasing.
+
+        Works in blocks of tokens: no buffer of tokens x d_sae exceeds 64 MB.
+        """
+        return self.encoder.counts(residual, row, n_rows)
+
+    def strongest(self, residual: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+        """M = max_j f_j over all latents, 0 where none is active; blockwise."""
+        return self.encoder.strongest(residual)
+
+    def gather(self, latents: Int[Tensor, "batch k"]) -> dict[str, Tensor]:
+        """What `encode_selected` and `decode_change` need of each row's latents, batch first: once per request."""
+        return self.encoder.gather(latents)
+
+    def encode_selected(
+        self, residual: Float[Tensor, "batch pos d_model"], rows: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "batch pos k"], Tensor]:
+        """Activations of the gathered latents, and what undoes the input normalisation ([batch pos 1] or [1 1 1])."""
+        return self.encoder.encode_selected(residual, rows)
 
     def decode_change(
-        self, change: Float[Tensor, "row k"], rows: Float[Tensor, "row k d_model"]
-    ) -> Float[Tensor, "row d_model"]:
-        """What a change of k latents (with decoder ``rows``) adds to the reconstruction of the tokens last encoded.
+        self, change: Float[Tensor, "batch pos k"], rows: dict[str, Tensor], scale: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What a change of the gathered latents adds to the reconstruction; bias and error term are untouched."""
+        out = torch.bmm(change, rows["decoder"])
+        return out if self.encoder.normalise == "none" else out * scale
 
-        Bias and error term are untouched: only the linear part of the decoder, undoing the input normalisation.
-        """
-        out = torch.bmm(change[:, None], rows)[:, 0]
-        if self.sae.cfg.normalize_activations == "none":
-            return out
-        # Undoing the normalisation is affine per token; the difference to zero is its linear part. SAELens forgets a
-        # token's scale once it is undone, so both go through in one call.
-        restored = self.sae.run_time_activation_norm_fn_out(torch.stack([out, torch.zeros_like(out)]))
-        return restored[0] - restored[1]
-
-    def decoder_rows(self, latents: Int[Tensor, "*any k"]) -> Float[Tensor, "*any k d_model"]:
-        """Decoder directions of the given latents."""
-        return self.sae.W_dec[latents].detach()
+    def fits_norm(self, residual: Float[Tensor, "*any d_model"], limit: float | None) -> Bool[Tensor, "*any"]:
+        """Whether each token's norm is at most ``limit`` (None: every token fits)."""
+        norms = torch.linalg.vector_norm(residual.float(), dim=-1)
+        return torch.ones_like(norms, dtype=torch.bool) if limit is None else norms <= limit
 
 
 def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     """Load through SAELens, in fp32 and frozen; each SAE is held once per process.
 
-    Raises ValueError when the folder is missing or the hook point is not the residual stream.
+    Raises ValueError when files are missing or damaged, the hook point is not the residual stream, or the arithmetic
+    is none that we have.
     """
-    return _load(ref.path, ref.release, ref.id, device)
+    return _load(ref.path, ref.release, ref.id, ref.norm_filter, device)
 
 
 @cache
-def _load(path: str | None, release: str | None, sae_id: str | None, device: str) -> ResidualSAE:
-    if path is not None:
-        _config_of(path)
-        sae = SAE.load_from_disk(path, device=device, dtype="float32")
-    else:
-        sae = SAE.from_pretrained(str(release), str(sae_id), device=device, dtype="float32")
-    sae.eval().requires_grad_(False)
-    return ResidualSAE(sae, _layer(path or f"{release}/{sae_id}", sae.cfg.metadata.hook_name))
+def _load(
+    path: str | None, release: str | None, sae_id: str | None, norm_filter: float | None, device: str
+) -> ResidualSAE:
+    ref = SAERef(path=path, release=release, id=sae_id, norm_filter=norm_filter)
+    # To the CPU first: what goes wrong here is then the files' fault and not the device's.
+    try:
+        if ref.path is not None:
+            _check_config(ref, _config_of(ref))
+            sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
+        else:
+            converter = dictionary_learning_sae_huggingface_loader_1 if _is_karvonen(ref) else None
+            sae = SAE.from_pretrained(str(ref.release), str(ref.id), dtype="float32", converter=converter)
+    except OSError as problem:
+        raise ValueError(f"cannot read SAE {ref}: {problem}") from None
+    except _DAMAGED as problem:
+        raise ValueError(
+            f"SAE {ref}: {_WEIGHTS if ref.path else 'its weights file'} is damaged or does not belong to its "
+            f"configuration ({type(problem).__name__}: {problem}); get it again"
+        ) from None
+    layer = _check_config(ref, sae.cfg.to_dict())
+    return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, norm_multiple(ref))
 
 
 def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
     """(layer, d_sae) of an SAE that fits the base; raises ValueError saying what does not fit.
 
-    A folder is judged by its cfg.json without loading weights; a release name is resolved by SAELens.
+    A folder is judged by its cfg.json without loading weights; a release name is resolved, and loaded, by SAELens.
     """
-    if ref.path is not None:
-        config = _config_of(ref.path)
-        metadata = config.get("metadata") or {}
-        hook = metadata.get("hook_name", config.get("hook_name"))
-        layer, d_in, d_sae = _layer(str(ref), hook), config["d_in"], config["d_sae"]
-    else:
-        loaded = load_sae(ref)
-        layer, d_in, d_sae = loaded.layer, loaded.d_model, loaded.d_sae
-    if d_in != base.d_model:
-        raise ValueError(f"SAE {ref}: made for d_model {d_in}, but base {base.name} has d_model {base.d_model}")
+    config = load_sae(ref).sae.cfg.to_dict() if ref.path is None else _config_of(ref)
+    layer = _check_config(ref, config)
+    if config["d_in"] != base.d_model:
+        raise ValueError(
+            f"SAE {ref}: made for d_model {config['d_in']}, but base {base.name} has d_model {base.d_model}"
+        )
     if not 0 <= layer < base.n_layers:
         raise ValueError(
             f"SAE {ref}: layer {layer} is outside base {base.name}, whose layers are 0..{base.n_layers - 1}"
         )
-    return layer, int(d_sae)
+    check_same_model(f"SAE {ref}", (config.get("metadata") or {}).get("model_name"), base)
+    return layer, int(config["d_sae"])
 
 
-def _config_of(path: str) -> dict[str, Any]:
-    folder = Path(path)
-    for name in ("cfg.json", "sae_weights.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"SAE folder {path!r} has no {name}; give a folder written by SAELens' save_model")
-    return json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+def sae_sizes(ref: SAERef) -> tuple[int, int, int]:
+    """(layer, d_model, d_sae), read as in `check_sae`."""
+    config = load_sae(ref).sae.cfg.to_dict() if ref.path is None else _config_of(ref)
+    return _check_config(ref, config), int(config["d_in"]), int(config["d_sae"])
 
 
-def _layer(name: str, hook: str | None) -> int:
+def _check_config(ref: SAERef, config: Mapping[str, Any]) -> int:
+    """The layer whose output the SAE reads; ValueError where SAELens' configuration is none we can use."""
+    _check_arithmetic(ref, config)
+    hook = (config.get("metadata") or {}).get("hook_name")
     for pattern, offset in _HOOK_POINTS:
         match = pattern.match(hook or "")
         if match:
             return int(match.group(1)) + offset
     raise ValueError(
-        f"SAE {name}: hook point {hook!r} is not the residual stream; use one trained on blocks.<l>.hook_resid_post"
+        f"SAE {ref}: hook point {hook!r} is not the residual stream; use one trained on blocks.<l>.hook_resid_post"
     )
+
+
+def _config_of(ref: SAERef) -> dict[str, Any]:
+    """A folder's configuration as SAELens reads it, older formats included."""
+    folder = Path(str(ref.path))
+    for name in ("cfg.json", _WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"SAE folder {ref.path!r} has no {name}; give a folder written by SAELens' save_model")
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        sizes = {key: int(config[key]) for key in ("d_in", "d_sae")}
+    except (KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise ValueError(
+            f"{folder / 'cfg.json'} is not a SAELens configuration ({type(problem).__name__}: {problem}); give a "
+            "folder written by SAELens' save_model"
+        ) from None
+    _check_arithmetic(ref, {"architecture": config.get("architecture", "standard")})  # SAELens ends in a KeyError
+    return handle_config_defaulting(config) | sizes
+
+
+def _check_arithmetic(ref: SAERef, config: Mapping[str, Any]) -> None:
+    try:
+        check_supported(config)
+    except ValueError as problem:
+        raise ValueError(f"SAE {ref}: {problem}") from None
+
+
+def _is_karvonen(ref: SAERef) -> bool:
+    """Whether it is one of adamkarvonen's Qwen3 repositories, which SAELens can read but has no release names for."""
+    return bool(_KARVONEN.match(ref.release or ""))
+
+
+def norm_multiple(ref: SAERef) -> float | None:
+    """The norm filter that the SAE behind ``ref`` was trained with, if any (see `ResidualSAE`)."""
+    return _KARVONEN_NORM_MULTIPLE if ref.norm_filter is None and _is_karvonen(ref) else ref.norm_filter

@@ -15,7 +15,7 @@ from harness.refs import ModelRef
 if TYPE_CHECKING:
     from harness.model import AlignedModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
@@ -37,6 +37,7 @@ def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
         aligned.model.save_pretrained(partial / "adapter")
     elif aligned.delta == "weights":
         aligned.model.save_pretrained(partial / "weights")
+        aligned.tokenizer.save_pretrained(partial / "weights")  # so that the folder is a base model of its own
     description = {
         "schema_version": SCHEMA_VERSION,
         "method": aligned.method,

@@ -52,9 +52,15 @@ class BaseModel:
 
 
 def base_shape(ref: ModelRef) -> BaseShape:
-    """Number of layers and width from the configuration alone, without loading weights."""
+    """Number of layers, width and type from the configuration alone, without loading weights."""
     config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()
-    return BaseShape(ref.path or str(ref.id), config.num_hidden_layers, config.hidden_size)
+    return BaseShape(
+        name=ref.path or str(ref.id),
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        model_type=config.model_type,
+        public_id=ref.id,
+    )
 
 
 def base_identity(ref: ModelRef) -> str:

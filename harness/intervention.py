@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from harness.registry import Registry
 
 Positions = Literal["generation", "all"]
 RowState = dict[str, Tensor]
-"""What an intervention remembers of each row's prompt: tensors whose first dimension is the batch."""
+"""What an intervention remembers of each row's prompt: tensors whose first dimension is the batch. It belongs to the
+rows: reordered with them, and an intervention may update it in place."""
 
 
 @runtime_checkable
@@ -40,9 +41,17 @@ class Intervention(Protocol):
         ...
 
     def delta(
-        self, layer: int, residual: Float[Tensor, "row d_model"], state: RowState
-    ) -> Float[Tensor, "row d_model"]:
-        """What to add to each steered token; exactly zero where nothing is to be edited. ``state`` is row-aligned."""
+        self,
+        layer: int,
+        residual: Float[Tensor, "batch pos d_model"],
+        state: RowState,
+        steered: Bool[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos d_model"] | None:
+        """What to add to the residual stream: exactly zero where not ``steered`` or where nothing is to be edited.
+
+        ``state`` has the rows of ``residual``. None stands for zero everywhere. Called at every decode step (pos = 1),
+        so on an accelerator it must not wait for the device.
+        """
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -67,15 +76,17 @@ class Intervention(Protocol):
         ...
 
 
+_Class = TypeVar("_Class")
 INTERVENTIONS: Registry[Intervention] = Registry("intervention")
 
 
 def register_intervention(name: str):
     """Class decorator: artifacts that hold this intervention come back as this class."""
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: type[_Class]) -> type[_Class]:
         cls.kind = name  # type: ignore[attr-defined]
-        return INTERVENTIONS.register(name)(cls)
+        INTERVENTIONS.register(name)(cls)
+        return cls
 
     return decorate
 

@@ -11,24 +11,37 @@ from harness.registry import Registry
 
 if TYPE_CHECKING:
     from harness.compute import Meter
+    from harness.compute.rates import Rates
     from harness.model import AlignedModel
 
 
 @dataclass(frozen=True)
 class BaseShape:
-    """What is known of a base model before its weights are loaded."""
+    """What is known of a base model before its weights are loaded.
+
+    ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
+    name, None for a folder.
+    """
 
     name: str
     n_layers: int
     d_model: int
+    model_type: str = ""
+    public_id: str | None = None
 
 
 @runtime_checkable
 class AlignmentMethod(Protocol):
-    """``uses_triples`` is False for methods without a fit on preference data: one result for every budget."""
+    """``uses_triples`` is False for methods without a fit on preference data: one result for every budget.
+
+    ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
+    a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
+    ``meter.exhausted``.
+    """
 
     name: ClassVar[str]
     uses_triples: ClassVar[bool]
+    single_pass: ClassVar[bool]
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
@@ -38,6 +51,14 @@ class AlignmentMethod(Protocol):
         """Align ``base``, unchanged itself, on ``triples``; each forward and training step is billed to ``meter``."""
         ...
 
+    def predict(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> dict[str, int] | None:
+        """FLOPs that `fit` is going to execute on ``triples``, by stage; None: no prediction.
+
+        ``base`` has its tokenizer and chat format, and no weights. Also asked for triples that do not fit the context,
+        for which it may raise the ValueError that `fit` would.
+        """
+        ...
+
 
 class MethodConfig(BaseModel):
     """Base for methods: hyper-parameters come from a suite file, unknown keys are refused."""
@@ -45,9 +66,14 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
+    single_pass: ClassVar[bool] = False
 
     def check(self, base: BaseShape) -> None:
         """Nothing to check by default."""
+
+    def predict(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> dict[str, int] | None:
+        """No prediction by default."""
+        return None
 
 
 METHODS: Registry[AlignmentMethod] = Registry("method")

@@ -44,6 +44,8 @@ class ModelRef(BaseModel):
 class SAERef(BaseModel):
     """A sparse autoencoder: ``path`` is a SAELens folder, ``release`` + ``id`` a SAELens release name.
 
+    ``norm_filter``: the SAE was trained without tokens whose residual is longer than this multiple of the median norm,
+    so such tokens are left out of densities and never steered. Known by itself for adamkarvonen's Qwen3 releases (10).
     Where a method takes one, a suite may give the name of an entry of its ``saes:`` table instead.
     """
 
@@ -51,6 +53,7 @@ class SAERef(BaseModel):
     path: str | None = Field(None, description="local SAELens folder (cfg.json, sae_weights.safetensors)")
     release: str | None = Field(None, description="SAELens release, e.g. gemma-scope-2b-pt-res-canonical")
     id: str | None = Field(None, description="SAE id inside the release, e.g. layer_7/width_16k/canonical")
+    norm_filter: float | None = Field(None, gt=1, description="leave out tokens longer than this x the median norm")
 
     @model_validator(mode="before")
     @classmethod

@@ -109,7 +109,7 @@ def _add_later_tokens(
     whole = torch.cat([context_mask[rows], mask], dim=1)
     cache.batch_select_indices(rows)
     if session is not None:
-        session.continue_rows(rows)
+        session.announce_continuation()
     logits: Float[Tensor, "row pos vocab"] = aligned.model(
         input_ids=ids,
         attention_mask=whole,

@@ -6,8 +6,10 @@ condition is computed from; steered are the positions that predict a generated t
 * A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
 * A second prefill that extends the first (decoding without a cache) raises unless lengths were given.
 * A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
-* Several tokens on a cache must be announced (`continue_rows`); unannounced (chunked prefill, assisted decoding),
-  and wherever rows no longer match (a changed batch), the session raises instead of leaving tokens unsteered.
+* Rows follow their cache (harness.row_cache): beam search and other reorderings take the conditions along.
+* Several tokens on a cache must be announced (`announce_continuation`); unannounced (chunked prefill, assisted
+  decoding), on another cache than the last one (classifier-free guidance), and wherever rows no longer match (a changed
+  batch), the session raises instead of leaving tokens unsteered.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from harness.intervention import Intervention, RowState, find_decoder, residual_of, with_residual
+from harness.row_cache import follow_rows, unfollow_rows
 
 
 class Steering:
@@ -46,13 +49,14 @@ class Steering:
         self._special = torch.tensor(tuple(special_ids), dtype=torch.long, device=device)
         self._stop = torch.tensor(tuple(stop_ids), dtype=torch.long, device=device)
         self._handles: list[Any] = []
+        self._cache: Any = None
         self._given: Int[Tensor, " batch"] | None = None
         self._announced = False
         self._state: RowState | None = None
         self._residual: dict[int, Tensor] = {}
         self._prompt: Bool[Tensor, "batch pos"] | None = None
-        self._steered: Bool[Tensor, "batch pos"] | None = None
         self._edit: Bool[Tensor, "batch pos"] | None = None
+        self._first = 0
         self._prefill = False
         self._finished: Bool[Tensor, " batch"] | None = None
         self._prefilled: Int[Tensor, "batch pos"] | None = None
@@ -64,12 +68,14 @@ class Steering:
         layers = set(self._intervention.read_layers) | set(self._intervention.write_layers)
         for layer in sorted(layers):
             add(self._decoder.layers[layer].register_forward_hook(self._layer_hook(layer)))
+        add(self._decoder.stack.register_forward_hook(self._end))
         return self
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._follow(None)
 
     @property
     def steered_tokens(self) -> Int[Tensor, " batch"]:
@@ -82,13 +88,18 @@ class Steering:
         """For the next prefill: how many unpadded tokens of each row are its prompt (the rest is its continuation)."""
         self._given = torch.tensor(tuple(lengths), dtype=torch.long, device=self._special.device)
 
-    def continue_rows(self, index: Int[Tensor, " row"]) -> None:
-        """Announce a forward of several tokens on the cache whose row r continues the present row ``index[r]``."""
-        if self._state is None or self._finished is None or self._counts is None:
-            raise ValueError("continue_rows comes after a prefill")
+    def announce_continuation(self) -> None:
+        """Announce a forward of several tokens on the cache, all of which continue their rows (right-padded)."""
+        if self._state is None:
+            raise ValueError("announce_continuation comes after a prefill")
+        self._announced = True
+
+    def _take_rows(self, index: Int[Tensor, " row"]) -> None:
+        """Row r of the cache is now what row ``index[r]`` was."""
+        assert self._state is not None and self._finished is not None and self._counts is not None
+        index = index.to(self._finished.device)
         self._state = {name: value[index] for name, value in self._state.items()}
         self._finished, self._counts = self._finished[index], self._counts[index]
-        self._announced = True
 
     def _begin(self, _stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -99,15 +110,17 @@ class Steering:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         valid = _new_token_mask(kwargs.get("attention_mask"), ids)
-        if past == 0:
-            self._begin_prefill(ids, valid)
-        else:
-            self._begin_continuation(ids, valid)
-        assert self._steered is not None and self._counts is not None
-        self._counts = self._counts + self._steered.sum(-1)
-        self._edit = self._steered & ~torch.isin(ids, self._special)
+        if past and cache is not self._cache:
+            raise ValueError(
+                "a forward on a cache that this session did not prefill last cannot be steered (classifier-free "
+                "guidance and copied caches have several); give each cache a session of its own and prefill it there"
+            )
+        steered = self._begin_prefill(ids, valid) if past == 0 else self._begin_continuation(ids, valid)
+        assert self._counts is not None
+        self._counts = self._counts + steered.sum(-1)
+        self._edit = steered & ~torch.isin(ids, self._special)
 
-    def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> None:
+    def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         before = self._prefilled
         if self._given is None and before is not None and _extends(ids, before):
             raise ValueError(
@@ -121,17 +134,19 @@ class Steering:
         order = valid.cumsum(-1) - 1
         prompt = valid & (order < lengths[:, None])
         everywhere = self._intervention.positions == "all"
-        self._steered = valid if everywhere else valid & (order >= lengths[:, None] - 1)
+        steered = valid if everywhere else valid & (order >= lengths[:, None] - 1)
+        # Left-padded prompts are steered in their last column alone: what is in front need not be encoded.
+        self._first = int(steered.any(0).int().argmax())
         self._prompt = prompt & ~torch.isin(ids, self._special)
         self._finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         self._counts = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         self._given, self._announced, self._prefill = None, False, True
         self._residual = {}
         self._state = None if self._intervention.read_layers else self._intervention.condition({}, self._prompt)
+        return steered
 
-    def _begin_continuation(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> None:
-        if self._state is None or self._finished is None:
-            raise ValueError("a forward on a cache that this session did not prefill cannot be steered")
+    def _begin_continuation(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        assert self._state is not None and self._finished is not None
         if len(ids) != len(self._finished):
             raise ValueError(
                 f"the batch changed from {len(self._finished)} to {len(ids)} rows between forwards; "
@@ -144,8 +159,21 @@ class Steering:
             )
         if ids.shape[1] == 1 and not self._announced:
             self._finished = self._finished | torch.isin(ids[:, 0], self._stop)
-        self._announced, self._prefill = False, False
-        self._steered = valid & ~self._finished[:, None]
+        self._announced, self._prefill, self._first = False, False, 0
+        return valid & ~self._finished[:, None]
+
+    def _end(self, _stack: nn.Module, _args: tuple, output: Any) -> None:
+        self._follow(getattr(output, "past_key_values", None))
+
+    def _follow(self, cache: Any) -> None:
+        """From now on the rows are those of ``cache``."""
+        if cache is self._cache:
+            return
+        if self._cache is not None:
+            unfollow_rows(self._cache)
+        if cache is not None:
+            follow_rows(cache, self._take_rows)
+        self._cache = cache
 
     def _layer_hook(self, layer: int):
         reads, writes = self._intervention.read_layers, self._intervention.write_layers
@@ -160,17 +188,22 @@ class Steering:
                     self._residual = {}
             if layer not in writes:
                 return None
-            return with_residual(output, self._edited(layer, residual))
+            edited = self._edited(layer, residual)
+            return None if edited is None else with_residual(output, edited)
 
         return hook
 
-    def _edited(self, layer: int, residual: Tensor) -> Tensor:
+    def _edited(self, layer: int, residual: Tensor) -> Tensor | None:
         assert self._edit is not None and self._state is not None
-        rows, positions = self._edit.nonzero(as_tuple=True)
-        state = {name: value[rows] for name, value in self._state.items()}
-        delta = self._intervention.delta(layer, residual[rows, positions], state)
+        first = self._first
+        delta = self._intervention.delta(layer, residual[:, first:], self._state, self._edit[:, first:])
+        if delta is None:
+            return None
+        delta = delta.to(residual.dtype)
+        if first == 0:
+            return residual + delta
         edited = residual.clone()
-        edited[rows, positions] += delta.to(residual.dtype)
+        edited[:, first:] += delta
         return edited
 
 

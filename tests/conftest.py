@@ -60,10 +60,14 @@ def make_model(family: str):
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    if family == "gemma2":
+    if family in ("gemma2", "gemma3"):
         sizes |= {"sliding_window": 16, "query_pre_attn_scalar": 8}
+    if family == "gemma3":
+        sizes |= {"layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2)}
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gemma3_text" if family == "gemma3" else family, **sizes)
+    )
     with torch.no_grad():  # random weights of the usual size give nearly flat logits; make tokens matter
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -71,25 +75,42 @@ def make_model(family: str):
     return model.eval()
 
 
-def make_sae(folder: Path, layer: int, seed: int, architecture: str = "jumprelu", d_in: int = D_MODEL) -> Path:
+def make_sae(
+    folder: Path,
+    layer: int,
+    seed: int,
+    architecture: str = "jumprelu",
+    d_in: int = D_MODEL,
+    *,
+    d_sae: int = D_SAE,
+    **options,
+) -> Path:
+    """A folder written by SAELens; ``options`` are further entries of its configuration."""
     from sae_lens import SAE
 
     torch.manual_seed(seed)
     config = {
         "architecture": architecture,
         "d_in": d_in,
-        "d_sae": D_SAE,
+        "d_sae": d_sae,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post", "model_name": "tiny"},
     }
-    sae = SAE.from_dict(config)
+    if architecture == "topk":
+        config["k"] = 8
+    sae = SAE.from_dict(config | options)
     with torch.no_grad():
         sae.W_enc.normal_(0, 0.5)
         sae.W_dec.normal_(0, 0.3)
         sae.b_dec.normal_(0, 0.1)
-        sae.b_enc.normal_(-0.5, 0.2)
+        if architecture == "gated":
+            sae.b_gate.normal_(-0.5, 0.2)
+            sae.b_mag.normal_(-0.2, 0.4)
+            sae.r_mag.normal_(0, 0.3)
+        else:
+            sae.b_enc.normal_(-0.5, 0.2)
         if architecture == "jumprelu":
             sae.threshold.fill_(0.3)
     sae.save_model(folder)
@@ -101,7 +122,7 @@ def tiny_folders(tmp_path_factory):
     """family -> model folder, and "input"/"output" -> SAE folder (layers 1 and 2)."""
     root = tmp_path_factory.mktemp("tiny")
     folders = {}
-    for family in ("llama", "gemma2", "qwen3"):
+    for family in ("llama", "gemma2", "gemma3", "qwen3"):
         folder = root / family
         make_model(family).save_pretrained(folder)
         make_tokenizer().save_pretrained(folder)

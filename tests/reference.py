@@ -1,11 +1,11 @@
 """Brute-force references the tests compare with: plain loops, no cache, one row at a time."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from dspa.condiff import TruncatedMap
 from harness.intervention import find_decoder
 
 
@@ -41,8 +41,9 @@ class ReferenceDSPA:
         steering = aligned.intervention
         settings = steering.params()
         self.model, self.chat, self.settings = aligned.model, aligned.chat, settings
-        self.input, self.output = steering._input, steering._output
-        self.map: TruncatedMap = steering._map
+        self.input, self.output = steering.saes
+        self.map = steering.condition_map.truncated
+        self.input_limit, self.output_limit = (math.inf if x is None else x for x in settings["norm_limits"])
         self.layers = find_decoder(aligned.model).layers
 
     @torch.no_grad()
@@ -54,7 +55,8 @@ class ReferenceDSPA:
 
         with hooked(self.layers[self.input.layer], keep):
             self.model(input_ids=torch.tensor([prompt]))
-        kept = [p for p, token in enumerate(prompt) if token not in self.chat.special_ids]
+        short = seen["h"][0].float().norm(dim=-1) <= self.input_limit
+        kept = [p for p, token in enumerate(prompt) if token not in self.chat.special_ids and short[p]]
         if not kept:
             return [], []
         rho = (self.input.sae.encode(seen["h"][0, kept]) > 0).double().mean(0)
@@ -81,6 +83,8 @@ class ReferenceDSPA:
         def hook(_module, _args, out):
             h = (out[0] if isinstance(out, tuple) else out).clone()
             for p in edited:
+                if h[0, p].float().norm() > self.output_limit:
+                    continue
                 f = self.output.sae.encode(h[0, p])
                 g = f.clone()
                 size = float(f.max())

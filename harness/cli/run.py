@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from harness.experiment.executors import Progress as RunProgress
+from harness.experiment.forecast import Forecaster
+from harness.experiment.plan import Cell, cell_triples
 from harness.experiment.run import Prepared, prepare, run_suite
+from harness.names import budget_text, flops_budget
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -46,28 +50,61 @@ def run_command(suite: Path, out: Path | None, overrides: Sequence[str], *, dry_
 
 
 def print_plan(prepared: Prepared, console: Console) -> None:
-    """What a run would do: cells by variant and budget with their state, data, questions, machine."""
+    """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
     file, failures = prepared.suite.file, prepared.failures
-    table = Table(title=f"{file.name} in {prepared.folder.path}", title_justify="left")
-    for column in ("variant", "method", "triples", "cells", "complete", "begun", "to do"):
-        table.add_column(column, justify="left" if column in ("variant", "method") else "right")
+    forecaster = Forecaster(file.base, device=file.execution.device)
+    table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
+    bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
     groups = Counter((c.point, c.method_name, c.budget) for c in prepared.cells)
     for (point, method, budget), count in groups.items():
-        names = [c.name for c in prepared.cells if (c.point, c.budget) == (point, budget)]
-        left = [name for name in names if name in failures]
+        cells = [c for c in prepared.cells if (c.point, c.budget) == (point, budget)]
+        left = [cell.name for cell in cells if cell.name in failures]
         begun = sum(prepared.folder.cell(name).path.exists() for name in left)
         counts = (count, count - len(left), begun, len(left) - begun)
-        table.add_row(point, method, str(budget) if budget else "none", *map(str, counts))
+        row = (point, method, budget_text(budget) if budget else "none")
+        table.add_row(*row, *map(str, counts))
+        if cells[0].uses_triples:
+            bills.add_row(*row, *_predicted(prepared, forecaster, cells[0]))
     console.print(table)
+    if bills.rows:
+        console.print(bills)
     execution = file.execution
     console.print(f"cells: {len(prepared.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
-    console.print(f"budgets: {', '.join(map(str, file.budgets))} triples, {file.seeds} seeds")
+    budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
+    budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]
+    console.print(f"budgets: {', '.join(budgets)}, {file.seeds} seeds")
     for name in prepared.suite.benchmarks:
         count = prepared.checked.prompts.get(name)
         console.print(f"benchmark {name}" + (f": {count} prompts a cell" if count is not None else ""))
     console.print(f"judge: {prepared.suite.judge.label if prepared.suite.judge else 'none'}")
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("variant", "method", "budget"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "budget" else "left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _predicted(prepared: Prepared, forecaster: Forecaster, cell: Cell) -> tuple[str, str]:
+    """The predicted bill of ``cell``, and how far over the data it gets where that bill is its budget."""
+    triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
+    try:
+        forecast = forecaster.of(cell.method, triples, cell.flops_limit)
+    except ValueError:  # its fit will fail and say so; the other cells may be worth running
+        return "-", "less than a triple"
+    if forecast.flops is None:
+        return "-", ""
+    if cell.flops_limit is None:
+        return f"{forecast.flops:.4g}", ""
+    if cell.method.single_pass:
+        assert forecast.budget is not None
+        return f"{forecast.flops:.4g}", f"{forecast.budget.size} of {triples.size} triples"
+    return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
 
 
 @contextmanager

@@ -43,7 +43,9 @@ class Bill(_Row):
     """The three FLOP figures side by side (never merged), and time, memory, data and parameters.
 
     ``executed_flops`` is measured; a causal mask is not deducted from attention, and elementwise work is
-    not in it. ``paper_flops`` is None for methods for which the paper gives no figure. ``peak_bytes`` is
+    not in it. ``paper_flops`` is None for methods for which the paper gives no figure. ``predicted`` is what the fit
+    was expected to execute, by stage, before it began. ``flops_limit`` is the bill that was its budget, ``epochs`` how
+    often it went over its ``n_triples`` triples, where the method says so. ``peak_bytes`` is
     the peak resident memory of the whole process, weights and libraries included; ``start_bytes`` is what
     was resident before the fit. ``seconds`` is wall-clock time of the run without ``metering_seconds``, the
     time the meter itself needed around the profiled steps. (Steps that are counted or profiled also run
@@ -55,6 +57,9 @@ class Bill(_Row):
     executed_flops: int
     formula_flops: int
     paper_flops: float | None
+    predicted: dict[str, int] | None = None
+    flops_limit: int | None = None
+    epochs: float | None = None
     seconds: float
     metering_seconds: float
     start_bytes: int

@@ -50,14 +50,24 @@ class Meter:
     twice has none, and says so with ``sampled_steps`` 0.
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
-    ``total_params``. ``optimiser_steps`` and ``train_params`` are for the caller to set. Peak memory is
-    that of the process, so meter one fit a process at a time.
+    ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
+    method may end before or after the planned ones) are for the caller to set. Peak memory is that of the
+    process, so meter one fit a process at a time.
+
+    ``flops_limit`` is the bill at which the fit is to stop. The meter only says when it is reached
+    (`exhausted`); to stop there, between two optimiser steps, is up to the method.
     """
 
-    def __init__(self, model: nn.Module | None = None, *, sample_profile: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module | None = None, *, sample_profile: bool = True, flops_limit: int | None = None
+    ) -> None:
+        if flops_limit is not None and flops_limit < 1:
+            raise ValueError(f"flops_limit must be at least 1, got {flops_limit}")
         self.total_params = sum(p.numel() for p in model.parameters()) if model is not None else None
+        self.flops_limit = flops_limit
         self.train_params = 0
         self.optimiser_steps = 0
+        self.epochs: float | None = None
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, int] = {}
         self._profile = OperatorProfile()
@@ -69,6 +79,16 @@ class Meter:
         self._seconds = 0.0
         self._start_bytes: int | None = None
         self._peak = Peak(0)
+
+    @property
+    def executed_flops(self) -> int:
+        """FLOPs of all steps that are over."""
+        return sum(stage.executed_flops for stage in self._stages.values())
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the bill has reached ``flops_limit``; never without one."""
+        return self.flops_limit is not None and self.executed_flops >= self.flops_limit
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -150,8 +170,11 @@ class Meter:
         else:
             stage.forward_tokens += tokens + reference_tokens
 
-    def bill(self, *, method: str, n_triples: int) -> Bill:
-        """The bill of all that ran. Raises ValueError before or while the meter runs, or without a model."""
+    def bill(self, *, method: str, n_triples: int, predicted: dict[str, int] | None = None) -> Bill:
+        """The bill of all that ran, beside what was ``predicted`` by stage.
+
+        Raises ValueError before or while the meter runs, or without a model.
+        """
         if self._running:
             raise ValueError("the bill is not final while the meter runs; leave running() and stage() first")
         if self._start_bytes is None:
@@ -163,9 +186,12 @@ class Meter:
         return Bill(
             method=method,
             n_triples=n_triples,
-            executed_flops=sum(s.executed_flops for s in stages),
+            executed_flops=self.executed_flops,
             formula_flops=sum(s.formula_flops for s in stages),
             paper_flops=paper_flops(method, n_triples) if has_paper_figure(method) else None,
+            predicted=predicted,
+            flops_limit=self.flops_limit,
+            epochs=self.epochs,
             seconds=self._seconds,
             metering_seconds=self._profile.overhead,
             start_bytes=self._start_bytes,

@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dspa.sae import check_sae, load_sae
+from harness.method import BaseShape
+from harness.refs import SAERef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
@@ -62,3 +67,97 @@ def test_a_public_name_gives_the_same_model_as_its_folder_and_is_identified_by_i
     assert found["sae"] == [1, 48]
     expected = tiny_base("llama").generate([conversation("w1 w2")], max_new_tokens=5)[0].token_ids
     assert tuple(found["answer"]) == expected
+
+
+@pytest.fixture
+def in_process_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def write(folder: Path, name: str, weights: dict, config: dict | None = None) -> dict[str, Path]:
+    folder.mkdir()
+    torch.save(weights, folder / name)
+    files = {name: folder / name}
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+        files["config.json"] = folder / "config.json"
+    return files
+
+
+def test_a_qwen3_sae_of_adamkarvonen_keeps_its_threshold_and_gets_its_norm_filter(tmp_path, in_process_hub):
+    d_model, d_sae, threshold = 32, 64, 0.7
+    torch.manual_seed(0)
+    weights = {  # as dictionary_learning writes a BatchTopK SAE
+        "encoder.weight": torch.randn(d_sae, d_model) * 0.3,
+        "encoder.bias": torch.randn(d_sae) * 0.1,
+        "decoder.weight": torch.randn(d_model, d_sae) * 0.3,
+        "b_dec": torch.randn(d_model) * 0.1,
+        "k": torch.tensor(8),
+        "threshold": torch.tensor(threshold),
+    }
+    trainer = {
+        "dict_class": "BatchTopKSAE",
+        "activation_dim": d_model,
+        "dict_size": d_sae,
+        "k": 8,
+        "layer": 2,
+        "lm_name": "Qwen/Qwen3-8B",
+    }
+    files = write(tmp_path / "made", "ae.pt", weights, {"trainer": trainer, "buffer": {"ctx_len": 128}})
+    sae_id = "saes_Qwen_Qwen3-8B_batch_top_k/resid_post_layer_2/trainer_0"
+    publish(in_process_hub, "adamkarvonen/qwen3-8b-saes", {f"{sae_id}/{name}": file for name, file in files.items()})
+
+    ref = SAERef(release="adamkarvonen/qwen3-8b-saes", id=sae_id)
+    sae = load_sae(ref)
+    assert sae.sae.cfg.architecture() == "jumprelu"
+    assert sae.norm_multiple == 10.0
+    x = torch.randn(5, d_model)
+    pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
+    torch.testing.assert_close(sae.encode(x), pre * (pre > threshold), atol=1e-5, rtol=1e-5)
+    rows = sae.gather(torch.arange(16).expand(5, -1))
+    torch.testing.assert_close(rows["decoder"][0], weights["decoder.weight"].T[:16])
+    selected, _ = sae.encode_selected(x[:, None], rows)
+    torch.testing.assert_close(selected[:, 0], sae.encode(x)[:, :16], atol=1e-5, rtol=1e-5)
+
+    assert check_sae(ref, BaseShape("Qwen/Qwen3-8B", 4, d_model, "qwen3", "Qwen/Qwen3-8B")) == (2, d_sae)
+    with pytest.raises(ValueError, match=r"made for 'Qwen3-8B' \(family qwen3\), but base tiny is of type 'llama'"):
+        check_sae(ref, BaseShape("tiny", 4, d_model, "llama"))
+
+
+def test_a_damaged_checkpoint_of_a_release_is_refused_by_name(tmp_path, in_process_hub):
+    trainer = {"dict_class": "BatchTopKSAE", "activation_dim": 8, "dict_size": 16, "layer": 2, "lm_name": "Qwen3-8B"}
+    files = write(tmp_path / "made", "ae.pt", {}, {"trainer": trainer, "buffer": {"ctx_len": 128}})
+    files["ae.pt"].write_bytes(files["ae.pt"].read_bytes()[:40])
+    publish(in_process_hub, "adamkarvonen/qwen3-8b-saes", {f"x/{name}": file for name, file in files.items()})
+    with pytest.raises(ValueError, match=r"SAE adamkarvonen/qwen3-8b-saes/x: its weights file is damaged"):
+        load_sae(SAERef(release="adamkarvonen/qwen3-8b-saes", id="x"))
+
+
+def test_a_topk_sae_of_qwen_scope_is_loaded_through_saelens(tmp_path, in_process_hub, monkeypatch):
+    from sae_lens.loading import pretrained_sae_loaders
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    release, d_model, d_sae, k = "qwen-scope-3-1.7b-base-w32k-l50", 32, 1024, 5
+    # SAELens takes sizes from the repository's name: a small one, so that no gigabyte is written
+    repository = f"Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_{k}"
+    monkeypatch.setattr(get_pretrained_saes_directory()[release], "repo_id", repository)
+    sizes = {"Qwen3-1.7B-Base": ("Qwen/Qwen3-1.7B-Base", d_model)}
+    monkeypatch.setattr(pretrained_sae_loaders, "QWEN_SCOPE_MODEL_INFO", sizes)
+    torch.manual_seed(0)
+    weights = {
+        "W_enc": torch.randn(d_sae, d_model),
+        "W_dec": torch.randn(d_model, d_sae),
+        "b_enc": torch.randn(d_sae),
+        "b_dec": torch.randn(d_model),
+    }
+    publish(in_process_hub, repository, write(tmp_path / "made", "layer3.sae.pt", weights))
+
+    ref = SAERef(release=release, id="layer3")
+    x = torch.randn(4, d_model)
+    values, indices = (x @ weights["W_enc"].T + weights["b_enc"]).topk(k)
+    expected = torch.zeros(4, d_sae).scatter(-1, indices, values.relu())
+    torch.testing.assert_close(load_sae(ref).encode(x), expected, atol=1e-5, rtol=1e-5)
+    base = BaseShape("Qwen/Qwen3-1.7B", 28, d_model, "qwen3", "Qwen/Qwen3-1.7B")
+    assert check_sae(ref, base) == (3, d_sae)
+    assert load_sae(ref).norm_multiple is None

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dspa.condiff import ConditionalDifferenceMap, TruncatedMap
+import dspa.condiff
+import dspa.sparse
+from dspa.condiff import ConditionalDifferenceMap
+from dspa.sparse import BLOCK_NUMBERS, SparseRows
 from tests.reference import dense_map
+from tests.unit.tensor_sizes import LargestTensor
 
 N, D = 40, 25
 
@@ -84,13 +89,80 @@ def test_maps_come_back_from_disk_as_they_were(tmp_path):
     loaded = ConditionalDifferenceMap.load(tmp_path / "map.safetensors")
     assert torch.equal(loaded.dense(), amap.dense())
     assert loaded.gate == "strict"
-    kept = amap.truncate(3)
-    again = TruncatedMap.restore(kept.tensors())
-    assert torch.equal(again.scores(torch.arange(D)[:, None]), kept.scores(torch.arange(D)[:, None]))
+
+
+@pytest.mark.parametrize("gate", ["paper", "strict"])
+def test_sparse_rows_give_the_same_map_as_dense_ones_and_blocks_change_nothing(gate, monkeypatch):
+    rho, delta = densities(5)
+    whole = estimate(rho, delta, gate=gate, percentile=50.0, min_support=2)
+    monkeypatch.setattr(dspa.sparse, "BLOCK_NUMBERS", 7 * D)  # blocks of 7 triples ...
+    monkeypatch.setattr(dspa.condiff, "BLOCK_NUMBERS", 3 * D)  # ... and of 3 rows of A
+    rows = [SparseRows.from_dense(torch.tensor(x).float()) for x in (rho, delta)]
+    blocks = ConditionalDifferenceMap.estimate(*rows, gate=gate, percentile=50.0, min_support=2)
+    torch.testing.assert_close(blocks.dense(), whole.dense())
+    torch.testing.assert_close(blocks.mean_difference, whole.mean_difference)
+    everything = torch.arange(D)[:, None]
+    torch.testing.assert_close(blocks.truncate(3).scores(everything), whole.truncate(3).scores(everything))
+
+
+@pytest.mark.parametrize("gate", ["paper", "strict"])
+def test_column_sums_are_those_of_the_dense_map(gate):
+    amap = estimate(*densities(6), gate=gate, percentile=50.0)
+    torch.testing.assert_close(amap.column_sums, amap.dense().sum(0))
+
+
+def test_entries_that_tie_at_the_cut_off_are_kept_by_the_lower_column():
+    delta = torch.tensor([[0.5, -0.25, 0.5, 0.0, 0.5, -0.25, 0.75, -0.25]]).repeat(6, 1)
+    for gate in ("paper", "strict"):
+        amap = ConditionalDifferenceMap.estimate(torch.ones(6, 1), delta, gate=gate)
+        row = amap.truncate(2).scores(torch.tensor([[0]]))[0]
+        assert row.tolist() == [0.5, -0.25, 0.0, 0.0, 0.0, -0.25, 0.75, 0.0]
+
+
+def test_nothing_large_is_made_for_an_sae_with_131072_latents():
+    d_sae, n = 1 << 17, 24
+    draw = torch.Generator().manual_seed(0)
+
+    def rows(share: float) -> SparseRows:
+        parts = [
+            torch.rand(1, d_sae, generator=draw) * (torch.rand(1, d_sae, generator=draw) < share) for _ in range(n)
+        ]
+        return SparseRows.concatenate([SparseRows.from_dense(part) for part in parts], d_sae)
+
+    rho, delta = rows(0.001), rows(0.02)
+    rho = rho.keep(rho.column < 40_000)
+    with LargestTensor() as seen:
+        amap = ConditionalDifferenceMap.estimate(rho, delta, gate="strict", min_support=2)
+        kept = amap.truncate(16)
+        amap.scores(torch.arange(32)[None])
+        amap.tensors()
+    assert (kept.values != 0).any()
+    assert seen.largest <= BLOCK_NUMBERS  # d_sae x d_sae is a thousand times that
+
+
+def test_a_file_that_is_not_a_map_is_refused_by_name(tmp_path):
+    amap = estimate(*densities(0), gate="strict")
+    path = tmp_path / "map.safetensors"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"map\.safetensors is not a saved conditional-difference map"):
+        ConditionalDifferenceMap.load(path)
+    for name, change, message in (
+        ("shape", lambda t: t + torch.tensor([0, 0, 0, 5]), "is not that of a map"),
+        ("threshold", lambda t: t[1:], "tensor 'threshold' is missing, or is not 25 numbers"),
+        ("difference.length", lambda t: t + 1, "'length' says"),
+    ):
+        tensors = amap.tensors()
+        save_file(tensors | {name: change(tensors[name])}, path)
+        with pytest.raises(ValueError, match=message):
+            ConditionalDifferenceMap.load(path)
 
 
 def test_bad_options_are_refused():
     rho, delta = densities(0)
+    with pytest.raises(ValueError, match="a density is negative or not finite"):
+        estimate(rho - 0.25, delta)
+    with pytest.raises(ValueError, match="a response difference is not finite"):
+        estimate(rho, delta * np.nan)
     with pytest.raises(ValueError, match=r"\[0, 100\], got 101"):
         estimate(rho, delta, percentile=101.0)
     with pytest.raises(ValueError, match=r"min_support must be at least 1, got 0"):

@@ -18,7 +18,7 @@ from tests.conftest import make_sae
 from tests.reference import ReferenceDSPA
 
 PROMPTS = [conversation(text) for text in ("w1 w2 w3", "w30", "w7 w8 w9 w10 w11 w12 w13 w5 w5", "w20 w21")]
-FAMILIES = ["llama", "gemma2", "qwen3"]
+FAMILIES = ["llama", "gemma2", "gemma3", "qwen3"]
 
 
 def fit(base: AlignedModel, triples, sae_refs, **params) -> AlignedModel:
@@ -107,17 +107,21 @@ def test_alpha_zero_gives_bit_identical_logits(tiny_base, triples, sae_refs):
         assert torch.equal(steered, base.model(input_ids=ids).logits)
 
 
-def test_a_token_without_an_active_selected_latent_is_bit_identical(tiny_base, triples, sae_refs):
-    aligned = fit(tiny_base("gemma2"), triples, sae_refs)
+@pytest.mark.parametrize("scale", ["max", "own"])
+def test_a_token_without_an_active_selected_latent_is_bit_identical(tiny_base, triples, sae_refs, scale):
+    aligned = fit(tiny_base("gemma2"), triples, sae_refs, scale=scale)
     steering, sae = aligned.intervention, load_sae(sae_refs[1])
-    residual = torch.randn(64, sae.d_model, generator=torch.Generator().manual_seed(0)) * 2
-    latents = torch.arange(6).expand(64, -1)
-    state = {"latents": latents, "sign": -torch.ones(64, 6), "decoder": sae.decoder_rows(latents)}
-    delta = steering.delta(2, residual, state)
-    untouched = ~(sae.encode(residual)[:, :6] > 0).any(1)
-    assert 0 < int(untouched.sum()) < 64
+    residual = torch.randn(4, 16, sae.d_model, generator=torch.Generator().manual_seed(0)) * 2
+    index = torch.arange(6).expand(4, -1)
+    state = {**sae.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
+    steered = torch.ones(4, 16, dtype=torch.bool)
+    steered[1, 3:] = False
+    delta = steering.delta(2, residual, state, steered)
+    untouched = ~(sae.encode(residual)[..., :6] > 0).any(-1) | ~steered
+    assert 13 < int(untouched.sum()) < 64
     assert torch.equal((residual + delta)[untouched], residual[untouched])
     assert (delta[~untouched] != 0).any(1).all()
+    assert int(steering.edit_counts.sum()) == int((sae.encode(residual)[..., :6] > 0)[steered].sum())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -234,9 +238,12 @@ def test_the_static_sets_are_the_same_for_all_prompts_and_its_control_edits_acti
     residual = torch.randn(32, sae.d_model, generator=torch.Generator().manual_seed(1))
     encoded = sae.encode(residual)
     latents, sign = control.intervention.tensors()["latents"], control.intervention.tensors()["sign"]
-    moved = control.intervention.delta(2, residual, {})
-    assert torch.equal((moved != 0).any(1), (encoded[:, latents] > 0).any(1))
-    everything = plain.intervention.delta(2, residual, {})
+    steered = torch.ones(2, 16, dtype=torch.bool)
+    steered[0, 0] = False
+    moved = control.intervention.delta(2, residual.view(2, 16, -1), {}, steered).flatten(0, 1)
+    assert not moved[0].any()
+    assert torch.equal((moved != 0).any(1)[1:], (encoded[1:, latents] > 0).any(1))
+    everything = plain.intervention.delta(2, residual.view(2, 16, -1), {}, steered | True).flatten(0, 1)
     expected = torch.zeros_like(residual)
     for j, direction in zip(latents.tolist(), sign.tolist(), strict=True):
         f = encoded[:, j]

@@ -1,15 +1,18 @@
 import pytest
 import torch
 
-from dspa.edit import latent_change
+from dspa.edit import latent_change, movable_latents
 from dspa.select import ablate_set, augment_set, mean_pairwise_jaccard, top_prompt_latents
 
-LATENTS = torch.tensor([[2.0, 0.5, 0.0, 3.0]])
-STRONGEST = torch.tensor([5.0])
+LATENTS = torch.tensor([[[2.0, 0.5, 0.0, 3.0]]])
+STRONGEST = torch.tensor([[5.0]])
+STEERED = torch.tensor([[True]])
 
 
-def change(sign, **options):
-    return latent_change(LATENTS, torch.tensor([sign]), STRONGEST, **options)[0].tolist()
+def change(sign, *, alpha, scale, steered=STEERED, active_only=True):
+    signs = torch.tensor([sign])
+    movable = movable_latents(LATENTS, signs, steered, active_only=active_only)
+    return latent_change(LATENTS, signs, STRONGEST if scale == "max" else None, movable, alpha=alpha)[0, 0].tolist()
 
 
 def test_ablation_subtracts_alpha_times_the_strongest_activation_and_stops_at_zero():
@@ -31,6 +34,10 @@ def test_without_the_token_gate_inactive_latents_move_up_but_never_below_zero():
 def test_alpha_zero_changes_nothing_to_the_bit():
     for scale in ("max", "own"):
         assert change([-1.0, 1.0, -1.0, 1.0], alpha=0.0, scale=scale) == [0.0] * 4
+
+
+def test_a_token_that_is_not_steered_does_not_change():
+    assert change([-1.0] * 4, alpha=0.2, scale="max", steered=~STEERED) == [0.0] * 4
 
 
 def test_sets_hold_only_active_latents_and_only_scores_of_the_right_sign():

@@ -39,8 +39,8 @@ class Push:
         weight = prompt[..., None].to(residual[1].dtype)
         return {"mean": (residual[1] * weight).sum(1) / weight.sum(1).clamp(min=1)}
 
-    def delta(self, layer, residual, state):
-        return self.strength * state["mean"].flip(-1)
+    def delta(self, layer, residual, state, steered):
+        return self.strength * state["mean"].flip(-1)[:, None] * steered[..., None]
 
     def tensors(self):
         return {}

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from sae_lens import SAE
 
 from dspa import DSPA
 from dspa.sae import check_sae, load_sae
@@ -71,8 +72,8 @@ def test_a_release_name_reaches_saelens(monkeypatch):
     class Found(Exception):
         pass
 
-    def from_pretrained(release, sae_id, device, dtype):
-        asked.update(release=release, sae_id=sae_id, dtype=dtype)
+    def from_pretrained(release, sae_id, dtype, converter):
+        asked.update(release=release, sae_id=sae_id, dtype=dtype, converter=converter)
         raise Found
 
     monkeypatch.setattr("dspa.sae.SAE.from_pretrained", from_pretrained)
@@ -82,22 +83,77 @@ def test_a_release_name_reaches_saelens(monkeypatch):
         "release": "gemma-scope-2b-pt-res-canonical",
         "sae_id": "layer_7/width_16k/canonical",
         "dtype": "float32",
+        "converter": None,
     }
 
 
-def test_decoding_a_change_equals_the_difference_of_saelens_decodes_also_with_normalised_inputs(tmp_path):
-    for normalisation in ("none", "layer_norm", "constant_norm_rescale"):
-        folder = make_sae(tmp_path / normalisation, 1, seed=0)
-        sae = load_sae(edit(folder, normalize_activations=normalisation))
-        x = torch.randn(6, D_MODEL, generator=torch.Generator().manual_seed(0)) * 3
-        before = sae.encode(x)
-        after = before.clone()
-        after[:, :5] = (after[:, :5] - 0.4).clamp(min=0)
-        reconstructions = []
-        for latents in (after, before):
-            sae.encode(x)  # SAELens keeps the scale of the tokens encoded last, for one decode
-            reconstructions.append(sae.sae.decode(latents))
-        expected = reconstructions[0] - reconstructions[1]
-        sae.encode(x)
-        rows = sae.decoder_rows(torch.arange(5).expand(6, -1))
-        torch.testing.assert_close(sae.decode_change((after - before)[:, :5], rows), expected, atol=1e-5, rtol=1e-4)
+def test_a_release_that_cannot_be_read_is_a_plain_error():
+    with pytest.raises(ValueError, match=r"cannot read SAE someone/nothing/layer_1: "):
+        check_sae(SAERef(release="someone/nothing", id="layer_1"), BASE)
+    with pytest.raises(ValueError, match="not found in release gemma-scope-2b-pt-res-canonical"):
+        check_sae(SAERef(release="gemma-scope-2b-pt-res-canonical", id="layer_99"), BASE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"architecture": "jumprelu_transcoder"}, "architecture 'jumprelu_transcoder' is not supported; supported are"),
+        ({"architecture": "temporal"}, "'temporal' is not supported; supported are standard, jumprelu, gated, topk"),
+        ({"architecture": "abstopk"}, "'abstopk' is not supported"),
+        ({"architecture": "batchtopk"}, "save_inference_model, which makes them jumprelu"),
+        ({"architecture": "my_own"}, "'my_own' is not supported"),
+        ({"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling_factor .* save the SAE"),
+        ({"normalize_activations": "covariance_whitening"}, "supported are none, layer_norm, constant_norm_rescale"),
+        ({"reshape_activations": "hook_z"}, "it reshapes its input"),
+    ],
+)
+def test_arithmetic_that_has_no_exact_form_is_refused_with_the_known_ones(tmp_path, changes, complaint):
+    ref = edit(make_sae(tmp_path / "sae", 1, seed=0), **changes)
+    for use in (lambda: check_sae(ref, BASE), lambda: load_sae(ref)):
+        with pytest.raises(ValueError, match=f"SAE {ref}: .*{complaint}"):
+            use()
+
+
+def test_a_fixed_input_scale_works_once_it_is_folded_into_the_weights(tmp_path):
+    folder = make_sae(tmp_path / "sae", 1, seed=0, normalize_activations="expected_average_only_in")
+    sae = SAE.load_from_disk(folder)
+    residual = torch.randn(4, D_MODEL)
+    expected = sae.encode(residual * 0.5)
+    sae.fold_activation_norm_scaling_factor(0.5)
+    sae.save_model(folder)
+    torch.testing.assert_close(load_sae(SAERef(path=str(folder))).encode(residual), expected)
+
+
+def test_damaged_files_are_named(tmp_path):
+    folder = make_sae(tmp_path / "short", 1, seed=0)
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"short: sae_weights\.safetensors is damaged .* get it again"):
+        load_sae(SAERef(path=str(folder)))
+    other = edit(make_sae(tmp_path / "other", 1, seed=0), d_sae=99)
+    with pytest.raises(ValueError, match=r"does not belong to its configuration \(RuntimeError"):
+        load_sae(other)
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(ValueError, match=r"short/cfg\.json is not a SAELens configuration"):
+        check_sae(SAERef(path=str(folder)), BASE)
+    (folder / "cfg.json").write_text('{"architecture": "standard", "d_in": 32}')
+    with pytest.raises(ValueError, match=r"not a SAELens configuration \(KeyError: 'd_sae'\)"):
+        check_sae(SAERef(path=str(folder)), BASE)
+
+
+def test_the_norm_filter_is_set_by_hand_for_folders_and_enters_the_identity(tmp_path):
+    folder = str(make_sae(tmp_path / "sae", 1, seed=0))
+    plain, filtered = load_sae(SAERef(path=folder)), load_sae(SAERef(path=folder, norm_filter=10))
+    assert plain.norm_multiple is None
+    assert filtered.norm_multiple == 10.0
+    assert plain.identity != filtered.identity
+    with pytest.raises(ValueError, match="greater than 1"):
+        SAERef(path=folder, norm_filter=0.5)
+
+
+def test_the_norm_filter_keeps_tokens_up_to_the_limit(tiny_folders):
+    sae = load_sae(SAERef(path=str(tiny_folders["input"])))
+    tokens = torch.zeros(1, 3, D_MODEL)
+    tokens[0, :, 0] = torch.tensor([1.0, 2.0, 2.5])
+    assert sae.fits_norm(tokens, 2.0).tolist() == [[True, True, False]]
+    assert sae.fits_norm(tokens.bfloat16(), None).all()

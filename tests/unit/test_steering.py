@@ -24,8 +24,8 @@ class Marker:
         self.prompts.append(prompt)
         return {"row": torch.arange(len(prompt))}
 
-    def delta(self, layer, residual, state):
-        return torch.ones_like(residual)
+    def delta(self, layer, residual, state, steered):
+        return steered[..., None].expand_as(residual).float()
 
     def tensors(self):
         return {}
@@ -116,7 +116,7 @@ def test_several_tokens_on_a_cache_are_refused_unless_announced(tiny_base):
         cache = DynamicCache(config=base.model.config)
         base.model(input_ids=IDS, past_key_values=cache)
         cache.batch_select_indices(torch.tensor([1, 1, 0]))
-        session.continue_rows(torch.tensor([1, 1, 0]))
+        session.announce_continuation()
         base.model(input_ids=torch.tensor([[9, 9], [9, 10], [9, 11]]), past_key_values=cache)
         assert session.steered_tokens.tolist() == [3, 3, 3]
 
@@ -153,6 +153,116 @@ def test_what_cannot_be_steered_is_refused(tiny_base):
             base.model(input_ids=IDS, attention_mask=torch.ones(2, 1, 5, 5, dtype=torch.bool))
 
 
+def generate(base, intervention, **options):
+    """(new tokens, steered tokens) of transformers' own generate under a session."""
+    ids = torch.tensor([[9, 10, 11, 9, 10], [12, 13, 12, 13, 12]])
+    ids = ids[:1] if "prompt_lookup_num_tokens" in options else ids
+    with run(base, intervention, special=(0, 1, 2), stop=(2,)) as session:
+        output = base.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, pad_token_id=0, eos_token_id=2, **options
+        )
+        return output[:, ids.shape[1] :], session.steered_tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_lookup_num_tokens": 2}, "assisted decoding"),
+        ({"prefill_chunk_size": 3}, "chunked prefill"),
+        ({"use_cache": False}, "without a cache"),
+        ({"guidance_scale": 1.5}, "classifier-free guidance"),
+        ({"cache_implementation": "static"}, "4-D masks"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_ways_of_generating_that_cannot_be_steered_exactly_are_refused(tiny_base, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_base(), Marker(), **options)
+
+
+def test_continuous_batching_is_refused(tiny_base):
+    base, ids = tiny_base(), torch.tensor([[9, 10, 11]])
+    with run(base, Marker()), pytest.raises(ValueError, match="packed batches"):
+        base.model(input_ids=ids, cu_seq_lens_q=torch.tensor([0, 1, 3]))
+
+
+def test_several_answers_to_a_prompt_are_rows_of_their_own(tiny_base):
+    torch.manual_seed(0)
+    tokens, steered = generate(tiny_base(), Marker(), num_return_sequences=3, do_sample=True)
+    generated = [row.index(2) + 1 if 2 in row else len(row) for row in tokens.tolist()]
+    assert len(tokens) == 6 and steered.tolist() == generated
+
+
+class RowMarker(Marker):
+    """Its state is the row's first prompt token; remembers the rows it was asked to edit at each step."""
+
+    def condition(self, residual, prompt):
+        self.steps: list[list[int]] = []
+        return {"row": torch.arange(len(prompt)) * 10}
+
+    def delta(self, layer, residual, state, steered):
+        self.steps.append(state["row"].tolist())
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["cache given", "cache made by the model"])
+def test_rows_follow_their_cache(tiny_base, given):
+    base, marker = tiny_base(), RowMarker()
+    with run(base, marker, stop=(2,)) as session, torch.no_grad():
+        cache = DynamicCache(config=base.model.config) if given else None
+        cache = base.model(input_ids=IDS, past_key_values=cache).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0]))
+        base.model(input_ids=torch.tensor([[2], [9]]), past_key_values=cache)
+        cache.batch_repeat_interleave(2)
+        base.model(input_ids=torch.tensor([[9]] * 4), past_key_values=cache)
+        cache.batch_select_indices(torch.tensor([3, 0]))
+        base.model(input_ids=torch.tensor([[9]] * 2), past_key_values=cache)
+        assert session.steered_tokens.tolist() == [4, 1], "the row that was fed the stop token moved"
+    assert marker.steps == [[0, 10], [10, 0], [10, 10, 0, 0], [0, 10]]
+    assert type(cache) is DynamicCache
+
+
+def test_layer_outputs_may_be_tuples():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, hidden):
+            return hidden + self.weight, "attentions"
+
+    class Config:
+        num_hidden_layers = 2
+
+        def get_text_config(self):
+            return self
+
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, input_ids):
+            hidden = input_ids[..., None].float()
+            for layer in self.layers:
+                hidden, rest = layer(hidden)
+                assert rest == "attentions"
+            return hidden
+
+    class Model(nn.Module):
+        config = Config()
+
+        def __init__(self):
+            super().__init__()
+            self.model = Stack()
+
+        def forward(self, input_ids):
+            return self.model(input_ids=input_ids)
+
+    model = Model()
+    with Steering(model, Marker(read=0, write=1), special_ids=(), stop_ids=()), torch.no_grad():
+        assert model(torch.tensor([[3, 4]]))[..., 0].tolist() == [[5, 7]]
+
+
 def test_layers_outside_the_model_or_in_the_wrong_order_are_refused(tiny_base):
     with pytest.raises(ValueError, match=r"layers 0\.\.3"):
         run(tiny_base(), Marker(write=4))
@@ -160,7 +270,7 @@ def test_layers_outside_the_model_or_in_the_wrong_order_are_refused(tiny_base):
         run(tiny_base(), Marker(read=3, write=2))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "qwen3"])
 def test_decoder_layers_are_found_without_name_lists_also_under_peft(tiny_base, family):
     from peft import LoraConfig, get_peft_model
 

@@ -1,0 +1,57 @@
+"""The map as it ships: only the ends of each row ("99.8 % less memory", arXiv 2603.21461, "Offline", step 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TruncatedMap:
+    """A with at most 2 * top entries a row. Unused places hold column 0 and value 0."""
+
+    columns: Int[Tensor, "d_in entries"]
+    """int32"""
+    values: Float[Tensor, "d_in entries"]
+    d_out: int
+
+    def scores(
+        self, selected: Int[Tensor, "batch k"], weights: Float[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch d_out"]:
+        """s(x) = A^T 1_S over the kept entries, or the sum of rows by ``weights``; -1 in ``selected``: none."""
+        present = (selected >= 0).float()
+        weights = present if weights is None else weights * present
+        rows = selected.clamp(min=0)
+        columns, values = self.columns[rows].flatten(1).long(), (self.values[rows] * weights[..., None]).flatten(1)
+        scores = torch.zeros(len(selected), self.d_out, device=self.values.device)
+        return scores.scatter_add_(1, columns, values)
+
+    def to(self, device: torch.device | str) -> "TruncatedMap":
+        """The same on another device."""
+        return TruncatedMap(self.columns.to(device), self.values.to(device), self.d_out)
+
+
+def row_extremes(
+    block: Float[Tensor, "row d_out"], top: int
+) -> tuple[Int[Tensor, "row entries"], Float[Tensor, "row entries"]]:
+    """Columns (int32) and values of the ``top`` largest and smallest entries of each row, ties to the lower column.
+
+    Zeros are not kept, and an entry that is among both ends is kept once.
+    """
+    column = torch.cat([_extreme(block, top, largest=largest) for largest in (True, False)], dim=1)
+    ordered = column.sort(dim=1).values
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    value = block.gather(1, ordered).masked_fill(repeated, 0.0)
+    return ordered.masked_fill(value == 0, 0).int(), value
+
+
+def _extreme(block: Float[Tensor, "row d_out"], top: int, *, largest: bool) -> Int[Tensor, "row top"]:
+    """Columns of the ``top`` largest or smallest entries of each row."""
+    value, column = block.topk(min(top + 1, block.shape[1]), dim=1, largest=largest)
+    # topk picks any of the entries that tie at the cut-off. Ties at zero do not matter: zeros are not kept.
+    tied = (value[:, top:] == value[:, top - 1 : top]).any(1) & (value[:, top - 1] != 0)
+    for row in tied.nonzero()[:, 0].tolist():
+        column[row, :top] = block[row].sort(descending=largest, stable=True).indices[:top]
+    return column[:, :top]

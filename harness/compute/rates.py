@@ -1,0 +1,154 @@
+"""What passes through an architecture cost, from its configuration alone: no weights, no data, no device."""
+
+import copy
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from harness.compute.shapes import count_flops
+from harness.intervention import find_decoder
+
+_LENGTHS = (8, 16, 24)
+Work = Callable[[nn.Module, Int[Tensor, "1 length"]], object]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """FLOPs of one kind of pass: so many per token, and so many per pair of a token and a position it attends to.
+
+    Padding counts like any token. A causal mask is not deducted, as in the meter.
+    """
+
+    per_token: int
+    per_pair: int
+
+    def of(self, rows: int, length: int, *, past: int = 0) -> int:
+        """A batch of ``rows`` x ``length`` tokens, on a cache of ``past`` positions."""
+        return rows * length * (self.per_token + self.per_pair * (past + length))
+
+
+class Rates:
+    """Rates of one architecture, each found by counting short passes over a model that has shapes and no numbers.
+
+    The model is made on the meta device; for a count its parameters say that they are on ``device``, because the
+    choice between fused and plain attention, which differ by a product in the backward, depends on it.
+    """
+
+    def __init__(self, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        self.device = device
+        head = self.model.get_output_embeddings()
+        self.head = 2 * head.weight.numel()
+        """FLOPs of the LM head's product for one position."""
+        self._found: dict[Hashable, Rate] = {}
+
+    def body(self, layers: int | None = None) -> Rate:
+        """The forward pass without the LM head, through the first ``layers`` decoder layers (default: all)."""
+
+        def work(model: nn.Module, ids: Tensor) -> None:
+            decoder = find_decoder(model)
+            handles = []
+            if layers is not None:
+                handles.append(decoder.layers[layers - 1].register_forward_hook(_stop))
+            try:
+                with torch.no_grad():
+                    decoder.stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            except _Stop:
+                pass
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        return self._once(("body", layers), lambda: self.measure(work))
+
+    def training(self, adapter: Any = None, *, checkpointing: bool = False) -> Rate:
+        """Forward and backward without the LM head, of all weights or of a PEFT ``adapter`` configuration alone."""
+
+        def work(model: nn.Module, ids: Tensor) -> None:
+            stack = find_decoder(model).stack
+            stack(
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            ).last_hidden_state.sum().backward()
+
+        def measure() -> Rate:
+            model: Any = copy.deepcopy(self.model)
+            if adapter is not None:
+                from peft import get_peft_model
+
+                with warnings.catch_warnings():  # PEFT asks transformers by a name that is about to go
+                    warnings.simplefilter("ignore", FutureWarning)
+                    model = get_peft_model(model, copy.deepcopy(adapter))
+            if checkpointing:
+                model.activation_checkpointing_enable()
+                if adapter is not None:
+                    model.enable_input_require_grads()
+            return self.measure(work, model.train())
+
+        return self._once(("training", repr(adapter), checkpointing), measure)
+
+    def measure(self, work: Work, model: nn.Module | None = None) -> Rate:
+        """The rate of ``work(model, ids)`` on one row of ``ids``; the model's tensors have no values in it.
+
+        Raises ValueError where the FLOPs depend on values, or are not so many per token and per pair.
+        """
+        counts = []
+        try:
+            with _without_values(model or self.model, self.device) as weightless:
+                for length in _LENGTHS:
+                    with count_flops() as counter:
+                        work(weightless, torch.zeros(1, length, dtype=torch.long, device=self.device))
+                    counts.append(counter.get_total_flops())
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as problem:
+            raise ValueError(f"the FLOPs of this pass depend on values: {problem}") from None
+        (short, long, check), (a, b, c) = counts, _LENGTHS
+        per_pair, rest = divmod(long * a - short * b, a * b * (b - a))
+        per_token, rest_of_token = divmod(short - per_pair * a * a, a)
+        rate = Rate(per_token, per_pair)
+        if rest or rest_of_token or rate.of(1, c) != check:
+            raise ValueError(f"{counts} FLOPs for {_LENGTHS} tokens are not so many per token and per pair")
+        return rate
+
+    def _once(self, key: Hashable, find: Callable[[], Rate]) -> Rate:
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
+
+
+@contextmanager
+def _without_values(model: nn.Module, device: str) -> Iterator[nn.Module]:
+    """A copy of ``model`` whose tensors claim to be on ``device`` and hold nothing, and the mode to run it in."""
+    shadow = copy.deepcopy(model)
+    with FakeTensorMode():
+        made: dict[int, nn.Parameter] = {}  # by the original's id: tied weights stay tied
+        for module in shadow.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    fake = torch.empty(p.shape, dtype=p.dtype, device=device)
+                    made.setdefault(id(p), nn.Parameter(fake, requires_grad=p.requires_grad))
+                    module._parameters[name] = made[id(p)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        yield shadow
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the deepest layer that is needed."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stop

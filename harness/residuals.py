@@ -1,0 +1,120 @@
+"""Residual streams of preference triples: the prompt is passed once, both answers on its KV cache, up to one layer."""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from harness.compute import Meter
+from harness.intervention import Decoder, find_decoder, residual_of
+from harness.model import AlignedModel
+from harness.padding import pad_rows, positions_of
+from harness.preferences import Triple
+
+
+@dataclass(frozen=True)
+class TripleIds:
+    """Token ids of a triple, four bytes each; answers without the end-of-turn token."""
+
+    prompt: array
+    chosen: array
+    rejected: array
+
+    def __len__(self) -> int:
+        """Tokens of the prompt with its longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Residual stream after some layers, and which tokens count (no padding, no special ones)."""
+
+    residual: Mapping[int, Float[Tensor, "row pos d_model"]]
+    counted: Bool[Tensor, "row pos"]
+
+
+def encode_triples(base: AlignedModel, triples: Sequence[Triple]) -> list[TripleIds]:
+    """Ids of every triple, in order. Raises ValueError for one that does not fit the context."""
+    return [TripleIds(*(array("i", ids) for ids in base.triple_ids(triple))) for triple in triples]
+
+
+def batches_by_length(encoded: Sequence[TripleIds], batch_size: int) -> Iterator[list[int]]:
+    """Indices of triples of similar length together, longest first, so that little is spent on padding."""
+    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.no_grad()
+def triple_residuals(
+    base: AlignedModel, batch: Sequence[TripleIds], prompt_layers: set[int], answer_layers: set[int], meter: Meter
+) -> tuple[Seen, Seen]:
+    """(prompts, answers): residual streams after some layers; the answers' rows are chosen, rejected, chosen, ...
+
+    Prompts are passed once and their KV cache serves both answers; layers after the last one asked for never run, nor
+    does the LM head. Both passes are one step of ``meter``.
+    """
+    decoder = find_decoder(base.model)
+    special = torch.tensor(base.chat.special_ids, device=base.device)
+    answers = [list(answer) for one in batch for answer in (one.chosen, one.rejected)]
+    ids, mask = pad_rows([list(one.prompt) for one in batch], base.chat.pad_id, side="left", device=base.device)
+    answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
+    tokens = sum(len(one.prompt) + len(one.chosen) + len(one.rejected) for one in batch)
+    last = max(prompt_layers | answer_layers)
+    with meter.step(("forward", tuple(ids.shape), tuple(answer_ids.shape), last), tokens=tokens, kind="forward"):
+        cache = DynamicCache(config=base.model.config)
+        # The answers need the prompt's keys and values up to the last layer, so both passes end there.
+        seen = early_residuals(decoder, prompt_layers, ids, mask, last=last, cache=cache)
+        cache.batch_repeat_interleave(2)
+        whole = torch.cat([mask.repeat_interleave(2, dim=0), answer_mask], dim=1)
+        answered = early_residuals(decoder, answer_layers, answer_ids, whole, last=last, cache=cache)
+    return (
+        Seen(seen, mask.bool() & ~torch.isin(ids, special)),
+        Seen(answered, answer_mask.bool() & ~torch.isin(answer_ids, special)),
+    )
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the deepest layer that is needed."""
+
+
+def early_residuals(
+    decoder: Decoder,
+    layers: set[int],
+    ids: Int[Tensor, "row pos"],
+    mask: Int[Tensor, "row all"],
+    *,
+    last: int | None = None,
+    cache: DynamicCache | None = None,
+) -> dict[int, Float[Tensor, "row pos d_model"]]:
+    """Residual stream after ``layers`` for the tokens ``ids`` (the newest of ``mask``'s where there is a ``cache``).
+
+    The pass stops after layer ``last``, or the deepest of ``layers``: what comes later never runs.
+    """
+    last = max(layers) if last is None else last
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int):
+        def hook(_module: nn.Module, _args: tuple, output: object) -> None:
+            if layer in layers:
+                seen[layer] = residual_of(output)
+            if layer == last:
+                raise _Stop
+
+        return hook
+
+    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers | {last}]
+    positions = positions_of(mask)[:, -ids.shape[1] :]
+    on_cache = {"past_key_values": cache, "use_cache": cache is not None}
+    try:
+        decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, **on_cache)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
