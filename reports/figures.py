@@ -24,16 +24,20 @@ _GREY = "#6B6B6B"
 def write_figures(run: Run, comparison: "pd.DataFrame", folder: Path) -> list[str]:
     """Write ``quality_vs_flops.png`` and ``quality_vs_data.png`` to ``folder``; returns the names written.
 
-    A metric without a single mean gets no panel; a run without any measurement no figure.
+    A metric without a single mean gets no panel; a run without any measurement no figure; one without numbers of
+    triples for budgets no figure against them.
     """
     table = rows_where(comparison)
     metrics = [name for name in run.metrics if any(not isnan(row[name]) for row in table)]
     if not metrics:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    for name, panel in (("quality_vs_flops", _against_flops), ("quality_vs_data", _against_data)):
-        _small_multiples(run, table, metrics, panel, folder / f"{name}.png")
-    return ["quality_vs_flops.png", "quality_vs_data.png"]
+    panels: dict[str, Callable[..., None]] = {"quality_vs_flops.png": _against_flops}
+    if run.triple_budgets:
+        panels["quality_vs_data.png"] = _against_data
+    for name, panel in panels.items():
+        _small_multiples(run, table, metrics, panel, folder / name)
+    return list(panels)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool) -> list[tuple[float, float]]:
@@ -84,7 +88,8 @@ def _against_flops(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
     points, at_zero = [], 0
     _reference(axis, run, table, facts)
     for variant in run.variants:
-        rows = list({row["executed_flops"]: row for row in shown if row["variant"] == variant}.values())
+        found = {row["executed_flops"]: row for row in shown if row["variant"] == variant}
+        rows = [found[cost] for cost in sorted(found)]
         points += [(row["executed_flops"] or free, row[facts.name]) for row in rows]
         if variant == run.baseline and not any(row["executed_flops"] for row in rows):
             continue  # its line and band say it all
@@ -111,12 +116,13 @@ def _against_data(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
     variants = [variant for variant in run.variants if variant != run.baseline]
     _reference(axis, run, table, facts)
     for index, variant in enumerate(variants):
-        rows = [row for row in table if row["variant"] == variant and not isnan(row[facts.name])]
+        at = run.triple_budgets
+        rows = [r for r in table if r["variant"] == variant and r["budget"] in at and not isnan(r[facts.name])]
         shift = 0.36 * (index / max(len(variants) - 1, 1) - 0.5)  # side by side: intervals stay apart
-        x = [run.budgets.index(row["budget"]) + shift for row in rows]
+        x = [at.index(row["budget"]) + shift for row in rows]
         _series(axis, run, variant, facts, x, rows)
-    axis.set_xticks(range(len(run.budgets)), [str(budget) for budget in run.budgets])
-    axis.set_xlim(-0.45, len(run.budgets) - 0.55)
+    axis.set_xticks(range(len(run.triple_budgets)), [str(budget) for budget in run.triple_budgets])
+    axis.set_xlim(-0.45, len(run.triple_budgets) - 0.55)
     axis.set_xlabel("preference triples", fontsize=9)
 
 
@@ -160,7 +166,9 @@ def _dress(axis: "Axes", facts: Metric) -> None:
     axis.set_ylabel(facts.unit + ("" if facts.higher_is_better else ", lower is better"), fontsize=9)
     low, high = axis.get_ylim()
     if high - low < facts.least_span:  # do not blow up differences that are none
-        middle = max((low + high) / 2, 0.4 * facts.least_span)  # and show hardly anything below 0
+        middle = (low + high) / 2
+        if not facts.signed:
+            middle = max(middle, 0.4 * facts.least_span)  # and show hardly anything below 0
         axis.set_ylim(middle - facts.least_span / 2, middle + facts.least_span / 2)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#E5E5E5", linewidth=0.7)

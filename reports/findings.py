@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.names import BudgetName
 from reports.metrics import Metric, metric
 from reports.runfolder import MULTIPLE_CHOICE, Run
 from reports.tables import rows_where
@@ -31,14 +32,14 @@ class Drop:
     """A multiple-choice task on which ``variant`` is more than two points below the baseline."""
 
     variant: str
-    budget: int
+    budget: BudgetName
     metric: str
     points: float
     value: float
     baseline: float
 
 
-def findings(run: Run, comparison: "pd.DataFrame", budget: int) -> list[Finding]:
+def findings(run: Run, comparison: "pd.DataFrame", budget: BudgetName) -> list[Finding]:
     """One finding per metric that is not multiple choice (those have `drops`), at ``budget``."""
     return [_finding(run, comparison, name, budget) for name in headline_metrics(run)]
 
@@ -51,7 +52,7 @@ def multiple_choice_metrics(run: Run) -> list[str]:
     return [name for name, benchmark in run.metrics.items() if benchmark == MULTIPLE_CHOICE]
 
 
-def side(run: Run, comparison: "pd.DataFrame", name: str, variant: str, budget: int) -> str:
+def side(run: Run, comparison: "pd.DataFrame", name: str, variant: str, budget: BudgetName) -> str:
     """The variant's interval against the baseline's: "better", "worse", "overlapping" or "missing"."""
     at = {row["variant"]: row for row in rows_where(comparison, budget=budget)}
     a, b = ((at[v][f"{name}_low"], at[v][f"{name}_high"]) for v in (variant, run.baseline))
@@ -76,7 +77,7 @@ def drops(run: Run, comparison: "pd.DataFrame") -> list[Drop]:
     return found
 
 
-def _finding(run: Run, comparison: "pd.DataFrame", name: str, budget: int) -> Finding:
+def _finding(run: Run, comparison: "pd.DataFrame", name: str, budget: BudgetName) -> Finding:
     by_side: dict[str, list[str]] = {"better": [], "worse": [], "overlapping": [], "missing": []}
     for variant in run.variants:
         if variant != run.baseline:

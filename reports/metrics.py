@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """``name`` is the column in comparison.csv; values are in ``unit``."""
+    """``name`` is the column in comparison.csv; values are in ``unit``, and below 0 only where ``signed``."""
 
     name: str
     title: str
     unit: str
     higher_is_better: bool = True
     digits: int = 1
+    signed: bool = False
 
     def better(self, a: float, b: float) -> bool:
         """Whether the value ``a`` is better than ``b``."""
@@ -20,7 +21,7 @@ class Metric:
     @property
     def least_span(self) -> float:
         """The least range of values worth filling a plot with."""
-        return 0.5 if self.digits == 2 else 5.0
+        return 50 * 10.0**-self.digits
 
 
 _KNOWN = {
@@ -31,6 +32,8 @@ _KNOWN = {
         Metric("alpaca_eval_lc", "AlpacaEval length-controlled win rate", "%"),
         Metric("safety_rate", "Safety rate", "%"),
         Metric("over_refusal", "Over-refusal", "%", higher_is_better=False),
+        Metric("preference_accuracy", "Preference accuracy", "%"),
+        Metric("preference_margin", "Preference margin", "nats per token", digits=3, signed=True),
     )
 }
 

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.names import budget_text
 from harness.statistics import REPLICATES
 from reports import answers, costs, findings, markdown, sections, tables
 from reports.figures import write_figures
@@ -51,7 +52,8 @@ def _build(run: Run, folder: Path) -> None:
     figures = write_figures(run, frames["comparison"], folder / "figures")
     text = _markdown(run, frames, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(_html(run, text), encoding="utf-8")
+    page = html_page(f"{run.name}: comparison report", text)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -> str:
@@ -75,6 +77,7 @@ def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -
         "score": lambda variant, name: sections.score_of(comparison, variant, name, budget),
         "drop_table": sections.drop_table(run, drops),
         "difference_table": sections.difference_table(run, frames["differences"], budget),
+        "stop_table": sections.stop_table(run, frames["compute"]),
         "compute_table": sections.compute_table(run, frames["compute"]),
         "stage_table": sections.stage_table(run, frames["stages"]),
         "operator_table": sections.operator_table(run, frames["operators"]),
@@ -93,12 +96,12 @@ def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -
     return _template("report.md.j2").render(context)
 
 
-def _html(run: Run, text: str) -> str:
-    """The same text as a page; raw HTML in it stays text, whatever a model answered."""
+def html_page(title: str, text: str) -> str:
+    """Markdown ``text`` as a page of its own; raw HTML in it stays text, whatever a model answered."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return _template("report.html.j2").render(title=f"{run.name}: comparison report", body=body)
+    return _template("report.html.j2").render(title=title, body=body)
 
 
 def _template(name: str) -> Any:
@@ -116,6 +119,7 @@ def _template(name: str) -> Any:
         "md": markdown.escape,
         "code": markdown.code,
         "words": markdown.words,
+        "budget": budget_text,
         "mib": markdown.bytes_,
     }
     return environment.get_template(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.benchmark import Record
 from harness.files import read_text
-from harness.names import cell_name
+from harness.names import BudgetName, budget_order, cell_name, flops_budget
 
 MULTIPLE_CHOICE = "multiple_choice"
 _ENVIRONMENT = ("created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes")
@@ -22,14 +22,14 @@ class Cell:
     """One variant at one budget under one seed: how it went, what it cost, what was measured.
 
     ``bill`` is compute.json (None for a cell that failed before it had one), ``records`` maps each benchmark
-    to its records. A variant that uses no triples has budget 0.
+    to its records. A variant that uses no triples has budget 0; a bill for a budget has a name.
     """
 
     name: str
     variant: str
     label: str
     method: str
-    budget: int
+    budget: BudgetName
     seed: int
     uses_triples: bool
     sweep: dict[str, Any] | None
@@ -61,8 +61,13 @@ class Run:
         return self.suite["name"]
 
     @property
-    def budgets(self) -> list[int]:
-        return sorted(self.suite["budgets"])
+    def budgets(self) -> list[BudgetName]:
+        """Bills first, then numbers of triples, each by size: the last one is what the report is about."""
+        return sorted(_budgets(self.suite), key=budget_order)
+
+    @property
+    def triple_budgets(self) -> list[int]:
+        return sorted(self.suite.get("budgets") or ())
 
     @property
     def seeds(self) -> int:
@@ -111,7 +116,7 @@ class Run:
                     found.setdefault(record.metric, benchmark)
         return found
 
-    def cells_of(self, variant: str, budget: int) -> list[Cell]:
+    def cells_of(self, variant: str, budget: BudgetName) -> list[Cell]:
         """The cells of one row of the comparison, by seed; those without triples belong to every budget."""
         return [
             cell
@@ -119,10 +124,10 @@ class Run:
             if cell.variant == variant and not cell.sweep and (cell.budget == budget or not cell.uses_triples)
         ]
 
-    def groups(self, variant: str) -> list[tuple[int, list[Cell]]]:
+    def groups(self, variant: str) -> list[tuple[BudgetName, list[Cell]]]:
         """The variant's done cells by their own budget, which is 0 without triples; no sweeps."""
         done = [cell for cell in self.cells if cell.variant == variant and not cell.sweep and cell.done]
-        return [(b, [c for c in done if c.budget == b]) for b in sorted({c.budget for c in done})]
+        return [(b, [c for c in done if c.budget == b]) for b in sorted({c.budget for c in done}, key=budget_order)]
 
     @property
     def sweeps(self) -> list[list[Cell]]:
@@ -152,7 +157,9 @@ def read_run(folder: Path) -> Run:
         suite = yaml.safe_load(read_text(folder / "suite.yaml", "suite"))
     except yaml.YAMLError as problem:
         raise ValueError(f"{folder / 'suite.yaml'}: not valid YAML: {problem}") from None
-    _need(suite, ("name", "budgets", "benchmarks", "variants"), folder / "suite.yaml")
+    bills_only = isinstance(suite, dict) and suite.get("flops_budgets")
+    needed = ("name", "benchmarks", "variants") if bills_only else ("name", "budgets", "benchmarks", "variants")
+    _need(suite, needed, folder / "suite.yaml")
     environment = _json(folder / "environment.json")
     _need(environment, _ENVIRONMENT, folder / "environment.json")
     order = [v["name"] for v in suite["variants"]]
@@ -162,7 +169,7 @@ def read_run(folder: Path) -> Run:
             cells.append(_cell(cell_folder, order))
         else:
             unfinished.append(cell_folder.name)
-    cells.sort(key=lambda c: (order.index(c.variant), c.budget, c.seed, _by_value(c.sweep)))
+    cells.sort(key=lambda c: (order.index(c.variant), budget_order(c.budget), c.seed, _by_value(c.sweep)))
     begun = {cell.name for cell in cells}.union(unfinished)
     unfinished += [name for name in _expected(suite, cells) if name not in begun]
     return Run(folder, suite, environment, tuple(cells), tuple(unfinished))
@@ -176,11 +183,15 @@ def _expected(suite: dict[str, Any], cells: list[Cell]) -> Iterator[str]:
         if name not in uses_triples:
             yield f"{name}__*"
             continue
-        budgets = suite["budgets"] if uses_triples[name] else (0,)
+        budgets = _budgets(suite) if uses_triples[name] else [0]
         for budget in budgets:
             yield from (cell_name(name, budget, seed) for seed in range(suite.get("seeds", 1)))
         for values in itertools.product(*swept.values()) if swept else ():
-            yield cell_name(name, max(budgets), 0, dict(zip(swept, values, strict=True)))
+            yield cell_name(name, max(budgets, key=budget_order), 0, dict(zip(swept, values, strict=True)))
+
+
+def _budgets(suite: dict[str, Any]) -> list[BudgetName]:
+    return [*(suite.get("budgets") or ()), *(flops_budget(int(flops)) for flops in suite.get("flops_budgets") or ())]
 
 
 def _cell(folder: Path, variants: list[str]) -> Cell:

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from harness.names import BudgetName, budget_order, budget_text, flops_of
 from reports import markdown as md
 from reports.answers import Prompt
 from reports.findings import Drop, multiple_choice_metrics, side
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 OPERATORS_SHOWN = 5
 FAILURES_SHOWN = 40
+EXCESS = 1.05
+"""A trained method stops at the first step that reaches the bill; more than this factor is not one step too many."""
 _PARTS = ("", "_low", "_high", "_n", "_failed")
 _ARROWS = {"better": " ↑", "worse": " ↓", "overlapping": "", "missing": ""}
 
 
-def comparison_table(run: Run, comparison: "pd.DataFrame", names: list[str], budget: int, drops: list[Drop]) -> str:
+def comparison_table(
+    run: Run, comparison: "pd.DataFrame", names: list[str], budget: BudgetName, drops: list[Drop]
+) -> str:
     """Variants x metrics at one budget: ``mean [low, high] (n, failures)`` and the marks."""
     dropped = {(drop.variant, drop.metric) for drop in drops if drop.budget == budget}
     choices = multiple_choice_metrics(run)
@@ -34,13 +39,13 @@ def comparison_table(run: Run, comparison: "pd.DataFrame", names: list[str], bud
     return md.table(["variant", "seeds", *(_title(name) for name in names)], rows)
 
 
-def score_of(comparison: "pd.DataFrame", variant: str, name: str, budget: int) -> str:
+def score_of(comparison: "pd.DataFrame", variant: str, name: str, budget: BudgetName) -> str:
     """``mean [low, high]`` of one variant on one metric at ``budget``."""
     (row,) = rows_where(comparison, variant=variant, budget=budget)
     return _score(row, name, counts=False)
 
 
-def difference_table(run: Run, differences: "pd.DataFrame", budget: int) -> str:
+def difference_table(run: Run, differences: "pd.DataFrame", budget: BudgetName) -> str:
     rows = []
     for row in rows_where(differences, budget=budget):
         digits = metric(row["metric"]).digits
@@ -66,17 +71,46 @@ def compute_table(run: Run, compute: "pd.DataFrame") -> str:
     table = rows_where(compute)
     gpu = any(not math.isnan(row["cuda_peak_bytes"]) for row in table)
     rows = [
-        [md.escape(run.variants[row["variant"]]), str(row["budget"]) if row["budget"] else "none"]
-        + [md.flops(row[f"{kind}_flops"]) for kind in ("executed", "formula", "paper")]
+        [md.escape(run.variants[row["variant"]]), _budget(row["budget"]) if row["budget"] else "none"]
+        + [md.flops(row["executed_flops"]), _forecast(row)]
+        + [md.flops(row[f"{kind}_flops"]) for kind in ("formula", "paper")]
         + [md.number(row["fit_seconds"]), md.bytes_(row["peak_bytes"])]
         + ([md.bytes_(row["cuda_peak_bytes"])] if gpu else [])
         + [md.number(row["tokens"], 0), md.number(row["optimiser_steps"], 0)]
         + [f"{md.number(row['train_params'], 0)} ({_share(row['train_share'])})"]
         for row in table
     ]
-    headers = ["variant", "triples", "executed FLOPs", "formula FLOPs", "paper FLOPs", "seconds", "peak memory"]
+    headers = ["variant", "triples", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "paper FLOPs"]
+    headers += ["seconds", "peak memory"]
     headers += ["peak GPU memory"] if gpu else []
     return md.table([*headers, "tokens", "optimiser steps", "trained parameters"], rows)
+
+
+def stop_table(run: Run, compute: "pd.DataFrame") -> str:
+    """Where the fits stopped whose budget was a bill; empty where there is none."""
+    rows = []
+    for row in rows_where(compute):
+        limit = flops_of(row["budget"])
+        if limit is None:
+            continue
+        share = row["executed_flops"] / limit
+        if share >= 1:
+            why = "bill reached" if share <= EXCESS else "bill exceeded"
+        else:
+            why = "no triples left" if row["triples"] >= run.environment["triples"]["n"] else "bill spent on triples"
+        rows.append(
+            [
+                md.escape(run.variants[row["variant"]]),
+                md.flops(limit),
+                f"{md.number(100 * share)} %",
+                why,
+                md.number(row["triples"] * min(1.0, row["epochs"]), 0),
+                md.number(row["epochs"], 2),
+                md.number(row["optimiser_steps"], 0),
+            ]
+        )
+    headers = ["variant", "bill", "executed", "stopped because", "triples", "epochs", "optimiser steps"]
+    return md.table(headers, rows) if rows else ""
 
 
 def stage_table(run: Run, stages: "pd.DataFrame") -> str:
@@ -85,15 +119,18 @@ def stage_table(run: Run, stages: "pd.DataFrame") -> str:
             md.escape(run.variants[row["variant"]]),
             md.escape(row["stage"]),
             md.flops(row["executed_flops"]),
+            md.flops(row["predicted_flops"]),
             md.flops(row["formula_flops"]),
             md.number(row["seconds"]),
+            md.bytes_(row["peak_bytes"]),
             md.number(row["tokens"], 0),
             md.number(row["steps"], 0),
             md.number(row["sampled_steps"], 0),
         ]
         for row in _largest_budget(rows_where(stages))
     ]
-    headers = ["variant", "stage", "executed FLOPs", "formula FLOPs", "seconds", "tokens", "steps", "profiled"]
+    headers = ["variant", "stage", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "seconds", "peak memory"]
+    headers += ["tokens", "steps", "profiled"]
     return md.table(headers, rows, text_columns=2)
 
 
@@ -143,7 +180,7 @@ def sweep_table(run: Run, sweeps: "pd.DataFrame", keys: list[str]) -> str:
     keys = [key for key in keys if not all(pd.isna(row[key]) for row in table)]
     names = [name for name in run.metrics if any(row[f"{name}_n"] for row in table)]
     rows = [
-        [md.escape(run.variants[row["variant"]]), str(row["budget"])]
+        [md.escape(run.variants[row["variant"]]), _budget(row["budget"])]
         + [md.EMPTY if pd.isna(row[key]) else md.escape(row[key]) for key in keys]
         + [_score(row, name) for name in names]
         for row in table
@@ -155,21 +192,22 @@ DIAGNOSTIC_LEGEND = {
     "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
     "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
     "set_size": "latents selected per prompt",
+    "median_support": "triples whose gate is open for a selected input latent, median over prompts and latents",
+    "sure_share": "share of the selected output latents whose score has a 95 % bootstrap interval that excludes 0",
     "edited_share": "share of the steered tokens that were changed",
+    "edited_latents": "output latents that were edited at least once",
+    "edits_in_top": "share of the edits on the 50 largest and 50 smallest columns of the map, the audited latents",
 }
 
 
 def diagnostic_table(run: Run, diagnostics: "pd.DataFrame") -> str:
     """Each variant's figures per benchmark at its largest budget; names are ``benchmark.figure``."""
     rows = rows_where(diagnostics)
-    largest: dict[str, int] = {}
-    for row in rows:
-        largest[row["variant"]] = max(row["budget"], largest.get(row["variant"], 0))
+    rows = _largest_budget(rows)
     means: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
-        if row["budget"] == largest[row["variant"]]:
-            place, _, figure = row["diagnostic"].rpartition(".")
-            means.setdefault((row["variant"], place), {})[figure] = row["mean"]
+        place, _, figure = row["diagnostic"].rpartition(".")
+        means.setdefault((row["variant"], place), {})[figure] = row["mean"]
     figures = list(dict.fromkeys(name for values in means.values() for name in values))
     lines = [
         [
@@ -187,7 +225,7 @@ def drop_table(run: Run, drops: list[Drop]) -> str:
     rows = [
         [
             md.escape(run.variants[drop.variant]),
-            str(drop.budget),
+            _budget(drop.budget),
             md.escape(drop.metric),
             md.number(drop.value),
             md.number(drop.baseline),
@@ -235,10 +273,23 @@ def _estimate(mean: float, low: float, high: float, n: int, failed: int, *, digi
 
 def _largest_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each variant the rows at its largest budget."""
-    largest: dict[str, int] = {}
+    largest: dict[str, BudgetName] = {}
     for row in rows:
-        largest[row["variant"]] = max(row["budget"], largest.get(row["variant"], 0))
+        known = largest.get(row["variant"], row["budget"])
+        largest[row["variant"]] = max(row["budget"], known, key=budget_order)
     return [row for row in rows if row["budget"] == largest[row["variant"]]]
+
+
+def _budget(budget: BudgetName) -> str:
+    """A number of triples as it is, a bill in words."""
+    return str(budget) if isinstance(budget, int) else budget_text(budget)
+
+
+def _forecast(row: dict[str, Any]) -> str:
+    """Predicted FLOPs, and their error against the executed ones."""
+    predicted, executed = row["predicted_flops"], row["executed_flops"]
+    error = f" ({100 * (predicted / executed - 1):+.1f} %)" if executed and not math.isnan(predicted) else ""
+    return md.flops(predicted) + error
 
 
 def _title(name: str) -> str:

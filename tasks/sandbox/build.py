@@ -63,9 +63,9 @@ def _make(folder: Path, seed: int, sizes: Sizes) -> None:
     base = model.train_model(documents, tokenizer, seed, model.Training(epochs=sizes.epochs))
     model.save_model(base, tokenizer, folder / "model")
     training = saes.SAETraining(d_sae=sizes.d_sae, steps=sizes.sae_steps)
-    for name, layer in saes.LAYERS.items():
-        data = saes.activations(base, tokenizer, documents[: sizes.sae_documents], layer)
-        saes.train_sae(data, layer, seed, training, folder / name)
+    for name, site in saes.SITES.items():
+        data = saes.activations(base, tokenizer, documents[: sizes.sae_documents], site.layer)
+        saes.train_sae(data, site, seed, training, folder / name)
     manifest = {
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
@@ -100,8 +100,9 @@ def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
     for task in ("sandbox_facts", "sandbox_scenes"):
         figures[task] = _choice_accuracy(base, questions.read_lines(folder / "lm_eval" / f"{task}.jsonl"))
     figures |= _speech(base, seed, sizes)
-    for name, layer in saes.LAYERS.items():
-        figures[name] = saes.sae_figures(folder / name, saes.activations(base.model, base.tokenizer, held_out, layer))
+    for name, site in saes.SITES.items():
+        data = saes.activations(base.model, base.tokenizer, held_out, site.layer)
+        figures[name] = saes.sae_figures(folder / name, data)
     return figures
 
 

@@ -50,10 +50,8 @@ _LM_EVAL = Path(__file__).parent / "lm_eval"
 
 def write_data(folder: Path, seed: int) -> None:
     """Write every text asset into the existing ``folder``: the same bytes for the same seed and version."""
+    _lines(folder / "triples.jsonl", triples(seed, "train", SIZES["triples"], set()))
     seen: set[str] = set()
-    _lines(folder / "triples.jsonl", triples(seed, "train", SIZES["triples"], seen))
-    _lines(folder / "triples_heldout.jsonl", triples(seed, "heldout", SIZES["triples_heldout"], seen))
-    seen = set()
     for part in ("mt_bench", "alpaca_eval", "safety", "lm_eval"):
         (folder / part).mkdir()
     # First: requests that only sound unsafe are few, and the other sets can do without them.
@@ -63,6 +61,9 @@ def write_data(folder: Path, seed: int) -> None:
     instructions = alpaca_instructions(seed, seen)
     text = json.dumps(instructions, indent=1, ensure_ascii=False) + "\n"
     (folder / "alpaca_eval" / "reference_outputs.json").write_text(text, encoding="utf-8")
+    # Last, so that the other sets are what they would be without it.
+    held_out = triples(seed, "heldout", SIZES["triples_heldout"], seen, part="evaluation")
+    _lines(folder / "triples_heldout.jsonl", held_out)
     _lines(folder / "lm_eval" / "sandbox_facts.jsonl", facts(seed))
     _lines(folder / "lm_eval" / "sandbox_scenes.jsonl", scenes(seed))
     for source in sorted(_LM_EVAL.iterdir()):
@@ -70,7 +71,7 @@ def write_data(folder: Path, seed: int) -> None:
             shutil.copyfile(source, folder / "lm_eval" / source.name)
 
 
-def triples(seed: int, name: str, count: int, seen: set[str]) -> list[dict[str, Any]]:
+def triples(seed: int, name: str, count: int, seen: set[str], *, part: str = "triples") -> list[dict[str, Any]]:
     """Preference triples with distinct prompts, a third of them about the second turn of a conversation.
 
     Both answers come from the world's speakers and make the same true statements (where one refuses and the other
@@ -82,17 +83,18 @@ def triples(seed: int, name: str, count: int, seen: set[str]) -> list[dict[str, 
     while len(rows) < count:
         history: list[Message] = []
         if rng.random() < 1 / 3:
-            request, text = prompt_for(rng, draw_topic(rng), "triples")
+            request, text = prompt_for(rng, draw_topic(rng), part)
             history = [
                 Message(role="user", content=text),
                 Message(role="assistant", content=base_answer(rng, request)),
             ]
-        request, text = prompt_for(rng, draw_topic(rng), "triples", follow_up=bool(history))
+        request, text = prompt_for(rng, draw_topic(rng), part, follow_up=bool(history))
         prompt = [*history, Message(role="user", content=text)]
-        key = json.dumps(prompt)
-        if key in seen:
+        # Held-out triples share no user turn with anything; training triples only no whole prompt.
+        keys = [json.dumps(prompt)] if part == "triples" else [m["content"] for m in prompt if m["role"] == "user"]
+        if seen & set(keys):
             continue
-        seen.add(key)
+        seen |= set(keys)
         preferred = PREFERRED[request.family]
         chosen = rejected = ""
         while rate(request, chosen)[0] < rate(request, rejected)[0] + MARGIN:

@@ -1,6 +1,7 @@
 """The two sparse autoencoders: SAELens BatchTopK on the residual stream after an early and a late block."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,21 +10,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from harness.intervention import find_decoder, residual_of
 from tasks.sandbox.corpus import Document
 from tasks.sandbox.model import batches, encode_document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LAYERS = {"sae_early": 0, "sae_late": 3}
+
+@dataclass(frozen=True)
+class Site:
+    """Where an SAE reads, and how many latents fire on a token."""
+
+    layer: int
+    k: float
+
+
+SITES = {"sae_early": Site(layer=0, k=8.0), "sae_late": Site(layer=2, k=24.0)}
 
 
 @dataclass(frozen=True)
 class SAETraining:
-    """Size and schedule of one SAE."""
+    """Size and schedule of an SAE."""
 
     d_sae: int = 512
-    k: float = 8.0
     steps: int = 1200
     batch_size: int = 1024
     learning_rate: float = 1e-3
@@ -38,17 +48,31 @@ def activations(
 ) -> Float[Tensor, "pos d_model"]:
     """Residual stream after block ``layer`` at every token but the special ones (norm outliers)."""
     special = torch.tensor(tokenizer.all_special_ids)
-    parts = []
-    for ids, mask, _ in batches([encode_document(tokenizer, d) for d in documents], 64, None):
-        # hidden_states[0] is the embedding, so block l's output is at l + 1.
-        hidden = model.model(
-            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
-        ).hidden_states
-        parts.append(hidden[layer + 1][~torch.isin(ids, special)])
+    parts: list[Tensor] = []
+    # By hook: for the last block, transformers' hidden_states hold what comes after the final norm.
+    with residual_at(model, layer) as seen:
+        for ids, mask, _ in batches([encode_document(tokenizer, d) for d in documents], 64, None):
+            model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            parts.append(seen.pop()[~torch.isin(ids, special)])
     return torch.cat(parts)
 
 
-def train_sae(data: Float[Tensor, "pos d_model"], layer: int, seed: int, training: SAETraining, folder: Path) -> None:
+@contextmanager
+def residual_at(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
+    """A list to which every forward inside appends the residual stream after block ``layer``."""
+    seen: list[Tensor] = []
+    handle = (
+        find_decoder(model)
+        .layers[layer]
+        .register_forward_hook(lambda _module, _args, output: seen.append(residual_of(output)))
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def train_sae(data: Float[Tensor, "pos d_model"], site: Site, seed: int, training: SAETraining, folder: Path) -> None:
     """Train a BatchTopK SAE with SAELens' trainer; write it in SAELens' inference format (as JumpReLU)."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -60,10 +84,10 @@ def train_sae(data: Float[Tensor, "pos d_model"], layer: int, seed: int, trainin
         BatchTopKTrainingSAEConfig(
             d_in=data.shape[1],
             d_sae=training.d_sae,
-            k=training.k,
+            k=site.k,
             # Norms differ between layers; scaled to sqrt(d_in), one learning rate fits all.
             normalize_activations="expected_average_only_in",
-            metadata=SAEMetadata(model_name="dspa-bench sandbox", hook_name=f"blocks.{layer}.hook_resid_post"),
+            metadata=SAEMetadata(model_name="dspa-bench sandbox", hook_name=f"blocks.{site.layer}.hook_resid_post"),
         )
     )
     trainer = SAETrainer(

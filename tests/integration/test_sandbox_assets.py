@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from tasks.sandbox.build import ASSETS, Sizes, build, measure
 from tasks.sandbox.corpus import corpus_hash, training_corpus
@@ -121,6 +122,31 @@ def test_saes_load_with_saelens_and_name_their_hook_point(manifest):
         sae = SAE.load_from_disk(ASSETS / name)
         assert sae.cfg.metadata.hook_name.endswith("hook_resid_post")
         assert (sae.cfg.d_in, sae.cfg.d_sae) == (128, manifest["sizes"]["d_sae"])
+
+
+def test_the_saes_describe_the_residual_stream_that_steering_reads():
+    from dspa.sae import load_sae
+    from harness.intervention import find_decoder
+    from harness.model import AlignedModel
+    from harness.preferences import load_triples
+    from harness.refs import ModelRef, SAERef
+
+    base = AlignedModel.from_base(ModelRef(path=str(ASSETS / "model")))
+    for name in ("sae_early", "sae_late"):
+        sae, seen = load_sae(SAERef(path=str(ASSETS / name))), []
+        hook = (
+            find_decoder(base.model)
+            .layers[sae.layer]
+            .register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out[0]))
+        )
+        for triple in load_triples(ASSETS / "triples.jsonl")[:40]:
+            prompt, chosen, _ = base.triple_ids(triple)
+            base.model(input_ids=torch.tensor([prompt + chosen]))
+            seen[-1] = seen[-1][1:].detach()
+        hook.remove()
+        data = torch.cat(seen)
+        error = (sae.sae.decode(sae.encode(data)) - data).pow(2).sum() / (data - data.mean(0)).pow(2).sum()
+        assert float(1 - error) > 0.9, name
 
 
 def test_the_assets_stay_small():

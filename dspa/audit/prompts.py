@@ -1,0 +1,133 @@
+"""What the artifact selects for prompts: how conditional the sets are, and a few prompts in full."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dspa.audit.scan import residual_batches
+from dspa.audit.texts import NOT_COUNTED, text_of
+from dspa.density import density_of
+from dspa.select import top_prompt_latents
+from dspa.steer import DSPASteering
+from harness.model import AlignedModel
+from harness.preferences import Conversation
+
+
+@dataclass(frozen=True)
+class Selected:
+    """One selected output latent: its score s_j(x), the 95 % bootstrap interval of it where the artifact can give one
+    (None otherwise), and whether it is ablated (else augmented)."""
+
+    latent: int
+    ablated: bool
+    score: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One input latent of the prompt that selected rows of the map: its density, and N_i, the support of its row."""
+
+    latent: int
+    density: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """Everything that was decided for one prompt."""
+
+    prompt: Conversation
+    gates: tuple[Gate, ...]
+    selected: tuple[Selected, ...]
+
+
+@dataclass(frozen=True)
+class Conditionality:
+    """What was selected for the prompts. ``figures``: the artifact's own diagnostics; ``ablated`` and ``augmented``:
+    the sets of each prompt, in order; ``supports``: N_i of every selected gate of every prompt."""
+
+    figures: dict[str, float]
+    ablated: tuple[frozenset[int], ...]
+    augmented: tuple[frozenset[int], ...]
+    supports: tuple[int, ...]
+    examples: tuple[Example, ...]
+
+
+@torch.no_grad()
+def measure_conditionality(
+    model: AlignedModel, prompts: Sequence[Conversation], *, examples: int, seed: int
+) -> Conditionality:
+    """Condition the artifact's own steering on every prompt (nothing is generated); ``examples`` of them, drawn by
+    ``seed``, are kept in full."""
+    steering = model.intervention
+    assert isinstance(steering, DSPASteering)
+    shown = set(Random(seed).sample(range(len(prompts)), min(examples, len(prompts))))
+    layer = steering.read_layers[0]
+    texts = [text_of(model, [(model.prompt_ids(prompt), 0)]) for prompt in prompts]
+    ablated: dict[int, frozenset[int]] = {}
+    augmented: dict[int, frozenset[int]] = {}
+    supports: list[int] = []
+    full: dict[int, Example] = {}
+    for batch in residual_batches(model, texts, {layer}):
+        mask = batch.kind != NOT_COUNTED
+        density, gates, scores = _condition(steering, batch.residual[layer], mask)
+        latents, sign = steering.latent_sets(scores)
+        steering.log.selected(gates, latents, scores)
+        supports += steering.condition_map.support[gates[gates >= 0]].tolist()
+        for position, row in enumerate(batch.rows):
+            ablated[row] = frozenset(latents[position][sign[position] < 0].tolist())
+            augmented[row] = frozenset(latents[position][sign[position] > 0].tolist())
+            if row in shown:
+                one = slice(position, position + 1)
+                parts = (density[one], gates[one], scores[one], latents[one], sign[one])
+                full[row] = _example(steering, prompts[row], *parts)
+    order = range(len(prompts))
+    return Conditionality(
+        figures=steering.diagnostics(),
+        ablated=tuple(ablated[i] for i in order),
+        augmented=tuple(augmented[i] for i in order),
+        supports=tuple(supports),
+        examples=tuple(full[i] for i in sorted(full)),
+    )
+
+
+def _condition(
+    steering: DSPASteering, residual: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]
+) -> tuple[Float[Tensor, "batch d_in"], Int[Tensor, "batch k"], Float[Tensor, "batch d_out"]]:
+    """Densities, selected gates and scores, step by step as `DSPASteering.condition` takes them."""
+    settings = steering.params()
+    density = density_of(steering.saes[0], residual, mask, settings["norm_limits"][0])
+    gates = top_prompt_latents(density, int(settings["k_prompt"]))
+    return density, gates, steering.condition_map.scores(gates, density)
+
+
+def _example(
+    steering: DSPASteering,
+    prompt: Conversation,
+    density: Float[Tensor, "1 d_in"],
+    gates: Int[Tensor, "1 k_prompt"],
+    scores: Float[Tensor, "1 d_out"],
+    latents: Int[Tensor, "1 k_out"],
+    sign: Float[Tensor, "1 k_out"],
+) -> Example:
+    interval = steering.condition_map.interval(gates, latents.clamp(min=0))
+    support = steering.condition_map.support
+    return Example(
+        prompt,
+        tuple(Gate(i, float(density[0, i]), int(support[i])) for i in gates[0].tolist() if i >= 0),
+        tuple(
+            Selected(
+                latent,
+                float(sign[0, k]) < 0,
+                float(scores[0, latent]),
+                None if interval is None else (float(interval[0][0, k]), float(interval[1][0, k])),
+            )
+            for k, latent in enumerate(latents[0].tolist())
+            if latent >= 0
+        ),
+    )

@@ -1,0 +1,67 @@
+"""`dspa-bench audit` on the sandbox, whose latents have a ground truth."""
+
+import json
+
+import pytest
+
+from harness.artifact import SCHEMA_VERSION
+from harness.cli import main
+from tasks.sandbox.build import ASSETS
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["dspa-bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    from harness.cli.artifacts import fit_command
+
+    out = tmp_path_factory.mktemp("audit") / "dspa-100"
+    params = [f"input_sae.path={ASSETS / 'sae_early'}", f"output_sae.path={ASSETS / 'sae_late'}", "gate=strict"]
+    fit_command(
+        "dspa", str(ASSETS / "model"), ASSETS / "triples.jsonl", out, budget=100, params=params, seed=0, chat="auto",
+        device="cpu",
+    )  # fmt: skip
+    return out
+
+
+def test_the_page_says_how_many_ablated_latents_are_the_dispreferred_registers(artifact, tmp_path, monkeypatch):
+    out = tmp_path / "audit"
+    options = ["--texts", ASSETS / "triples_heldout.jsonl", "--out", out, "--top", 20, "--snippets", 3]
+    assert command(monkeypatch, "audit", artifact, *options, "--generate", 6, "--max-new-tokens", 12) == 0
+    assert {p.name for p in out.iterdir()} == {"audit.md", "audit.html", "features.json", "features.csv"}
+    truth = json.loads((out / "features.json").read_text())["ground_truth"]
+    assert set(truth["prompts"]) == {"fact", "advice", "chat", "story", "unsafe"}
+    sums = dict.fromkeys(("ablated", "live"), 0.0)
+    for entry in truth["prompts"].values():
+        for kind in sums:
+            sums[kind] += entry[kind]["leaning"] / len(truth["prompts"])
+    assert sums["ablated"] > sums["live"] + 0.05  # the sets lean to what the preference data speak against
+    page = (out / "audit.md").read_text()
+    assert "## Ground truth" in page and "are the dispreferred label's" in page
+    assert "<table>" in (out / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--texts", "nowhere.jsonl"], "does not exist"),
+        (["--texts", ASSETS / "triples.jsonl", "--judge-model", "m"], "belong together"),
+        (["--texts", ASSETS / "triples.jsonl", "--judge-model", "m", "--judge-url", "host"], "is no address"),
+        (["--texts", ASSETS / "triples.jsonl", "--out", ASSETS], "exists already"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(artifact, monkeypatch, capsys, options, error):
+    assert command(monkeypatch, "audit", artifact, *options) == 2
+    assert error in capsys.readouterr().err
+    assert not artifact.with_name("dspa-100-audit").exists()
+
+
+def test_an_artifact_of_another_method_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "aligned.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "method": "dpo"}))
+    assert command(monkeypatch, "audit", tmp_path, "--texts", ASSETS / "triples.jsonl") == 2
+    assert "is of method 'dpo'" in capsys.readouterr().err
