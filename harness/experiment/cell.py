@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.experiment.environment import code_commit
+from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
 from harness.experiment.steps import evaluate, fit
 from harness.experiment.store import CellFolder, RunFolder
@@ -39,6 +40,10 @@ class Workplace:
     @cached_property
     def base(self) -> AlignedModel:
         return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
+
+    @cached_property
+    def forecaster(self) -> Forecaster:
+        return Forecaster(self.suite.file.base, device=self.suite.file.execution.device)
 
     @cached_property
     def triples(self) -> list[Triple]:
@@ -77,7 +82,7 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
     state = {
         **cell.describe(),
         "commit": code_commit(),
-        "triples_hash": cell_triples(work.suite, cell, work.triples).hash if cell.uses_triples else None,
+        "triples_hash": _triples_hash(work, cell, aligned),
         "fingerprint": aligned and aligned.fingerprint,
         "status": "failed" if attempts.errors else "done",
         "error": "; ".join(attempts.errors) or None,
@@ -91,12 +96,23 @@ def _artifact(work: Workplace, cell: Cell, folder: CellFolder, notify: Notify) -
     if not folder.fitted:
         notify(cell.name, "fit", 0)
         budget = cell_triples(work.suite, cell, work.triples) if cell.uses_triples else None
+        forecast = work.forecaster.of(cell.method, budget, cell.flops_limit)
         seed = derive_seed(work.suite.file.seed, cell.name, "fit")
-        aligned = fit(cell.method, cell.method_name, work.base, budget, seed)
+        limit, predicted = cell.flops_limit, forecast.stages
+        aligned = fit(
+            cell.method, cell.method_name, work.base, forecast.budget, seed, flops_limit=limit, predicted=predicted
+        )
         folder.save_bill(aligned.bill)
         aligned.save(folder.artifact)
     device = work.suite.file.execution.device
     return AlignedModel.load(folder.artifact, base=work.base.base, device=device)
+
+
+def _triples_hash(work: Workplace, cell: Cell, aligned: AlignedModel | None) -> str | None:
+    """Of the triples the fit was given, which under a bill may be fewer than there are; of all, when it failed."""
+    if aligned is not None and aligned.budget is not None:
+        return aligned.budget["hash"]
+    return cell_triples(work.suite, cell, work.triples).hash if cell.uses_triples else None
 
 
 def _evaluate(

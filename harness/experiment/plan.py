@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from harness.experiment.schema import VariantSection
 from harness.experiment.suite import Suite, Variant
 from harness.method import AlignmentMethod
-from harness.names import cell_name
+from harness.names import BudgetName, budget_order, cell_name, flops_budget, flops_of
 from harness.preferences import Budget, Triple, draw_budget
 
 
@@ -19,8 +19,9 @@ from harness.preferences import Budget, Triple, draw_budget
 class Cell:
     """One unit of work and of distribution.
 
-    ``budget`` is the number of triples (0 for a method that uses none), ``seed`` the repeat (0, 1, ...),
-    ``sweep`` the swept hyper-parameters of a sweep cell, ``params`` all resolved hyper-parameters.
+    ``budget`` is the number of triples (0 for a method that uses none) or the name of a bill (see `flops_limit`),
+    ``seed`` the repeat (0, 1, ...), ``sweep`` the swept hyper-parameters of a sweep cell, ``params`` all resolved
+    hyper-parameters.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Cell:
     label: str
     method_name: str
     method: AlignmentMethod
-    budget: int
+    budget: BudgetName
     seed: int
     sweep: Mapping[str, Any] | None
     params: Mapping[str, Any]
@@ -37,6 +38,11 @@ class Cell:
     def point(self) -> str:
         """The variant, with the swept values of a sweep cell: ``dspa`` or ``dspa@alpha=0.2``."""
         return self.name.split("__")[0]
+
+    @property
+    def flops_limit(self) -> int | None:
+        """The bill at which the fit stops; None where the budget is a number of triples."""
+        return flops_of(self.budget)
 
     @property
     def uses_triples(self) -> bool:
@@ -61,7 +67,7 @@ def plan(suite: Suite) -> list[Cell]:
     """All cells of the suite, those that take longest first (so that workers end together).
 
     A variant is run at every budget with every seed; one that uses no triples once per seed, as budget 0.
-    Sweep points are run at the largest budget with the first seed only.
+    Sweep points are run at the largest budget with the first seed only (the largest number of triples, if any).
     """
     cells = [
         cell
@@ -71,13 +77,14 @@ def plan(suite: Suite) -> list[Cell]:
     for name, count in Counter(cell.name for cell in cells).items():
         if count > 1:
             raise ValueError(f"two swept values would both be called {name!r}; change one of them")
-    return sorted(cells, key=lambda cell: -cell.budget)
+    return sorted(cells, key=lambda cell: budget_order(cell.budget), reverse=True)
 
 
 def _variant_cells(suite: Suite, section: VariantSection, variant: Variant) -> Iterator[Cell]:
-    budgets = suite.file.budgets if variant.method.uses_triples else (0,)
-    runs = [(variant.method, n, seed, None) for n in budgets for seed in range(suite.file.seeds)]
-    runs += [(point.method, max(budgets), 0, point.values) for point in variant.points]
+    given = (*suite.file.budgets, *map(flops_budget, suite.file.flops_budgets))
+    budgets: tuple[BudgetName, ...] = given if variant.method.uses_triples else (0,)
+    runs = [(variant.method, budget, seed, None) for budget in budgets for seed in range(suite.file.seeds)]
+    runs += [(point.method, max(budgets, key=budget_order), 0, point.values) for point in variant.points]
     for method, budget, seed, sweep in runs:
         yield Cell(
             name=cell_name(section.name, budget, seed, sweep),
@@ -109,5 +116,9 @@ def derive_seed(suite_seed: int, *names: str) -> int:
 
 
 def cell_triples(suite: Suite, cell: Cell, triples: Sequence[Triple]) -> Budget:
-    """The triples ``cell`` may see: same subset, same order for every variant at its budget and seed."""
-    return draw_budget(triples, cell.budget, seed=suite.file.seed + cell.seed)
+    """The triples ``cell`` may see: same subset, same order for every variant at its budget and seed.
+
+    Where the budget is a bill, that is all of them, in the order that smaller subsets are cut from.
+    """
+    size = cell.budget if isinstance(cell.budget, int) else len(triples)
+    return draw_budget(triples, size, seed=suite.file.seed + cell.seed)

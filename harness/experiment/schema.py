@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.refs import ModelRef, SAERef
 
@@ -71,10 +71,19 @@ class SuiteFile(_Section):
     base: ModelRef
     saes: dict[str, SAERef] = {}
     triples: TriplesSection
-    budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="numbers of triples")
+    flops_budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="bills in FLOPs: a method goes on over all triples until it has executed as many"
+    )
     seeds: int = Field(default=1, ge=1)
     judge: JudgeSection | None = None
     benchmarks: tuple[BenchmarkSection, ...] = Field(min_length=1)
     variants: tuple[VariantSection, ...] = Field(min_length=1)
     report: ReportSection = ReportSection()
     execution: ExecutionSection = ExecutionSection()
+
+    @model_validator(mode="after")
+    def _has_budgets(self) -> "SuiteFile":
+        if not self.budgets and not self.flops_budgets:
+            raise ValueError("missing key 'budgets' (numbers of triples); give it, or 'flops_budgets' (bills), or both")
+        return self

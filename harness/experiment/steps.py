@@ -15,18 +15,29 @@ from harness.model import AlignedModel, Completion
 from harness.preferences import Budget
 
 
-def fit(method: AlignmentMethod, name: str, base: AlignedModel, budget: Budget | None, seed: int) -> AlignedModel:
-    """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter.
+def fit(
+    method: AlignmentMethod,
+    name: str,
+    base: AlignedModel,
+    budget: Budget | None,
+    seed: int,
+    *,
+    flops_limit: int | None = None,
+    predicted: dict[str, int] | None = None,
+) -> AlignedModel:
+    """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
 
-    The result carries the bill and the identity of its triples.
+    The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples.
     """
     # For code that draws from the global generators: what was done before in this process leaves no trace.
     set_seed(seed)
     triples = () if budget is None else budget.triples
-    meter = Meter(base.model)
+    meter = Meter(base.model, flops_limit=flops_limit)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
-    bill = meter.bill(method=name, n_triples=len(triples)).model_dump(mode="json")
+    if method.single_pass:
+        meter.epochs = 1.0
+    bill = meter.bill(method=name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
     provenance = None if budget is None else {"n": budget.size, "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill)
 

@@ -127,9 +127,10 @@ def _check_names(source: Source, file: SuiteFile) -> None:
     if file.report.baseline is not None and file.report.baseline not in names:
         text = f"no variant is called {file.report.baseline!r}; the suite has: {', '.join(names)}"
         raise source.error(("report", "baseline"), text)
-    for index, budget in enumerate(file.budgets):
-        if budget in file.budgets[:index]:
-            raise source.error(("budgets", index), f"budget {budget} is given twice")
+    for section, budgets in (("budgets", file.budgets), ("flops_budgets", file.flops_budgets)):
+        for index, budget in enumerate(budgets):
+            if budget in budgets[:index]:
+                raise source.error((section, index), f"budget {budget} is given twice")
 
 
 def _build(

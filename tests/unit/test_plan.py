@@ -86,3 +86,31 @@ def test_seeds_are_those_of_the_names_and_of_nothing_else():
     seeds = {derive_seed(s, c, p) for s in (0, 1) for c in ("a", "b", "ab") for p in ("fit", "mt_bench")}
     assert len(seeds) == 12
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_bill_as_budget_adds_cells_and_changes_no_other(load):
+    before, after = plan(load()), plan(load("flops_budgets=[1e9, 2.5e10]"))
+    added = {cell.name for cell in after} - {cell.name for cell in before}
+    assert added == {f"noise__{bill}flops__s{seed}" for bill in ("1e+9", "2.5e+10") for seed in (0, 1)}
+    assert [cell for cell in after if cell.name not in added] == before
+    limits = {cell.name: cell.flops_limit for cell in after}
+    assert (limits["noise__2.5e+10flops__s0"], limits["noise__n8__s0"]) == (25 * 10**9, None)
+
+
+def test_without_numbers_of_triples_sweeps_go_to_the_largest_bill(load):
+    names = {cell.name for cell in plan(load("budgets=[]", "flops_budgets=[1e9, 2e9]"))}
+    assert {name for name in names if "@" in name} == {
+        "noise@scale=0.1__2e+9flops__s0",
+        "noise@scale=0.3__2e+9flops__s0",
+    }
+
+
+def test_under_a_bill_a_cell_may_see_all_triples_in_the_order_of_the_smaller_budgets(load):
+    suite = load("flops_budgets=[1e9]")
+    triples = load_triples(suite.file.triples.path)
+    cells = {cell.name: cell for cell in plan(suite)}
+    seen = {
+        name: cell_triples(suite, cells[name], triples).triples for name in ("noise__n8__s1", "noise__1e+9flops__s1")
+    }
+    assert len(seen["noise__1e+9flops__s1"]) == 12
+    assert seen["noise__1e+9flops__s1"][:8] == seen["noise__n8__s1"]

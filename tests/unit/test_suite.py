@@ -245,3 +245,10 @@ def test_evaluation_prompts_among_the_training_prompts_are_refused(suite_path):
 def test_a_device_that_is_not_there_is_refused(suite_path, device, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert expected in refused(suite_path, f"execution.device={device}")
+
+
+def test_a_bill_given_twice_is_refused_and_one_that_is_no_whole_number_too(suite_path):
+    assert "flops_budgets[1]: budget 1000000000 is given twice" in refused(
+        suite_path, "flops_budgets=[1e9, 1000000000]"
+    )
+    assert "flops_budgets[0]" in refused(suite_path, "flops_budgets=[0.5]")

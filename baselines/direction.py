@@ -1,0 +1,121 @@
+"""Dense steering: one vector at one layer, from the mean residual stream over the tokens of preferred answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from harness.compute import Meter
+from harness.intervention import Positions, RowState, register_intervention
+from harness.method import BaseShape
+from harness.model import AlignedModel
+from harness.preferences import Triple
+from harness.residuals import Seen, batches_by_length, encode_triples, triple_residuals
+
+Tokens = Literal["mean", "last"]
+"""Which tokens of an answer stand for it: the mean over all of them, or the last one."""
+
+
+def check_layer(layer: int, base: BaseShape) -> None:
+    """Raises ValueError for a layer that the base does not have."""
+    if layer >= base.n_layers:
+        raise ValueError(f"layer {layer} is not in {base.name}, which has layers 0 to {base.n_layers - 1}")
+
+
+def response_differences(
+    base: AlignedModel,
+    triples: Sequence[Triple],
+    *,
+    layer: int,
+    tokens: Tokens,
+    meter: Meter,
+    batch_size: int,
+) -> Float[Tensor, "n d_model"]:
+    """State of the chosen minus state of the rejected answer of every triple, in order, in fp32 on the CPU.
+
+    The state of an answer is its residual stream after block ``layer``, teacher-forced behind the prompt: averaged
+    over its tokens, or at the last one. BOS, EOS and pad do not count, nor does the token that ends the turn. Raises
+    ValueError, before any forward, for a triple that does not fit the context or whose answer has no token that counts.
+    """
+    encoded = encode_triples(base, triples)
+    special = set(base.chat.special_ids)
+    for triple, ids in zip(triples, encoded, strict=True):
+        if set(ids.chosen) <= special or set(ids.rejected) <= special:
+            raise ValueError(
+                f"triple {triple.key[:12]}: an answer has no token but special ones; leave it out of the triples file"
+            )
+    differences = torch.zeros(len(encoded), base.model.config.get_text_config().hidden_size)
+    for rows in batches_by_length(encoded, batch_size):
+        _, answers = triple_residuals(base, [encoded[r] for r in rows], set(), {layer}, meter)
+        states = _states(answers, layer, tokens)
+        differences[rows] = (states[0::2] - states[1::2]).cpu()
+    return differences
+
+
+def _states(answers: Seen, layer: int, tokens: Tokens) -> Float[Tensor, "row d_model"]:
+    weight = answers.counted.float()
+    if tokens == "last":
+        weight = weight * (weight.cumsum(1) == weight.sum(1, keepdim=True))
+    weight = weight / weight.sum(1, keepdim=True)
+    return (answers.residual[layer].float() * weight[..., None]).sum(1)
+
+
+@register_intervention("direction")
+class DirectionSteering:
+    """Adds ``scale`` times a fixed vector at every steered token; a harness Intervention that reads nothing."""
+
+    read_layers: tuple[int, ...] = ()
+
+    def __init__(self, vector: Float[Tensor, " d_model"], settings: dict[str, Any]) -> None:
+        """``settings``: layer, scale, positions."""
+        self._vector, self._settings = vector, settings
+        self._step = vector * settings["scale"]
+        self._tokens = torch.zeros((), dtype=torch.long, device=vector.device)
+        self._norms = torch.zeros((), device=vector.device)
+
+    @property
+    def positions(self) -> Positions:
+        return self._settings["positions"]
+
+    @property
+    def write_layers(self) -> tuple[int, ...]:
+        return (self._settings["layer"],)
+
+    def condition(
+        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+    ) -> RowState:
+        """Nothing depends on the prompt."""
+        return {}
+
+    def delta(
+        self,
+        layer: int,
+        residual: Float[Tensor, "batch pos d_model"],
+        state: RowState,
+        steered: Bool[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The same step at every steered token."""
+        self._tokens += steered.sum()
+        self._norms += (torch.linalg.vector_norm(residual.float(), dim=-1) * steered).sum()
+        return steered[..., None] * self._step
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"vector": self._vector}
+
+    def params(self) -> dict[str, Any]:
+        return self._settings
+
+    def identity(self) -> dict[str, Any]:
+        return self._settings
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DirectionSteering":
+        return cls(tensors["vector"].to(device), params)
+
+    def diagnostics(self) -> dict[str, float]:
+        """``relative_step``: length of the step over the mean length of the residual stream where it was added."""
+        if not self._tokens:
+            return {}
+        return {"relative_step": float(torch.linalg.vector_norm(self._step) * self._tokens / self._norms)}

@@ -1,0 +1,191 @@
+"""fpo: Feature-level constrained Preference Optimization, DPO that holds SAE features of rejected answers in place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from baselines.fpo_reference import Reference, answer_means, collator, measure_reference, top_features
+from baselines.training import Metered, TrainedMethod, preference_rows
+from dspa.sae import ResidualSAE, check_sae, load_sae, sae_sizes
+from harness.compute import Meter, signature_of
+from harness.compute.rates import Rates
+from harness.intervention import find_decoder
+from harness.method import BaseShape, register_method
+from harness.model import AlignedModel
+from harness.predicted import fused_head_flops, lora_config, trainer_batches
+from harness.preferences import Triple
+from harness.refs import SAERef
+
+
+def fpo_loss(
+    chosen_ratio: Float[Tensor, " batch"],
+    rejected_ratio: Float[Tensor, " batch"],
+    chosen_distance: Float[Tensor, " batch"],
+    rejected_distance: Float[Tensor, " batch"],
+    *,
+    alpha: float,
+    beta: float,
+) -> Float[Tensor, " batch"]:
+    """FPO (arXiv 2411.07618, section 3): -log sigmoid(beta [(m_w - m_l) - alpha (D_l - stopgrad D_w)]).
+
+    ``ratio`` is m_y, the log-likelihood ratio of policy and reference a token of the answer; ``distance`` is D_y (see
+    `feature_distance`). No gradient flows through D_w.
+    """
+    margin = alpha * (rejected_distance - chosen_distance.detach())
+    return -logsigmoid(beta * (chosen_ratio - rejected_ratio - margin))
+
+
+def feature_distance(
+    policy: Float[Tensor, "row d_sae"], reference: Float[Tensor, "row d_sae"], index: Int[Tensor, "row k"]
+) -> Float[Tensor, " row"]:
+    """D_y (section 3): mean over the features I_k (``index``) of (cbar_ref - cbar_pi)^2."""
+    return ((reference - policy).gather(1, index) ** 2).mean(1)
+
+
+@register_method("fpo")
+class FPO(TrainedMethod):
+    """arXiv 2411.07618. Length-normalised DPO plus a penalty on how far mean SAE activations of the rejected answer
+    move from the reference's, beyond those of the chosen one.
+
+    alpha 0.5, beta 0.1, lr 5e-7, 150 warm-up steps, 50 features chosen by the policy and Adam are the paper's and its
+    code's for Gemma-2-2B (for 9B RMSprop: ``optimiser: rmsprop``); its SAE is Gemma Scope 16k of layer 25 (9B: 41).
+    With log-ratios a token, beta 0.1 makes the loss nearly linear: sweep it. Ours are: the batch, LoRA, that the
+    end-of-turn token is part of the answer in both means, and that all answer tokens count, whatever their norm.
+
+    The reference is the base (LoRA: the same weights without the adapter), passed once before the training; of each
+    answer only its mean log-likelihood and its active features are kept. ``index_set: reference`` chooses the features
+    by the reference's activations and keeps those alone. Under a FLOP limit the number of triples that the training
+    reaches is not known before, so the reference passes end at a quarter of the limit, which is about what they take
+    of one full-parameter epoch, and the training is on the triples passed until then.
+    """
+
+    sae: SAERef
+    alpha: Annotated[float, Field(ge=0, description="weight of the feature constraint")] = 0.5
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    k: Annotated[int, Field(ge=1, description="features in the constraint, of each answer")] = 50
+    index_set: Literal["policy", "reference"] = "policy"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
+    warmup_steps: Annotated[
+        int, Field(ge=0, description="the warm-up is warmup_ratio of the training, but no longer than this")
+    ] = 150
+
+    def check(self, base: BaseShape) -> None:
+        """Also refuses an SAE that does not fit the base, and more features than it has."""
+        super().check(base)
+        _, d_sae = check_sae(self.sae, base)
+        if self.k > d_sae:
+            raise ValueError(f"fpo: k is {self.k}, but SAE {self.sae} has {d_sae} features; give at most {d_sae}")
+
+    def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
+        """Train a copy of the base; ``seed`` decides the order of the triples and the LoRA initialisation."""
+        from trl import DPOConfig
+
+        sae = load_sae(self.sae, str(base.device))
+        rows = preference_rows(base, triples)
+        with meter.stage("reference"):
+            reference = measure_reference(
+                base,
+                rows,
+                sae,
+                keep=self.k if self.index_set == "reference" else None,
+                batch_size=self.batch_size,
+                bf16=self.bf16,
+                meter=meter,
+            )
+        aligned = self.train(
+            base,
+            _trainer_class(self, sae, reference),
+            DPOConfig,
+            [{**row, "triple": number} for number, row in enumerate(rows[: len(reference)])],
+            meter=meter,
+            seed=seed,
+            reference=True,  # TRL would load a model of its own; neither is ever passed
+            options={"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False},
+            given={"data_collator": collator(base)},
+        )
+        if len(reference) == len(rows):
+            return aligned
+        assert meter.epochs is not None
+        meter.epochs *= len(reference) / len(rows)
+        return aligned.derive(params={**aligned.params, "triples_used": len(reference)})
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """Both answers with their prompt, passed once through the reference and trained on, and the answers' encoding.
+
+        The SAE is frozen, so its encoding costs two products in a training step and one in a forward.
+        """
+        _, d_model, d_sae = sae_sizes(self.sae)
+        rows: list[Any] = preference_rows(base, triples)
+        lengths = [row["length"] for row in rows]
+        encoding = [2 * d_model * d_sae * len(row["chosen_ids"] + row["rejected_ids"]) for row in rows]
+        by_length, body = sorted(lengths, reverse=True), rates.body()
+        passing = sum(encoding)
+        for start in range(0, len(rows), self.batch_size):
+            size, length = 2 * min(self.batch_size, len(rows) - start), by_length[start]
+            passing += body.of(size, length) + rates.head * size * (length - 1)
+        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
+        head, total = fused_head_flops(rates, full=self.tuning == "full"), 0
+        options = {"accumulation": self.accumulation, "epochs": self.epochs}
+        for batch in trainer_batches(lengths, batch_size=self.batch_size, **options):
+            size, length = 2 * len(batch), max(lengths[row] for row in batch)
+            total += training.of(size, length) + head * size * (length - 1)
+            total += 2 * sum(encoding[row] for row in batch)
+        return {"reference": passing, "train": total}
+
+
+def _trainer_class(method: FPO, sae: ResidualSAE, reference: Reference) -> type[Metered]:
+    """TRL's DPOTrainer with our loss: one pass through its fused LM head, with a hook on the SAE's layer."""
+    from trl import DPOTrainer
+
+    class Trainer(Metered, DPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.sae_layer = find_decoder(kwargs["model"]).layers[sae.layer]
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if self.meter.flops_limit is None:
+                ratio = self.args.get_warmup_steps(num_training_steps)
+                self.args.warmup_steps = min(ratio, method.warmup_steps)
+            return super().create_scheduler(num_training_steps, optimizer)
+
+        def step_signature(self, inputs: dict[str, Any]) -> Any:
+            """Answer tokens alone go through the SAE, so their number decides the FLOPs too."""
+            return signature_of(inputs, int(inputs["completion_mask"].sum()))
+
+        def compute_loss(
+            self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Tensor:
+            assert not return_outputs, "only an evaluation through TRL asks for outputs"
+            logp, latents = answer_means(model, self.sae_layer, sae, inputs)
+            reference_logp, reference_latents = reference.of(inputs["triple"])
+            chooser = latents.detach() if method.index_set == "policy" else reference_latents
+            distance = feature_distance(latents, reference_latents, top_features(chooser, method.k))
+            chosen_ratio, rejected_ratio = (logp - reference_logp).chunk(2)  # rows are [chosen, rejected]
+            chosen_distance, rejected_distance = distance.chunk(2)
+            self._note(chosen_ratio - rejected_ratio, chosen_distance, rejected_distance)
+            return fpo_loss(
+                chosen_ratio,
+                rejected_ratio,
+                chosen_distance,
+                rejected_distance,
+                alpha=method.alpha,
+                beta=method.beta,
+            ).mean()
+
+        def _note(self, margin: Tensor, chosen_distance: Tensor, rejected_distance: Tensor) -> None:
+            """For the tracker, under TRL's names where it has them."""
+            if method.report_to == "none":
+                return
+            for name, value in (
+                ("rewards/margins", method.beta * margin),
+                ("rewards/accuracies", (margin > 0).float()),
+                ("feature_distance/chosen", chosen_distance),
+                ("feature_distance/rejected", rejected_distance),
+            ):
+                self._metrics["train"][name].append(float(value.detach().mean()))
+
+    return Trainer

@@ -1,0 +1,152 @@
+"""What FPO compares: mean log-likelihood and mean SAE activations of each answer, and the base's, measured once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from baselines.metered import unpatched
+from baselines.rows import IGNORED
+from dspa.sae import ResidualSAE
+from dspa.sparse import SparseRows
+from harness.compute import Meter, signature_of
+from harness.intervention import find_decoder, residual_of
+from harness.model import AlignedModel
+
+REFERENCE_SHARE = 4  # one part in so many of a FLOP limit: a forward pass is about a third of a training step
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The base's means (see `answer_means`) of the first n triples: all chosen answers, then all rejected ones.
+
+    Kept on the CPU.
+    """
+
+    logp: Float[Tensor, " two_n"]
+    latents: SparseRows
+
+    def __len__(self) -> int:
+        return len(self.logp) // 2
+
+    def of(self, triples: Int[Tensor, " batch"]) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_sae"]]:
+        """(mean log-likelihood, mean latents) on the device of ``triples``, rows as TRL has them: chosen, rejected."""
+        rows = torch.cat([triples, triples + len(self)]).cpu()
+        return self.logp[rows].to(triples.device), self.latents.select(rows).to(triples.device).dense()
+
+
+def answer_means(
+    model: nn.Module, sae_layer: nn.Module, sae: ResidualSAE, batch: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_sae"]]:
+    """Log-likelihood a token, and mean latents, of each row's answer; one forward, through which gradients flow.
+
+    ``model`` has TRL's fused LM head, ``sae_layer`` is its decoder layer whose output the SAE reads. Both means are
+    over the tokens of ``completion_mask``: padding and prompt are in neither.
+    """
+    answer = batch["completion_mask"].bool()
+    with _outputs_of(sae_layer) as seen:
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["input_ids"].masked_fill(~answer, IGNORED),
+            fused_lm_head=True,
+            use_cache=False,
+        )
+    return output.log_probs.float().sum(1) / answer.sum(1), mean_latents(sae, seen[0], answer)
+
+
+def mean_latents(
+    sae: ResidualSAE, residual: Float[Tensor, "row pos d_model"], answer: Bool[Tensor, "row pos"]
+) -> Float[Tensor, "row d_sae"]:
+    """cbar: mean of the SAE's activations over each row's answer tokens, in fp32 whatever the precision around it.
+
+    Row by row, so that activations of all tokens together never exist.
+    """
+    with torch.autocast(residual.device.type, enabled=False):
+        return torch.stack([sae.encode(tokens[which]).mean(0) for tokens, which in zip(residual, answer, strict=True)])
+
+
+def top_features(mean: Float[Tensor, "row d_sae"], k: int) -> Int[Tensor, "row k"]:
+    """I_k: the k largest of cbar, largest first; of equals those that come first, so inactive ones fill up a row."""
+    return mean.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def collator(base: AlignedModel) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """TRL's batches, [chosen; rejected], with the triples' numbers as ``triple``."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    pad = DataCollatorForPreference(pad_token_id=base.chat.pad_id)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {**pad(rows), "triple": torch.tensor([row["triple"] for row in rows])}
+
+    return collate
+
+
+@torch.no_grad()
+def measure_reference(
+    base: AlignedModel,
+    rows: Sequence[Mapping[str, Any]],
+    sae: ResidualSAE,
+    *,
+    keep: int | None,
+    batch_size: int,
+    bf16: bool,
+    meter: Meter,
+) -> Reference:
+    """The base's means of both answers of ``rows`` (as TRL's DPOTrainer takes them), rows of similar length together.
+
+    ``keep`` is how many latents of each answer are kept, the strongest (None: all that are active). With a FLOP limit
+    the rows are passed in their order, and at a quarter of what is left of the limit no more of them.
+    """
+    from trl.trainer.utils import add_fused_lm_head
+
+    collate, sae_layer = collator(base), find_decoder(base.model).layers[sae.layer]
+    limit = meter.flops_limit
+    enough = None if limit is None else meter.executed_flops + (limit - meter.executed_flops) / REFERENCE_SHARE
+    order = list(range(len(rows)))
+    if enough is None:
+        order.sort(key=lambda i: (-rows[i]["length"], i))
+    passed: list[int] = []
+    logps: tuple[list[Tensor], list[Tensor]] = ([], [])
+    latents: tuple[list[SparseRows], list[SparseRows]] = ([], [])
+    device = base.device
+    with unpatched(base.model):
+        add_fused_lm_head(base.model)
+        for start in range(0, len(order), batch_size):
+            which = order[start : start + batch_size]
+            batch = {name: t.to(device) for name, t in collate([{**rows[i], "triple": i} for i in which]).items()}
+            signature = signature_of(batch, int(batch["completion_mask"].sum()))
+            with (
+                meter.step(signature, tokens=int(batch["attention_mask"].sum()), kind="forward"),
+                torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+            ):
+                logp, mean = answer_means(base.model, sae_layer, sae, batch)
+            if keep is not None:
+                index = top_features(mean, keep)
+                mean = torch.zeros_like(mean).scatter(1, index, mean.gather(1, index))
+            for kind in (0, 1):
+                logps[kind].append(logp.chunk(2)[kind].cpu())
+                latents[kind].append(SparseRows.from_dense(mean.chunk(2)[kind]).to("cpu"))
+            passed += which
+            if enough is not None and meter.executed_flops >= enough:
+                break
+    back = torch.tensor(passed).argsort()
+    back = torch.cat([back, back + len(passed)])
+    means = SparseRows.concatenate(latents[0] + latents[1], sae.d_sae)
+    return Reference(torch.cat(logps[0] + logps[1])[back], means.select(back))
+
+
+@contextmanager
+def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The residual streams that a decoder layer puts out inside, in order."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _args, output: seen.append(residual_of(output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,112 @@
+"""kto: Kahneman-Tversky Optimization through TRL's KTOTrainer, with LoRA or full fine-tuning."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from baselines.training import Metered, TrainedMethod, token_triples
+from harness.compute import Meter
+from harness.compute.rates import Rates
+from harness.method import register_method
+from harness.model import AlignedModel
+from harness.predicted import fused_head_flops, lora_config, trainer_batches
+from harness.preferences import Triple
+
+
+@register_method("kto")
+class KTO(TrainedMethod):
+    """arXiv 2402.01306. A triple is two rows, its chosen answer desirable and its rejected one undesirable.
+
+    The reference point (a KL estimate) comes from the answers of other triples to the same prompt. beta 0.1, both
+    weights 1 and 1 epoch are the paper's; the learning rate is that of our DPO, so that the two differ in the loss
+    alone, and the batch, the schedule and everything about LoRA are ours too. The base is the reference; its passes
+    and those for the reference point are part of the bill.
+    """
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+
+    def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
+        """Train a copy of the base; ``seed`` decides the order of the answers and the LoRA initialisation.
+
+        Raises ValueError for a single triple: it has no other answer to estimate the reference point from.
+        """
+        from trl import KTOConfig, KTOTrainer
+
+        class Trainer(Metered, KTOTrainer):
+            reference_passes = ("attention_mask", "KL_attention_mask", "KL_attention_mask")
+            labelled = ("completion_mask", "KL_completion_mask")
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                # TRL insists on the order given, since its own preparation pairs neighbours; our rows are paired.
+                self.args.train_sampling_strategy = "group_by_length"
+
+        return self.train(
+            base,
+            Trainer,
+            KTOConfig,
+            unpaired_rows(base, triples),
+            meter=meter,
+            seed=seed,
+            reference=True,
+            options={
+                "beta": self.beta,
+                "desirable_weight": self.desirable_weight,
+                "undesirable_weight": self.undesirable_weight,
+                "per_device_train_batch_size": 2 * self.batch_size,  # ours counts triples, TRL's rows
+                "train_sampling_strategy": "sequential",
+                "disable_dropout": False,
+            },
+        )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """Each answer trained on and passed through the reference, each unrelated one passed through both models.
+
+        What a LoRA adapter adds to the pass of the unrelated answers is left out.
+        """
+        rows = unpaired_rows(base, triples)
+        own, unrelated = (
+            [len(row["prompt_ids"] + row[name]) for row in rows] for name in ("completion_ids", "KL_completion_ids")
+        )
+        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
+        body, head = rates.body(), fused_head_flops(rates, full=self.tuning == "full") + rates.head
+        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
+        for batch in trainer_batches([row["length"] for row in rows], batch_size=2 * self.batch_size, **options):
+            size, length, other = len(batch), max(own[row] for row in batch), max(unrelated[row] for row in batch)
+            total += training.of(size, length) + body.of(size, length) + head * size * (length - 1)
+            total += 2 * (body.of(size, other) + rates.head * size * (other - 1))
+        return {"train": total}
+
+
+def unpaired_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
+    """Two rows a triple, as TRL's KTOTrainer takes them, each with an answer of the same kind to another prompt.
+
+    That answer is the next triple's in order, or of the first one after it that fits the context with this prompt.
+    """
+    tokens = token_triples(base, triples)
+    rows = []
+    for index, (prompt, *answers) in enumerate(tokens):
+        others = tokens[index + 1 :] + tokens[:index]
+        for kind, answer in enumerate(answers):
+            fitting = (
+                other[1 + kind] for other in others if len(prompt) + len(other[1 + kind]) <= base.base.max_length
+            )
+            unrelated = next(fitting, None)
+            if unrelated is None:
+                raise ValueError(
+                    f"kto: triple {triples[index].key[:12]} has no other triple's answer that fits the context of "
+                    f"{base.base.max_length} tokens with its prompt; give at least two triples, with shorter answers"
+                )
+            rows.append(
+                {
+                    "prompt_ids": prompt,
+                    "completion_ids": answer,
+                    "KL_completion_ids": unrelated,
+                    "label": kind == 0,
+                    "length": len(prompt) + max(len(answer), len(unrelated)),
+                }
+            )
+    return rows

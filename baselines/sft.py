@@ -1,0 +1,46 @@
+"""sft: supervised fine-tuning on the chosen answers through TRL's SFTTrainer; also stage 0, the shared base."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from baselines.training import Metered, TrainedMethod, answer_rows
+from harness.compute import Meter
+from harness.compute.rates import Rates
+from harness.method import register_method
+from harness.model import AlignedModel
+from harness.predicted import fused_head_flops, lora_config, trainer_batches
+from harness.preferences import Triple
+
+
+@register_method("sft")
+class SFT(TrainedMethod):
+    """Token cross-entropy of the chosen answers (and their end of turn), the mean over all answer tokens of a batch.
+
+    The rejected answers are not used. The hyper-parameters are ours: 1 epoch, lr 2e-5 and a cosine schedule, the usual
+    ones of full fine-tuning. With ``tuning=full`` the artifact's weights folder is a base model of its own.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
+
+    def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
+        """Train a copy of the base; ``seed`` decides the order of the answers and the LoRA initialisation."""
+        from trl import SFTConfig, SFTTrainer
+
+        class Trainer(Metered, SFTTrainer):
+            labelled = ("labels",)
+
+        return self.train(base, Trainer, SFTConfig, answer_rows(base, triples), meter=meter, seed=seed)
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """The chosen answers with their prompt, trained on."""
+        lengths = [int(row["length"]) for row in answer_rows(base, triples)]  # type: ignore[arg-type]
+        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
+        head = fused_head_flops(rates, full=self.tuning == "full")
+        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
+        for rows in trainer_batches(lengths, batch_size=self.batch_size, **options):
+            size, length = len(rows), max(lengths[row] for row in rows)
+            total += training.of(size, length) + head * size * (length - 1)
+        return {"train": total}

@@ -1,0 +1,207 @@
+"""What every trained method shares: TRL's options, the model to train, and the training itself."""
+
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from baselines.metered import Metered, experimental, unpatch, unpatched
+from baselines.rows import IGNORED, answer_rows, labelled_rows, preference_rows, token_triples
+from harness.compute import Meter
+from harness.method import BaseShape, MethodConfig
+from harness.model import AlignedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from harness.compute.rates import Rates
+
+
+__all__ = [
+    "IGNORED",
+    "Metered",
+    "TrainedMethod",
+    "answer_rows",
+    "experimental",
+    "labelled_rows",
+    "paired_flops",
+    "preference_rows",
+    "sharing_copy",
+    "token_triples",
+    "unpatch",
+    "unpatched",
+]
+_ENDLESS = 10**6  # epochs: the FLOP limit ends the training
+
+
+class TrainedMethod(MethodConfig):
+    """Base of the methods that train through TRL: the options that all of them pass on to its arguments.
+
+    A meter with a FLOP limit replaces ``epochs``: training goes on until the limit is reached, stops at the first
+    optimiser step after it, and the learning rate follows the share of the limit that is used up.
+    """
+
+    tuning: Literal["lora", "full"] = "full"
+    epochs: Annotated[float, Field(gt=0, description="passes over the triples; a FLOP limit takes its place")] = 1.0
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    batch_size: Annotated[int, Field(ge=1, description="triples per forward")] = 16
+    accumulation: Annotated[int, Field(ge=1, description="forwards per optimiser step")] = 1
+    optimiser: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "rmsprop", "sgd"] = "adamw_torch_fused"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_targets: str | list[str] = "all-linear"
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    report_to: Literal["none", "wandb", "trackio"] = "none"
+
+    def check(self, base: BaseShape) -> None:
+        """Raise ValueError when the tracker to report to is not installed."""
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(
+                f"{self.name}: report_to {self.report_to!r} needs the package {self.report_to!r}, which is not "
+                "installed; install it or set report_to to 'none'"
+            )
+
+    def arguments(self, config_class: type, scratch: str, seed: int, *, on_cpu: bool, **own: Any) -> Any:
+        """An instance of TRL's ``config_class`` with these options; ``own`` are the method's and win."""
+        shared = {
+            "output_dir": scratch,
+            "num_train_epochs": self.epochs,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": self.lr_schedule,
+            "warmup_steps": self.warmup_ratio,
+            "per_device_train_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "optim": self.optimiser,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "bf16": self.bf16,
+            "max_length": None,  # lengths were checked against the context: nothing is cut
+            "train_sampling_strategy": "group_by_length",  # similar lengths together, so that little is padding
+            "remove_unused_columns": False,  # keeps `length` for the sampler
+            "seed": seed,
+            "data_seed": seed,
+            "use_cpu": on_cpu,
+            "save_strategy": "no",
+            "logging_strategy": "no" if self.report_to == "none" else "steps",
+            "report_to": self.report_to,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": not on_cpu,
+        }
+        return config_class(**(shared | own))
+
+    def policy(self, base: AlignedModel, seed: int) -> "PreTrainedModel":
+        """The model to train: a copy of the base, or with LoRA an adapter around modules that share its parameters.
+
+        Dropout of the base model is off, so that only the adapter's own (``lora_dropout``) acts. ``seed`` decides
+        the adapter's start.
+        """
+        from transformers import set_seed
+
+        if self.tuning == "full":
+            model = copy.deepcopy(base.model).requires_grad_(True)
+            _without_dropout(model)
+            return model
+        from peft import LoraConfig, get_peft_model
+
+        model = sharing_copy(base.model)
+        _without_dropout(model)
+        set_seed(seed)
+        config = LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_targets,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+    def train(
+        self,
+        base: AlignedModel,
+        trainer_class: "type[Metered]",
+        config_class: type,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        meter: Meter,
+        seed: int,
+        reference: bool = False,
+        stage: str = "train",
+        policy: "PreTrainedModel | None" = None,
+        options: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> AlignedModel:
+        """Train on ``rows`` and derive the artifact; the base is unchanged, also when training raises.
+
+        ``reference`` hands the base to the trainer as reference model. ``policy`` replaces the model to train,
+        ``options`` go to TRL's configuration and ``given`` to the trainer. Where a FLOP limit ended the training, the
+        artifact's ``params`` say so under ``stopped_at``.
+        """
+        from datasets import Dataset
+        from transformers import set_seed
+
+        own = dict(options or {})
+        if meter.flops_limit is not None:
+            own["num_train_epochs"] = _ENDLESS
+        set_seed(seed)
+        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model):
+            trainer: Any = trainer_class(
+                model=self.policy(base, seed) if policy is None else policy,
+                args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),
+                train_dataset=Dataset.from_list([dict(row) for row in rows]),
+                processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
+                meter=meter,
+                **({"ref_model": base.model} if reference else {}),
+                **(given or {}),
+            )
+            meter.train_params = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+            trainer.train()
+            meter.optimiser_steps += trainer.state.global_step
+            meter.epochs = trainer.state.epoch
+            model = trainer.model
+        unpatch(model)
+        params = self.model_dump(mode="json")
+        return base.derive(
+            method=self.name,
+            params=params | ({"stopped_at": trainer.stopped_at} if trainer.stopped_at else {}),
+            model=model.eval(),
+            delta="adapter" if self.tuning == "lora" else "weights",
+        )
+
+
+def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A copy whose parameters are new objects on the same memory: modules can be replaced, weights must not change."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)  # type: ignore[arg-type]
+
+
+def paired_flops(method: TrainedMethod, lengths: Sequence[int], rates: "Rates") -> int:
+    """FLOPs of TRL's CPO and ORPO trainers: both answers of a triple in one batch, with a plain LM head.
+
+    ``lengths`` are those of the triples' longer texts.
+    """
+    from harness.predicted import lora_config, trainer_batches
+
+    training = rates.training(lora_config(method), checkpointing=method.gradient_checkpointing)
+    head = rates.head * (3 if method.tuning == "full" else 2)
+    total, options = 0, {"accumulation": method.accumulation, "epochs": method.epochs}
+    for rows in trainer_batches(lengths, batch_size=method.batch_size, **options):
+        size, length = 2 * len(rows), max(lengths[row] for row in rows)
+        total += training.of(size, length) + head * size * length
+    return total
+
+
+def _without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

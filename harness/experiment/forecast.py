@@ -1,0 +1,102 @@
+"""The bill of a fit before it starts, from the base's configuration and the triples' token counts alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from harness.base_model import BaseModel
+from harness.chat import ChatFormat
+from harness.compute.rates import Rates
+from harness.method import AlignmentMethod
+from harness.model import AlignedModel
+from harness.preferences import Budget, Triple
+from harness.refs import ModelRef
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a fit is given and what it is expected to cost.
+
+    ``stages`` maps stages to FLOPs; None for a method that predicts nothing, or whose passes cannot be priced.
+    """
+
+    budget: Budget | None
+    stages: dict[str, int] | None
+
+    @property
+    def flops(self) -> int | None:
+        return None if self.stages is None else sum(self.stages.values())
+
+
+class Forecaster:
+    """Forecasts fits on one base model; loads its configuration and tokenizer, never its weights."""
+
+    def __init__(self, ref: ModelRef, *, device: str = "cpu") -> None:
+        self._ref, self._device = ref, device
+
+    def of(self, method: AlignmentMethod, budget: Budget | None, flops_limit: int | None = None) -> Forecast:
+        """The forecast of ``method`` on ``budget`` (None for a method without triples).
+
+        Under a ``flops_limit`` a method that passes every triple once gets the largest beginning of ``budget`` whose
+        predicted bill is within it; ValueError when not even one triple is. For any other method ``stages`` is then
+        what its configured passes cost; it stops at the limit instead.
+        """
+        if budget is None:
+            return Forecast(None, None)
+        stages = self._stages(method, budget.triples)
+        if flops_limit is None or not method.single_pass or stages is None:
+            return Forecast(budget, stages)
+        n = self._affordable(method, budget.triples, flops_limit)
+        first = Budget(budget.triples[:n], budget.seed)
+        return Forecast(first, self._stages(method, first.triples))
+
+    def _affordable(self, method: AlignmentMethod, triples: Sequence[Triple], limit: int) -> int:
+        """The largest n such that the first n triples cost at most ``limit``: by bisection, costs rise with n."""
+
+        def cost(n: int) -> int:
+            return sum((self._stages(method, triples[:n]) or {}).values())
+
+        if cost(1) > limit:
+            raise ValueError(
+                f"a bill of {limit:.3g} FLOPs does not pay for one triple of {method.name}, which takes {cost(1):.3g}; "
+                "give a larger bill in flops_budgets"
+            )
+        low, high = 1, len(triples)  # low is affordable
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
+        return low
+
+    def _stages(self, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
+        try:
+            return method.predict(self._base, triples, self._rates)
+        except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price
+            return None
+
+    @cached_property
+    def _rates(self) -> Rates:
+        config = AutoConfig.from_pretrained(self._ref.source, revision=self._ref.revision)
+        return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
+
+    @cached_property
+    def _base(self) -> "AlignedModel":
+        tokenizer = AutoTokenizer.from_pretrained(self._ref.source, revision=self._ref.revision)
+        base = BaseModel(self._ref, self._rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
+        return _Remembering(base, self._rates.model)
+
+
+class _Remembering(AlignedModel):
+    """Tokenises a triple once: finding what a bill pays for asks for the same ones again and again."""
+
+    def triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
+        if id(triple) not in self._known:
+            self._known[id(triple)] = (triple, super().triple_ids(triple))
+        return self._known[id(triple)][1]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[Triple, tuple[list[int], list[int], list[int]]]]:
+        """By identity, which lasts because the triple is kept too."""
+        return {}

@@ -1,0 +1,109 @@
+"""Bills predicted before a fit are the bills after it, and a bill for a budget buys what it is predicted to."""
+
+import pytest
+
+from baselines.dpo import DPO
+from baselines.static_sae import StaticSAE
+from dspa.method import DSPA
+from harness.experiment.forecast import Forecaster
+from harness.experiment.run import prepare, run_suite
+from harness.experiment.steps import fit
+from harness.preferences import Budget, Triple, conversation
+from harness.refs import ModelRef
+from tests.toys import NoProgress, ToyNoise, outcome, write_suite
+
+
+@pytest.fixture(scope="module")
+def budget() -> Budget:
+    """Triples of different lengths."""
+
+    def words(start: int, n: int) -> str:
+        return " ".join(f"w{(start + i) % 40}" for i in range(n))
+
+    lengths = [(3, 2, 5), (9, 4, 1), (5, 5, 2), (12, 7, 3), (4, 1, 6), (7, 2, 2), (2, 8, 3), (6, 3, 4)]
+    triples = [
+        Triple(conversation(words(k, p)), words(2 * k, c), words(3 * k + 1, r)) for k, (p, c, r) in enumerate(lengths)
+    ]
+    return Budget(tuple(triples), 0)
+
+
+@pytest.fixture(scope="module")
+def forecaster(tiny_folders) -> Forecaster:
+    return Forecaster(ModelRef(path=str(tiny_folders["llama"])))
+
+
+def executed(bill) -> dict[str, int]:
+    return {stage["name"]: stage["executed_flops"] for stage in bill["stages"]}
+
+
+def test_features_are_predicted_exactly_and_the_map_from_above(forecaster, budget, tiny_base, sae_refs):
+    method = DSPA(input_sae=sae_refs[0], output_sae=sae_refs[1], batch_size=3, truncate=2)
+    forecast = forecaster.of(method, budget)
+    bill = fit(method, "dspa", tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
+    assert bill is not None and forecast.stages is not None
+    assert bill["predicted"] == forecast.stages
+    assert forecast.stages["features"] == executed(bill)["features"] > 0
+    assert forecast.stages["map"] >= executed(bill)["map"]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_training_with_a_reference_is_predicted_to_the_padding_of_its_batches(forecaster, budget, tiny_base, tuning):
+    """In one batch the trainer has no choice, so the prediction is exact."""
+    method = DPO(tuning=tuning, batch_size=8, epochs=2)
+    forecast = forecaster.of(method, budget)
+    bill = fit(method, "dpo", tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
+    assert bill is not None
+    assert forecast.flops == bill["executed_flops"]
+    assert bill["epochs"] == 2
+
+
+def test_a_single_pass_gets_the_largest_beginning_that_its_bill_pays_for(forecaster, budget, tiny_base, sae_refs):
+    method = StaticSAE(sae=sae_refs[1], batch_size=3)
+    costs = [forecaster.of(method, Budget(budget.triples[:n], 0)).flops or 0 for n in range(1, 9)]
+    assert costs == sorted(costs)
+    limit = (costs[4] + costs[5]) // 2
+    forecast = forecaster.of(method, budget, limit)
+    assert forecast.budget == Budget(budget.triples[:5], 0)
+    bill = fit(method, "static_sae", tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
+    assert bill is not None
+    assert (bill["executed_flops"], bill["n_triples"], bill["flops_limit"]) == (costs[4], 5, limit)
+    assert forecaster.of(method, budget, 10 * costs[-1]).budget == budget
+
+
+def test_a_bill_that_does_not_pay_for_one_triple_is_refused(forecaster, budget, sae_refs):
+    with pytest.raises(ValueError, match=r"does not pay for one triple of static_sae.*flops_budgets"):
+        forecaster.of(StaticSAE(sae=sae_refs[1]), budget, 5)
+
+
+def test_training_under_a_bill_ends_with_the_step_that_reaches_it(forecaster, budget, tiny_base):
+    method = DPO(batch_size=2)
+    step = (forecaster.of(method, budget).flops or 0) // 4
+    limit = 7 * step
+    forecast = forecaster.of(method, budget, limit)
+    assert forecast.budget == budget
+    bill = fit(method, "dpo", tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
+    assert bill is not None
+    assert limit <= bill["executed_flops"] < limit + 2 * step
+    assert bill["epochs"] == bill["optimiser_steps"] / 4 > 1
+
+
+def test_a_method_without_prediction_has_none_and_gets_everything(forecaster, budget):
+    forecast = forecaster.of(ToyNoise(), budget, 10**9)
+    assert (forecast.stages, forecast.flops, forecast.budget) == (None, None, budget)
+
+
+def test_a_finished_run_can_be_extended_by_bills(tmp_path, tiny_folders):
+    path, out = write_suite(tmp_path, tiny_folders["llama"]), tmp_path / "run"
+    small = ["budgets=[4]", "seeds=1", "variants.noise.sweep={}"]
+    run_suite(prepare(path, out, small), NoProgress())
+    before = outcome(out)
+    extended = prepare(path, out, [*small, "flops_budgets=[1e9]"])
+    assert list(extended.failures) == ["noise__1e+9flops__s0"]
+    assert not run_suite(extended, NoProgress())
+    after = outcome(out)
+    assert {name: content for name, content in after.items() if name in before} == before
+    described = after["cells/noise__1e+9flops__s0/cell.json"]
+    assert isinstance(described, dict)
+    assert (described["budget"], described["status"]) == ("1e+9flops", "done")
+    with pytest.raises(ValueError, match="there, not in this suite"):
+        prepare(path, out, small)
