@@ -7,7 +7,9 @@ from baselines.fpo import FPO
 from baselines.kto import KTO
 from baselines.orpo import ORPO
 from baselines.prompt import Prompt
+from baselines.rahf import RAHFSCIT, RAHFDual
 from baselines.repe import RepE
+from baselines.sails import SAILS
 from baselines.sft import SFT
 from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE
@@ -18,9 +20,12 @@ __all__ = [
     "FPO",
     "KTO",
     "ORPO",
+    "RAHFSCIT",
+    "SAILS",
     "SFT",
     "Base",
     "Prompt",
+    "RAHFDual",
     "RepE",
     "SimPO",
     "StaticSAE",

@@ -102,8 +102,16 @@ def _variant_cells(suite: Suite, section: VariantSection, variant: Variant) -> I
 def _params(method: AlignmentMethod, given: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
     """All hyper-parameters, defaults included; an SAE that the suite calls by name keeps its name."""
     resolved = cast(BaseModel, method).model_dump(mode="json")
-    named = {key: value for key, value in given.items() if isinstance(value, str) and value in suite.file.saes}
-    return {key: named[key] if key in named and isinstance(value, dict) else value for key, value in resolved.items()}
+    return {key: _named(given.get(key), value, suite.file.saes) for key, value in resolved.items()}
+
+
+def _named(given: Any, resolved: Any, saes: Mapping[str, Any]) -> Any:
+    """``given`` where it is the name of an SAE, or a list that holds some, and ``resolved`` elsewhere."""
+    if isinstance(given, str) and given in saes and isinstance(resolved, dict):
+        return given
+    if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
+        return [_named(one, other, saes) for one, other in zip(given, resolved, strict=True)]
+    return resolved
 
 
 def derive_seed(suite_seed: int, *names: str) -> int:

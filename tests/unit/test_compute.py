@@ -363,3 +363,48 @@ def test_no_bill_before_during_or_without_what_it_needs() -> None:
         pass
     with pytest.raises(ValueError, match=r"Meter\(model\)"):
         nameless.bill(method="any", n_triples=1)
+
+
+def test_a_limit_is_reached_with_the_step_that_fills_it() -> None:
+    layer, x = torch.nn.Linear(7, 3), torch.randn(5, 7)
+    product = 2 * 5 * 7 * 3
+    meter = Meter(layer, flops_limit=2 * product)
+    states = []
+    with meter.stage("a"):
+        for _ in range(3):
+            states.append(meter.exhausted)
+            with meter.step("x", tokens=5, kind="forward"), torch.no_grad():
+                layer(x)
+    assert states == [False, False, True]
+    assert meter.executed_flops == 3 * product
+    bill = meter.bill(method="any", n_triples=1, predicted={"a": 1})
+    assert (bill.flops_limit, bill.epochs, bill.predicted) == (2 * product, None, {"a": 1})
+    assert not Meter(layer).exhausted
+    with pytest.raises(ValueError, match="at least 1"):
+        Meter(layer, flops_limit=0)
+
+
+def test_what_the_meter_keeps_does_not_grow_with_the_steps() -> None:
+    """Python objects and bytes after 50 and after 550 steps, the counted and the profiled step being over."""
+    import gc
+    import tracemalloc
+
+    model, batch, meter = torch.nn.Linear(4, 4), torch.ones(2, 4), Meter()
+
+    def steps(n: int) -> tuple[int, int]:
+        for _ in range(n):
+            with meter.step("s", tokens=8, kind="train"):
+                model(batch).sum().backward()
+        gc.collect()
+        return len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
+
+    with meter.stage("train"):
+        steps(20)
+        tracemalloc.start()
+        try:
+            objects, size = steps(50)
+            later_objects, later_size = steps(500)
+        finally:
+            tracemalloc.stop()
+    assert later_objects - objects < 50
+    assert later_size - size < 20_000

@@ -114,3 +114,11 @@ def test_under_a_bill_a_cell_may_see_all_triples_in_the_order_of_the_smaller_bud
     }
     assert len(seen["noise__1e+9flops__s1"]) == 12
     assert seen["noise__1e+9flops__s1"][:8] == seen["noise__n8__s1"]
+
+
+def test_saes_in_a_list_keep_their_names_too(tmp_path, tiny_folders):
+    text = write_suite(tmp_path, tiny_folders["llama"])
+    saes = f"saes={{early: {{path: {tiny_folders['input']}}}, late: {{path: {tiny_folders['output']}}}}}"
+    variants = "variants=[{name: base, method: base}, {name: s, method: sails, params: {saes: [early, late]}}]"
+    cells = plan(load_suite(text, [saes, variants]))
+    assert next(cell for cell in cells if cell.variant == "s").params["saes"] == ["early", "late"]

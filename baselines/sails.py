@@ -1,0 +1,150 @@
+"""sails: a LoRA that starts in the subspace of the SAE features in which chosen and rejected answers differ."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from baselines.rows import answer_rows
+from baselines.sails_subspace import activation_differences, orthonormal_basis, principal_directions, start_lora
+from baselines.training import Metered, TrainedMethod
+from dspa.sae import check_sae, load_sae, norm_multiple, sae_sizes
+from harness.compute import Meter
+from harness.compute.rates import Rates
+from harness.method import BaseShape, register_method
+from harness.model import AlignedModel
+from harness.predicted import fused_head_flops, lora_config, residual_flops, trainer_batches
+from harness.preferences import Triple
+from harness.refs import SAERef
+from harness.residuals import encode_triples
+
+READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # modules whose input is the residual stream
+WRITERS = ("o_proj", "down_proj")  # modules whose output goes there
+
+
+@register_method("sails")
+class SAILS(TrainedMethod):
+    """arXiv 2512.23260: sft with a LoRA whose start an SAE gives; nothing holds it there.
+
+    For each SAE, the ``k`` features whose mean activation differs most between chosen and rejected answers are taken,
+    of their decoder rows as many principal directions as hold ``variance`` of the variance, and of those an orthonormal
+    basis Q. Modules that read the residual stream start at A = Q^T, B = 0, those that write it at B = Q, A = 0, so the
+    model starts as the base. Modules of a layer take the SAE nearest to it (of two, the earlier).
+
+    The paper's: scores, PCA at 80 % of the variance, QR, a start and no constraint; its SAEs are of layers 5, 10, 15,
+    20 (Gemma-2-2B) and 10, 15, 20, 25, 30 (9B). There is no official code. Ours are: rank 16 on q, k, v and o, which
+    comes to the share of trained parameters it reports (0.244 % of 2B, 0.194 % of 9B); which matrix of a module is Q;
+    lr 1e-4, 3 epochs, sft's cosine schedule; ``k``; lora_alpha 16, so that Q is not rescaled; the PCA of centred rows;
+    means over all tokens of the answers, without their end of turn. More directions than the rank are cut to the
+    leading ones; fewer are filled up with random ones at right angles, so that the number of trained parameters is
+    always the rank's. The RMSNorm between the residual stream and the modules, which rescales its axes, is not undone.
+
+    ``init`` also has the controls: ``random`` starts in random orthonormal bases, one for each SAE as well, ``plain``
+    is PEFT's usual start. They are trained in the same way, and do not look for features.
+
+    Under a FLOP limit the features are measured on the first triples until a quarter of the limit is used.
+    """
+
+    saes: Annotated[tuple[SAERef, ...], Field(min_length=1, description="of different layers")]
+    init: Literal["sae", "plain", "random"] = "sae"
+    k: Annotated[int, Field(ge=2, description="features of each SAE")] = 32
+    variance: Annotated[float, Field(gt=0, le=1, description="share that the principal directions hold")] = 0.8
+    features_batch_size: Annotated[int, Field(ge=1, description="triples per forward while measuring features")] = 32
+
+    tuning: Literal["lora"] = "lora"
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    lora_rank: Annotated[int, Field(ge=1)] = 16
+    lora_targets: str | list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def check(self, base: BaseShape) -> None:
+        """The SAEs must fit the base and be of different layers; the rank, ``k`` and the modules must be possible."""
+        super().check(base)
+        layers: list[int] = []
+        for ref in self.saes:
+            layer, d_sae = check_sae(ref, base)
+            if norm_multiple(ref) is not None:
+                raise ValueError(
+                    f"sails: SAE {ref} was trained without tokens of large norm (norm_filter), which the mean "
+                    "activations here would count; use one that was trained on all tokens"
+                )
+            if self.k > d_sae:
+                raise ValueError(f"sails: k is {self.k}, but SAE {ref} has {d_sae} features; give at most {d_sae}")
+            if layer in layers:
+                raise ValueError(f"sails: two SAEs are of layer {layer}; give one a layer")
+            layers.append(layer)
+        if self.lora_rank > base.d_model:
+            raise ValueError(
+                f"sails: lora_rank is {self.lora_rank}, but {base.name} has only {base.d_model} orthogonal directions "
+                "(d_model); give at most as many"
+            )
+        known = READERS + WRITERS
+        if isinstance(self.lora_targets, str) or not self.lora_targets or not set(self.lora_targets) <= set(known):
+            raise ValueError(
+                f"sails: lora_targets {self.lora_targets!r} must be a list of modules next to the residual stream: "
+                f"{', '.join(known)}"
+            )
+
+    def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
+        """Train an adapter on the base; ``seed`` decides random directions, the order of the answers and dropout."""
+        from trl import SFTConfig, SFTTrainer
+
+        class Trainer(Metered, SFTTrainer):
+            labelled = ("labels",)
+
+        rows = answer_rows(base, triples)  # refuses what does not fit the context before anything is passed
+        policy = self.policy(base, seed)
+        found: dict[str, Any] = {}
+        if self.init != "plain":
+            directions, found = self._directions(base, triples, meter)
+            draw = torch.Generator().manual_seed(seed)
+            bases = {layer: orthonormal_basis(directions[layer], self.lora_rank, draw) for layer in sorted(directions)}
+            start_lora(policy, bases, WRITERS)
+        aligned = self.train(base, Trainer, SFTConfig, rows, meter=meter, seed=seed, policy=policy)
+        return aligned.derive(params={**aligned.params, **found})
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """Features from prompts and both answers, then epochs over prompts with the chosen ones."""
+        lengths = [int(row["length"]) for row in answer_rows(base, triples)]  # type: ignore[arg-type]
+        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
+        head = fused_head_flops(rates, full=False)
+        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
+        for rows in trainer_batches(lengths, batch_size=self.batch_size, **options):
+            longest = max(lengths[row] for row in rows)
+            total += training.of(len(rows), longest) + head * len(rows) * (longest - 1)
+        features = {"features": self._predict_features(base, triples, rates)} if self.init == "sae" else {}
+        return {**features, "train": total}
+
+    def _directions(
+        self, base: AlignedModel, triples: Sequence[Triple], meter: Meter
+    ) -> tuple[dict[int, Float[Tensor, "n d_model"]], dict[str, Any]]:
+        """Principal directions by SAE layer (none for random bases), and what the artifact keeps about them."""
+        if self.init == "random":
+            return {sae_sizes(ref)[0]: torch.zeros(0, sae_sizes(ref)[1], dtype=torch.float64) for ref in self.saes}, {}
+        saes = [load_sae(ref, str(base.device)) for ref in self.saes]
+        with meter.stage("features"):
+            scores, n_measured = activation_differences(
+                base, triples, saes, meter=meter, batch_size=self.features_batch_size
+            )
+            directions = {
+                sae.layer: principal_directions(
+                    sae.encoder.decoder, scores[sae.layer], k=self.k, variance=self.variance
+                )
+                for sae in saes
+            }
+        kept = {str(layer): min(len(found), self.lora_rank) for layer, found in directions.items()}
+        return directions, {"sae_directions": kept, "features_triples": n_measured}
+
+    def _predict_features(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> int:
+        encoded, special = encode_triples(base, triples), set(base.chat.special_ids)
+        tokens = sum(
+            token not in special for one in encoded for answer in (one.chosen, one.rejected) for token in answer
+        )
+        sizes = [sae_sizes(ref) for ref in self.saes]
+        last = max(layer for layer, _, _ in sizes)
+        passed = residual_flops(encoded, last_layer=last, rates=rates, batch_size=self.features_batch_size)
+        return passed + sum(2 * d_model * d_sae * tokens for _, d_model, d_sae in sizes)

@@ -1,0 +1,117 @@
+"""`dspa-bench perf fit`: fitting DSPA against two full forwards a pair and against the least there is to compute."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from dspa.method import DSPA
+from dspa.perf.map_cost import measure_map
+from dspa.perf.naive_fit import TextPairs, least_forwards, two_full_forwards
+from dspa.perf.options import PerfOptions
+from dspa.perf.report import Figure, Section
+from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
+from dspa.perf.synthetic_sae import make_saes
+from dspa.sae import load_sae
+from harness.compute import Meter
+from harness.intervention import find_decoder
+from harness.model import AlignedModel
+from harness.perf import always, compare
+
+FIT = "DSPA.fit"
+FEATURES, MAP = "DSPA.fit, stage features", "DSPA.fit, stage map"
+NAIVE = "two full forwards a pair, all tokens encoded"
+LEAST = "early-stopped forwards and encoder product"
+_AT_LEAST, _AT_MOST = 2.0, 1.15  # times as fast as NAIVE; of the time of LEAST
+_CALIBRATION = 16
+
+
+@dataclass(frozen=True)
+class FitOptions(PerfOptions):
+    """``triples`` are fitted on in every round, ``batch_size`` of them a forward; ``prompt_tokens`` and
+    ``answer_tokens`` are medians. The map is measured with ``map_triples`` and ``map_width``."""
+
+    rounds: int = 4
+    triples: int = 16
+    batch_size: int = 8
+    prompt_tokens: int = Lengths.prompt
+    answer_tokens: int = Lengths.answer
+    map_triples: int = 1000
+    map_width: int = 16_384
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.triples, self.batch_size, self.prompt_tokens, self.answer_tokens) < 1:
+            raise ValueError("triples, batch size and lengths must be at least 1")
+
+
+def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -> list[Section]:
+    """One section per SAE size, and one for the map; ``tell`` is called with what is being done."""
+    shape = SHAPES[options.shape]
+    base = make_base(shape, dtype=options.dtype, device=options.device, seed=options.seed)
+    writer, lengths = Writer(base, seed=options.seed), Lengths(options.prompt_tokens, options.answer_tokens)
+    calibration, triples = writer.triples(_CALIBRATION, lengths), writer.triples(options.triples, lengths)
+    tell(f"{options.shape}: {sum(p.numel() for p in base.model.parameters()) / 1e6:.0f}M parameters, {options.dtype}")
+    pairs = TextPairs(base, triples, options.batch_size)
+    lengths_of = [sum(len(ids[part]) for batch in pairs.batches for ids in batch) for part in range(3)]
+    sections = []
+    for ratio in options.ratios:
+        with TemporaryDirectory() as folder, torch.no_grad():
+            made = make_saes(base, shape.layers, calibration, Path(folder), ratio=ratio, seed=options.seed)
+            saes = load_sae(made.input, options.device), load_sae(made.output, options.device)
+            method = DSPA(input_sae=made.input, output_sae=made.output, batch_size=options.batch_size)
+            meters: list[Meter] = []
+
+            def fit(method: DSPA = method, meters: list[Meter] = meters) -> None:
+                meters.append(Meter(base.model))  # a new one each time, as in a real fit: counting FLOPs is part of it
+                method.fit(base, triples, meter=meters[-1], seed=0)
+
+            comparison = compare(
+                {
+                    LEAST: always(lambda saes=saes: least_forwards(pairs, saes)),
+                    FIT: always(fit),
+                    NAIVE: always(lambda saes=saes: two_full_forwards(pairs, saes)),
+                },
+                reference=LEAST,
+                rounds=options.rounds,
+                warmup=options.warmup,
+                seed=options.seed,
+                progress=lambda done: tell(f"  round {done} of {options.warmup + options.rounds}"),
+            )
+        section = Section(f"SAE/model {made.size_ratio:.3f}")
+        section.facts = {
+            "SAEs": f"{made.d_sae} latents at layers {shape.layers[0]} and {shape.layers[1]} of "
+            f"{shape.config['num_hidden_layers']}",
+            "texts": f"{len(triples)} triples, {lengths_of[0]} tokens in prompts, {lengths_of[1]} + {lengths_of[2]} in "
+            f"answers; batches of {options.batch_size} triples of similar length",
+            "forwards": f"those of the naive fit compute {_forward_work(base, lengths_of, shape.layers[1]):.2f} times "
+            "as much as early-stopped ones",
+            "map": "its stage grows with the square of the width and little with the triples, so for fits on hundreds "
+            "of triples look at the features",
+            "rounds": f"{options.rounds}, interleaved in random order",
+        }
+        bills = [meter.bill(method="dspa", n_triples=len(triples)) for meter in meters[-options.rounds :]]
+        comparison = comparison.including(FEATURES, [bill.stages[0].seconds for bill in bills])
+        section.add(comparison, comparison.control, LEAST)
+        for what in (FIT, FEATURES):
+            section.add(comparison, what, LEAST, 1 / _AT_MOST)
+            section.add(comparison, what, NAIVE, _AT_LEAST)
+        section.figures = [Figure(name, comparison.median_seconds(name), "s") for name in (LEAST, NAIVE, FIT, FEATURES)]
+        section.figures.append(Figure(MAP, median(bill.stages[1].seconds for bill in bills), "s"))
+        tell(section.markdown() + "\n")
+        sections.append(section)
+    sections.append(measure_map(n_triples=options.map_triples, d_sae=options.map_width, seed=options.seed))
+    tell(sections[-1].markdown() + "\n")
+    return sections
+
+
+def _forward_work(base: AlignedModel, tokens: Sequence[int], last: int) -> float:
+    """Multiply-adds with weights: every pair through all layers and the LM head, over prompts and answers once as far
+    as layer ``last``. ``tokens``: of prompts, chosen and rejected answers."""
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in find_decoder(base.model).layers]
+    head = base.model.lm_head.weight.numel()  # type: ignore[union-attr, operator]
+    prompts, answers = tokens[0], tokens[1] + tokens[2]
+    return (2 * prompts + answers) * (sum(layers) + head) / ((prompts + answers) * sum(layers[: last + 1]))
