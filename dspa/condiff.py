@@ -169,10 +169,26 @@ class ConditionalDifferenceMap:
         columns[same], values[same] = row_extremes(self._global_rows(same[:1]) * scale, top)
         own = (~self.always & (self.support > 0) & (self.row_scale > 0)).nonzero()[:, 0]
         dense = self.difference.dense() if self.n_triples * d_out <= BLOCK_NUMBERS else None
-        for latents in own.split(max(1, BLOCK_NUMBERS // d_out)):
+        distinct, place = self._distinct(own)
+        for latents in distinct.split(max(1, BLOCK_NUMBERS // d_out)):
             block = self.rows(latents, dense_difference=dense).mul_(scale)
             columns[latents], values[latents] = row_extremes(block, top)
+        columns[own], values[own] = columns[distinct][place], values[distinct][place]
         return TruncatedMap(columns, values, d_out)
+
+    def _distinct(self, latents: Int[Tensor, " k"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " k"]]:
+        """One latent of each pattern of open gates, and which of them stands for each of ``latents``.
+
+        Equal patterns have equal rows. They are common with few triples, where all gates fit into one integer.
+        """
+        if self.n_triples > 62:
+            return latents, torch.arange(len(latents), device=latents.device)
+        pattern = torch.zeros(self.gates.width, dtype=torch.long, device=latents.device)
+        pattern.index_add_(0, self.gates.column.long(), 1 << self.gates.row)
+        _, place = pattern[latents].unique(return_inverse=True)
+        distinct = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.long, device=latents.device)
+        distinct[place] = latents
+        return distinct, place
 
     def to(self, device: torch.device | str) -> "ConditionalDifferenceMap":
         """The same on another device."""

@@ -10,7 +10,7 @@ from dspa.shipped import ShippedMap
 _KEPT_PROMPTS = 512  # bounds memory; the first prompts of a run are as good as any
 _BOOTSTRAPPED_PROMPTS = 32  # an interval costs a thousand resamples of the map
 _AUDITED = 50  # latents at either end of the map's column sums: the paper's audited sets
-_BUCKETS = 16  # answers of up to 2**15 tokens
+_BUCKETS = 14  # the last one holds all that comes after 2**13 tokens
 
 
 class SelectionLog:
@@ -31,12 +31,13 @@ class SelectionLog:
         self._cosines: list[float] = []
         self._supports: list[int] = []
         self._sure: list[bool] = []
+        self._to_bootstrap: list[tuple[Tensor, Tensor]] = []
         self._bootstrapped = 0
         self._by_age = torch.zeros(2, _BUCKETS, dtype=torch.long, device=device)
+        ages = torch.arange(2**_BUCKETS, device=device)
+        self._bucket_of = ages.clamp(min=1).float().log2().floor().long()
         self.edit_counts: Int[Tensor, " d_sae"] = torch.zeros(condition_map.d_sae, dtype=torch.long, device=device)
         """Edits of each output latent."""
-        self.selected_counts: Int[Tensor, " d_sae"] = torch.zeros_like(self.edit_counts)
-        """Prompts for which each output latent was selected (among the prompts that were kept)."""
 
     def selected(
         self, inputs: Int[Tensor, "batch k_in"], latents: Int[Tensor, "batch k"], scores: Float[Tensor, "batch d_sae"]
@@ -49,19 +50,19 @@ class SelectionLog:
         self._order += [frozenset(i for i in row if i >= 0) for row in latents.tolist()]
         self._cosines += torch.cosine_similarity(scores, self._map.mean_difference[None], dim=1).tolist()
         self._supports += self._map.support[inputs[inputs >= 0]].tolist()
-        chosen = latents[latents >= 0]
-        self.selected_counts.index_add_(0, chosen, torch.ones_like(chosen))
-        self._bootstrap(inputs, latents)
-
-    def _bootstrap(self, inputs: Int[Tensor, "batch k_in"], latents: Int[Tensor, "batch k"]) -> None:
         room = _BOOTSTRAPPED_PROMPTS - self._bootstrapped
-        if room <= 0:
-            return
-        interval = self._map.interval(inputs[:room], latents[:room])
-        if interval is not None:
-            low, high = interval
-            self._sure += ((low > 0) | (high < 0))[latents[:room] >= 0].tolist()
-        self._bootstrapped += len(inputs[:room])
+        if room > 0:
+            self._to_bootstrap.append((inputs[:room], latents[:room]))
+            self._bootstrapped += len(inputs[:room])
+
+    def _bootstrap(self) -> None:
+        """Only when figures are asked for: no prompt is to wait for it, or for the factors to be unpacked."""
+        for inputs, latents in self._to_bootstrap:
+            interval = self._map.interval(inputs, latents)
+            if interval is not None:
+                low, high = interval
+                self._sure += ((low > 0) | (high < 0))[latents >= 0].tolist()
+        self._to_bootstrap.clear()
 
     def edited(
         self,
@@ -77,9 +78,9 @@ class SelectionLog:
         counts = changed.sum(1)
         self.edit_counts.index_add_(0, latents.flatten(), counts.flatten())
         age = seen[:, None] + steered.cumsum(1)  # 1 = the first steered token, which is the last of the prompt
-        bucket = (age.float().log2().floor().clamp(min=0, max=_BUCKETS - 1)).long().flatten()
-        self._by_age[0].index_add_(0, bucket, steered.flatten().long())
-        self._by_age[1].index_add_(0, bucket, changed.any(-1).flatten().long())
+        bucket = self._bucket_of[age.clamp_(max=len(self._bucket_of) - 1)]
+        figures = torch.stack([steered, changed.any(-1)]).long()
+        self._by_age.scatter_add_(1, bucket.flatten().expand(2, -1), figures.flatten(1))
         seen += steered.sum(1)
 
     def edited_share_by_age(self) -> list[tuple[int, int, float]]:
@@ -90,6 +91,7 @@ class SelectionLog:
 
     def summary(self) -> dict[str, float]:
         """The figures; empty before anything was steered."""
+        self._bootstrap()
         figures: dict[str, float] = {}
         if len(self._order) >= 2:
             figures["jaccard"] = mean_pairwise_jaccard(self._order)

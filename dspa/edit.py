@@ -26,7 +26,8 @@ def latent_change(
     """
     size = latents if strongest is None else strongest[..., None]
     moved = torch.addcmul(latents, sign[:, None], size, value=alpha).clamp_(min=0)
-    return moved.sub_(latents).mul_(movable)
+    # Not a product: NaN (an input normalisation divides by a padding token's norm, 0) must not spread from here.
+    return torch.where(movable, moved.sub_(latents), 0.0)
 
 
 def movable_latents(

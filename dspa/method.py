@@ -57,7 +57,11 @@ class DSPA(MethodConfig):
         """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
         options of the map must make sense together."""
         self._map_options()
-        check_sae_pair(self.input_sae, self.output_sae, base)
+        width = check_sae_pair(self.input_sae, self.output_sae, base)
+        for name in ("truncate", "k_prompt", "k_diff"):
+            value = getattr(self, name)
+            if value is not None and value > width:
+                raise ValueError(f"{name}: {value} is more than the {width} latents of the SAEs; give at most {width}")
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Deterministic: ``seed`` has no effect."""
@@ -103,8 +107,8 @@ class DSPA(MethodConfig):
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
 
 
-def check_sae_pair(input_sae: SAERef, output_sae: SAERef, base: BaseShape) -> None:
-    """Raise ValueError unless both SAEs fit the base and each other."""
+def check_sae_pair(input_sae: SAERef, output_sae: SAERef, base: BaseShape) -> int:
+    """The SAEs' common width; raises ValueError unless both fit the base and each other."""
     input_layer, input_width = check_sae(input_sae, base)
     output_layer, output_width = check_sae(output_sae, base)
     if output_layer < input_layer:
@@ -117,3 +121,4 @@ def check_sae_pair(input_sae: SAERef, output_sae: SAERef, base: BaseShape) -> No
             f"SAE widths differ: {input_sae} has {input_width} latents, {output_sae} has {output_width}; "
             "the map is between SAEs of the same width"
         )
+    return input_width

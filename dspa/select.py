@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dspa.extremes import extreme_columns
+
 
 def top_prompt_latents(density: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
     """The k densest input latents of each prompt, ties to the lower one; -1 where fewer than k are active at all."""
@@ -21,9 +23,8 @@ def augment_set(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "ba
 
 
 def _largest(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
-    # Densities are shares of few tokens, so ties are common; a stable sort gives the lower latent on every device.
-    ordered = values.sort(dim=1, descending=True, stable=True)
-    return ordered.indices[:, :k].masked_fill(ordered.values[:, :k] <= 0, -1)
+    columns = extreme_columns(values, k)
+    return columns.masked_fill(values.gather(1, columns) <= 0, -1)
 
 
 def mean_pairwise_jaccard(sets: list[frozenset[int]]) -> float:

@@ -83,10 +83,11 @@ class ShippedMap:
 
     @cached_property
     def factors(self) -> ConditionalDifferenceMap | None:
-        """The full map, when it was kept."""
+        """The full map, when it was kept: where the model is if scores are made of it, else in the host's memory."""
         if self.packed is None:
             return None
-        return ConditionalDifferenceMap.restore(self.packed).to(self.mean_difference.device)
+        online = self.truncated is None or self.settings.demix
+        return ConditionalDifferenceMap.restore(self.packed).to(self.mean_difference.device if online else "cpu")
 
     def scores(
         self, selected: Int[Tensor, "batch k"], density: Float[Tensor, "batch d_in"]
@@ -118,7 +119,10 @@ class ShippedMap:
         """
         if self.factors is None or self.settings.demix:
             return None
-        ends = score_intervals(self.factors, selected, columns, n_resamples=n_resamples, seed=seed, level=level)
+        home, place = self.mean_difference.device, self.factors.always.device
+        options = {"n_resamples": n_resamples, "seed": seed, "level": level}
+        low, high = score_intervals(self.factors, selected.to(place), columns.to(place), **options)
+        ends = low.to(home), high.to(home)
         if self.column_scale is None:
             return ends
         scale = self.column_scale[columns.clamp(min=0)]

@@ -97,10 +97,11 @@ class DSPASteering:
         steered: Bool[Tensor, "batch pos"],
     ) -> Float[Tensor, "batch pos d_model"] | None:
         """W~_dec (f~' - f~): zero, to the bit, for tokens on which no selected latent is active."""
+        allowed = steered
         if self._output_limit is not None:
-            steered = steered & self._output.fits_norm(residual, self._output_limit)
+            allowed = steered & self._output.fits_norm(residual, self._output_limit)
         latents, scale = self._output.encode_selected(residual, state)
-        movable = movable_latents(latents, state["sign"], steered)
+        movable = movable_latents(latents, state["sign"], allowed)
         strongest = self._strongest(residual, movable) if self._scale == "max" else None
         change = latent_change(latents, state["sign"], strongest, movable, alpha=self._alpha)
         self.log.edited(change != 0, state["latents"], steered, state["seen"])

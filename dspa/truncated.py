@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dspa.extremes import extreme_columns
+
 
 @dataclass(frozen=True, eq=False)
 class TruncatedMap:
@@ -23,9 +25,11 @@ class TruncatedMap:
         present = (selected >= 0).float()
         weights = present if weights is None else weights * present
         rows = selected.clamp(min=0)
-        columns, values = self.columns[rows].flatten(1).long(), (self.values[rows] * weights[..., None]).flatten(1)
-        scores = torch.zeros(len(selected), self.d_out, device=self.values.device)
-        return scores.scatter_add_(1, columns, values)
+        # In float64, so that ties stay ties whatever the order of addition, which an accelerator does not promise.
+        columns = self.columns[rows].flatten(1).long()
+        values = (self.values[rows].double() * weights[..., None]).flatten(1)
+        scores = torch.zeros(len(selected), self.d_out, dtype=torch.float64, device=values.device)
+        return scores.scatter_add_(1, columns, values).float()
 
     def to(self, device: torch.device | str) -> "TruncatedMap":
         """The same on another device."""
@@ -39,19 +43,9 @@ def row_extremes(
 
     Zeros are not kept, and an entry that is among both ends is kept once.
     """
-    column = torch.cat([_extreme(block, top, largest=largest) for largest in (True, False)], dim=1)
+    column = torch.cat([extreme_columns(block, top, largest=largest) for largest in (True, False)], dim=1)
     ordered = column.sort(dim=1).values
     repeated = torch.zeros_like(ordered, dtype=torch.bool)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     value = block.gather(1, ordered).masked_fill(repeated, 0.0)
     return ordered.masked_fill(value == 0, 0).int(), value
-
-
-def _extreme(block: Float[Tensor, "row d_out"], top: int, *, largest: bool) -> Int[Tensor, "row top"]:
-    """Columns of the ``top`` largest or smallest entries of each row."""
-    value, column = block.topk(min(top + 1, block.shape[1]), dim=1, largest=largest)
-    # topk picks any of the entries that tie at the cut-off. Ties at zero do not matter: zeros are not kept.
-    tied = (value[:, top:] == value[:, top - 1 : top]).any(1) & (value[:, top - 1] != 0)
-    for row in tied.nonzero()[:, 0].tolist():
-        column[row, :top] = block[row].sort(descending=largest, stable=True).indices[:top]
-    return column[:, :top]

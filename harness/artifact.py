@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from harness.base_model import BaseModel
@@ -50,7 +51,10 @@ def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
         "system_prompt": aligned.system_prompt,
         "bill": aligned.bill,
     }
-    (partial / "aligned.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    readable = partial / "aligned.json"
+    readable.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    for file in partial.rglob("*.safetensors"):
+        shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
     partial.rename(path)
 
 
@@ -96,10 +100,14 @@ def read_description(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "aligned.json"
     if not file.is_file():
         raise ValueError(f"{path} is not an artifact folder: it has no aligned.json")
-    description = json.loads(file.read_text(encoding="utf-8"))
-    if description.get("schema_version") != SCHEMA_VERSION:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{file} is damaged: {problem}; fit the artifact again") from None
+    version = description.get("schema_version") if isinstance(description, dict) else None
+    if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{file}: schema version {description.get('schema_version')!r}; this version reads {SCHEMA_VERSION}"
+            f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}, so fit the artifact again"
         )
     return description
 
@@ -132,5 +140,9 @@ def _intervention(path: Path, saved: dict[str, Any] | None, device: str) -> Any:
     if saved is None:
         return None
     load_plugins()
-    tensors = load_file(path / "intervention.safetensors", device=device)
+    file = path / "intervention.safetensors"
+    try:
+        tensors = load_file(file, device=device)
+    except (FileNotFoundError, SafetensorError) as problem:
+        raise ValueError(f"{file} is missing or damaged ({problem}); fit the artifact again") from None
     return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)

@@ -32,7 +32,8 @@ class BaseModel:
 
     @classmethod
     def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
-        """Load by folder or by public name through the same `from_pretrained` call."""
+        """Load by folder or by public name through the same `from_pretrained` call; ValueError for no such device."""
+        check_device(device)
         model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         model.to(device)  # type: ignore[arg-type]
@@ -49,6 +50,16 @@ class BaseModel:
     def max_length(self) -> int:
         """Context length in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)  # type: ignore[union-attr]
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for a name that is no torch device, or one this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:  # a torch built without CUDA asserts
+        raise ValueError(
+            f"device {device!r} cannot be used: {str(problem).splitlines()[0]}; `dspa-bench doctor` says what is here"
+        ) from None
 
 
 def base_shape(ref: ModelRef) -> BaseShape:

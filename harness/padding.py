@@ -1,10 +1,10 @@
 """Sequences of different length -> one padded batch with its mask and positions."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -29,3 +29,14 @@ def pad_rows(
 def positions_of(mask: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     """Position of each token among the unpadded ones of its row (0 in front of the first)."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:
+    """Which of this forward's tokens are not padding, from a [batch, past + pos] mask or none."""
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise ValueError(
+            "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
+        )
+    return mask[:, -ids.shape[1] :].bool()

@@ -4,7 +4,7 @@ The position rule is one for generation, forward-by-forward decoding and log-lik
 condition is computed from; steered are the positions that predict a generated token, from the last prompt token on.
 
 * A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
-* A second prefill that extends the first (decoding without a cache) raises unless lengths were given.
+* A prefill that extends the one just before it (decoding without a cache) raises unless lengths were given.
 * A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
 * Rows follow their cache (harness.row_cache): beam search and other reorderings take the conditions along.
 * Several tokens on a cache must be announced (`announce_continuation`); unannounced (chunked prefill, assisted
@@ -13,13 +13,15 @@ condition is computed from; steered are the positions that predict a generated t
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from harness.intervention import Intervention, RowState, find_decoder, residual_of, with_residual
+from harness.padding import new_token_mask
 from harness.row_cache import follow_rows, unfollow_rows
 
 
@@ -27,7 +29,10 @@ class Steering:
     """Context manager around forwards of ``model`` (a causal LM, PEFT or not); one session is for one thread.
 
     ``special_ids`` (BOS, EOS, pad) are left out of the condition and never edited, ``stop_ids`` end a row.
+    A model has one session at a time (ValueError); a copy made of it meanwhile is not steered.
     """
+
+    _steered: ClassVar[WeakSet[nn.Module]] = WeakSet()
 
     def __init__(
         self,
@@ -46,8 +51,9 @@ class Steering:
         if reads and max(reads) > min(writes):
             raise ValueError(f"read layers {reads} must not come after the first write layer {min(writes)}")
         device = next(model.parameters()).device
-        self._special = torch.tensor(tuple(special_ids), dtype=torch.long, device=device)
-        self._stop = torch.tensor(tuple(stop_ids), dtype=torch.long, device=device)
+        vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        self._special = _members(special_ids, vocabulary, device)
+        self._stop = _members(stop_ids, vocabulary, device)
         self._handles: list[Any] = []
         self._cache: Any = None
         self._given: Int[Tensor, " batch"] | None = None
@@ -63,6 +69,12 @@ class Steering:
         self._counts: Int[Tensor, " batch"] | None = None
 
     def __enter__(self) -> "Steering":
+        if self._decoder.stack in self._steered:
+            raise ValueError(
+                "the model is being steered already, and a session within a session would edit each token twice; "
+                "AlignedModel's generate and loglikelihood open a session of their own"
+            )
+        self._steered.add(self._decoder.stack)
         add = self._handles.append
         add(self._decoder.stack.register_forward_pre_hook(self._begin, with_kwargs=True))
         layers = set(self._intervention.read_layers) | set(self._intervention.write_layers)
@@ -76,6 +88,12 @@ class Steering:
             handle.remove()
         self._handles.clear()
         self._follow(None)
+        self._given, self._prefilled = None, None
+        self._steered.discard(self._decoder.stack)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Steering":
+        """The hooks of a copied model lead back here, where its modules are known for strangers."""
+        return self
 
     @property
     def steered_tokens(self) -> Int[Tensor, " batch"]:
@@ -86,6 +104,8 @@ class Steering:
 
     def prompt_lengths(self, lengths: Sequence[int]) -> None:
         """For the next prefill: how many unpadded tokens of each row are its prompt (the rest is its continuation)."""
+        if min(lengths, default=1) < 1:
+            raise ValueError(f"prompt lengths must be at least 1, got {list(lengths)}")
         self._given = torch.tensor(tuple(lengths), dtype=torch.long, device=self._special.device)
 
     def announce_continuation(self) -> None:
@@ -101,7 +121,19 @@ class Steering:
         self._state = {name: value[index] for name, value in self._state.items()}
         self._finished, self._counts = self._finished[index], self._counts[index]
 
-    def _begin(self, _stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _take_back(self, removed: int, left: int) -> None:
+        """The cache lost its ``removed`` newest tokens and holds ``left``."""
+        assert self._prompt is not None and self._finished is not None and self._counts is not None
+        if left < self._prompt.shape[1] or bool(self._finished.any()):
+            raise ValueError(
+                "a cache that is cut into its prompt (as assisted decoding does) or after a row has ended cannot be "
+                "steered further; decode token by token"
+            )
+        self._counts = self._counts - removed
+
+    def _begin(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if stack is not self._decoder.stack:
+            return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise ValueError("steering needs input_ids; a forward from inputs_embeds cannot be steered")
@@ -109,7 +141,7 @@ class Steering:
             raise ValueError("steering does not support packed batches (continuous batching); use padded batches")
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        valid = _new_token_mask(kwargs.get("attention_mask"), ids)
+        valid = new_token_mask(kwargs.get("attention_mask"), ids)
         if past and cache is not self._cache:
             raise ValueError(
                 "a forward on a cache that this session did not prefill last cannot be steered (classifier-free "
@@ -118,7 +150,7 @@ class Steering:
         steered = self._begin_prefill(ids, valid) if past == 0 else self._begin_continuation(ids, valid)
         assert self._counts is not None
         self._counts = self._counts + steered.sum(-1)
-        self._edit = steered & ~torch.isin(ids, self._special)
+        self._edit = steered & ~self._special[ids]
 
     def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         before = self._prefilled
@@ -127,20 +159,24 @@ class Steering:
                 "this forward extends the last prefill without a cache, so its answer would count as prompt; "
                 "decode with a cache (use_cache=True), or say where prompts end with prompt_lengths()"
             )
+        self._follow(None)  # should this forward fail, the rows are no longer those of the last cache
         self._prefilled = ids
-        lengths = valid.sum(-1) if self._given is None else self._given
+        given, self._given, tokens = self._given, None, valid.sum(-1)
+        lengths = tokens if given is None else given
         if len(lengths) != len(ids):
             raise ValueError(f"{len(lengths)} prompt lengths were given for a batch of {len(ids)} rows")
+        if given is not None and bool((given > tokens).any()):
+            raise ValueError(f"prompt lengths {given.tolist()} exceed the rows, which have {tokens.tolist()} tokens")
         order = valid.cumsum(-1) - 1
         prompt = valid & (order < lengths[:, None])
         everywhere = self._intervention.positions == "all"
         steered = valid if everywhere else valid & (order >= lengths[:, None] - 1)
         # Left-padded prompts are steered in their last column alone: what is in front need not be encoded.
         self._first = int(steered.any(0).int().argmax())
-        self._prompt = prompt & ~torch.isin(ids, self._special)
+        self._prompt = prompt & ~self._special[ids]
         self._finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         self._counts = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        self._given, self._announced, self._prefill = None, False, True
+        self._announced, self._prefill = False, True
         self._residual = {}
         self._state = None if self._intervention.read_layers else self._intervention.condition({}, self._prompt)
         return steered
@@ -158,12 +194,14 @@ class Steering:
                 "steered; prefill in one forward and decode token by token"
             )
         if ids.shape[1] == 1 and not self._announced:
-            self._finished = self._finished | torch.isin(ids[:, 0], self._stop)
+            self._finished = self._finished | self._stop[ids[:, 0]]
         self._announced, self._prefill, self._first = False, False, 0
+        self._prefilled = None  # decoded with a cache: a longer prefill is the next turn
         return valid & ~self._finished[:, None]
 
-    def _end(self, _stack: nn.Module, _args: tuple, output: Any) -> None:
-        self._follow(getattr(output, "past_key_values", None))
+    def _end(self, stack: nn.Module, _args: tuple, output: Any) -> None:
+        if stack is self._decoder.stack:
+            self._follow(getattr(output, "past_key_values", None))
 
     def _follow(self, cache: Any) -> None:
         """From now on the rows are those of ``cache``."""
@@ -172,13 +210,15 @@ class Steering:
         if self._cache is not None:
             unfollow_rows(self._cache)
         if cache is not None:
-            follow_rows(cache, self._take_rows)
+            follow_rows(cache, self._take_rows, self._take_back)
         self._cache = cache
 
     def _layer_hook(self, layer: int):
         reads, writes = self._intervention.read_layers, self._intervention.write_layers
 
-        def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        def hook(module: nn.Module, _args: tuple, output: Any) -> Any:
+            if module is not self._decoder.layers[layer]:
+                return None
             residual = residual_of(output)
             if self._prefill and layer in reads:
                 self._residual[layer] = residual
@@ -207,18 +247,14 @@ class Steering:
         return edited
 
 
+def _members(ids: Sequence[int], vocabulary: int, device: torch.device) -> Bool[Tensor, " vocabulary"]:
+    """Which token ids are among ``ids``: looked up at every step, faster than `torch.isin`."""
+    members = torch.zeros(vocabulary, dtype=torch.bool)
+    members[[index for index in ids if index < vocabulary]] = True  # a tokenizer may know more tokens than the model
+    return members.to(device)
+
+
 def _extends(ids: Int[Tensor, "batch pos"], before: Int[Tensor, "batch_before pos_before"]) -> bool:
     if len(ids) != len(before) or ids.shape[1] <= before.shape[1]:
         return False
     return torch.equal(ids[:, : before.shape[1]], before)
-
-
-def _new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:
-    """Which of this forward's tokens are not padding, from a [batch, past + pos] mask or none."""
-    if mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise ValueError(
-            "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
-        )
-    return mask[:, -ids.shape[1] :].bool()

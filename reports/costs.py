@@ -112,5 +112,5 @@ def _predicted(bills: Sequence[dict[str, Any]], stage: str | None = None) -> flo
 
 def _mean(bills: Sequence[dict[str, Any]], key: str) -> float:
     """The mean of one figure; nan without bills, or where a bill has none (no paper figure)."""
-    values = [bill.get(key) for bill in bills]
-    return sum(values) / len(values) if values and None not in values else _NAN
+    values = [bill[key] for bill in bills if bill.get(key) is not None]
+    return sum(values) / len(values) if values and len(values) == len(bills) else _NAN

@@ -83,6 +83,11 @@ class Audit:
             return None
         return category_counts(self.explanations, {name: self.ranking.members(name) for name in SETS})
 
+    @property
+    def unjudged(self) -> int:
+        """Latents that were shown to the judge and have no explanation or no category."""
+        return sum(e.error is not None and bool(self.snippets[i]) for i, e in (self.explanations or {}).items())
+
     def selected_share(self, latent: int) -> float:
         """Share of the prompts for which a latent is selected."""
         assert self.conditionality is not None

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -53,8 +52,3 @@ def measure_coverage(model: AlignedModel, prompts: Sequence[Conversation], *, ma
         edits=(steering.edit_counts - before).cpu(),
         skipped=tuple(c.error for c in completions if c.error is not None),
     )
-
-
-def no_coverage(d_sae: int) -> Coverage:
-    """Nothing answered yet; the start of a sum."""
-    return Coverage(0, 0, torch.zeros(d_sae, dtype=torch.long))

@@ -122,7 +122,8 @@ def _rankings(audit: Audit) -> Iterator[str]:
         f"Output features ranked by sum_i A_ij of the whole map: the {audit.settings.top} smallest (below 0), the "
         f"{audit.settings.top} largest (above 0), and as many drawn from all features that fire on the texts (seed "
         f"{audit.settings.seed}; some may be in a set too). Density: share of tokens on which it fires. Tokens: where "
-        "it fires most strongly."
+        "it fires most strongly. Selected: share of prompts for which it is; what is done to it is decided prompt by "
+        f"prompt, by mode {audit.steering.params()['mode']}, whichever set it stands in."
     )
     for name in SETS:
         yield f"### {_TITLES[name]}"
@@ -137,7 +138,9 @@ def _examples(audit: Audit) -> Iterator[str]:
     yield (
         "The input features of a prompt that fire on most of its tokens open rows of the map (N_i: triples whose gate "
         "is open); the output features with the most extreme scores s_j(x) are edited. Intervals: 95 %, triples drawn "
-        "again 1,000 times, before the map's rows are truncated."
+        "again 1,000 times, of the whole map; the scores are of the truncated one that steers, so a score may lie "
+        "outside its interval. The features were picked as the most extreme ones, for which the intervals make no "
+        "allowance."
     )
     for example in audit.conditionality.examples:
         yield f"### {md.escape(example.prompt[-1]['content'][:120])}"

@@ -46,7 +46,12 @@ def artifact_table(audit: Audit) -> str:
     rows = [
         ["method", f"{model.method}, fingerprint {md.code(model.fingerprint[:12])}"],
         ["base", f"{md.code(model.base.ref.path or model.base.ref.id)}, {md.code(model.base.identity[:12])}"],
-        ["fitted on", f"{audit.steering.condition_map.n_triples} triples, seed {budget.get('seed', 'unknown')}"],
+        [
+            "fitted on",
+            f"{audit.steering.condition_map.n_triples} triples, seed {budget.get('seed', 'unknown')}, hash "
+            + md.code(str(budget.get("hash", "unknown"))[:12]),
+        ],
+        ["chat format", md.escape(model.base.ref.chat)],
         ["settings", md.escape(settings)],
     ]
     return md.table(["artifact", ""], rows, text_columns=2)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from harness.cli.perf_app import perf
+from harness.cli.sandbox_app import sandbox
 
 app = typer.Typer(
     name="dspa-bench",
@@ -17,11 +18,6 @@ app = typer.Typer(
     help="Compare preference-alignment methods on the same data, at a metered cost, "
     "through the field's own evaluators.",
     epilog="Start with: `dspa-bench run tasks/suites/sandbox.yaml` (no download, a few minutes on a laptop).",
-)
-sandbox = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="The small planted world that the default suite runs in.",
 )
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(perf, name="perf")
@@ -173,13 +169,14 @@ def audit(
     """Look into a DSPA artifact: which features its map pushes on, where they fire, which are really edited.
 
     Writes audit.md, audit.html, features.json and features.csv. Without a judge there are passages, but no
-    explanations and categories. Exit code 2: bad input, nothing was written.
+    explanations and categories. Exit code 1: the judge gave no answer on some features, or none that can be read
+    (the page says which). 2: bad input, nothing was written.
     """
     from dspa.audit import AuditSettings
     from harness.cli.audit import audit_command
 
     settings = AuditSettings(top, snippets, examples, generate, max_new_tokens, seed)
-    audit_command(
+    code = audit_command(
         artifact,
         texts,
         out,
@@ -189,6 +186,7 @@ def audit(
         judge_key=judge_key,
         device=device,
     )
+    raise typer.Exit(code)
 
 
 @app.command(
@@ -251,25 +249,6 @@ def doctor() -> None:
     from harness.cli.doctor import doctor_command
 
     raise typer.Exit(doctor_command())
-
-
-@sandbox.command(epilog="Example: `dspa-bench sandbox build --out build/sandbox`")
-def build(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of everything in the world.")] = 0,
-) -> None:
-    """Make the sandbox from its seed: data, questions, tokenizer, base model, SAEs (minutes on two cores)."""
-    from tasks.sandbox.build import build as build_sandbox
-
-    build_sandbox(out, seed)
-
-
-@sandbox.command(epilog="Example: `dspa-bench sandbox show`")
-def show() -> None:
-    """Print sample conversations, and what each family of requests prefers."""
-    from tasks.sandbox.show import show as show_sandbox
-
-    print(show_sandbox(), end="")
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from textwrap import shorten
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -13,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from harness.experiment.check import check_base
 from harness.experiment.plan import derive_seed
-from harness.experiment.source import describe, set_value, split_override
+from harness.experiment.source import Key, describe, set_value, split_override
 from harness.experiment.steps import evaluate, fit
 from harness.experiment.store import CellFolder, check_can_make
 from harness.experiment.suite import load_suite
@@ -22,6 +23,8 @@ from harness.model import AlignedModel
 from harness.plugins import load_plugins
 from harness.preferences import conversation, draw_budget, load_triples
 from harness.refs import ModelRef
+
+CHATS = get_args(ModelRef.model_fields["chat"].annotation)
 
 
 def fit_command(
@@ -37,7 +40,7 @@ def fit_command(
     device: str,
 ) -> None:
     """Fit one method and save its artifact; every argument is checked before the base is loaded."""
-    _calm()
+    calm()
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; artifacts are never overwritten")
     check_can_make(out)
@@ -45,7 +48,7 @@ def fit_command(
     method = _method(name, params)
     triples = load_triples(triples_path)
     drawn = draw_budget(triples, len(triples) if budget is None else budget, seed) if method.uses_triples else None
-    ref = _model_ref(base, chat)
+    ref = model_ref(base, chat)
     method.check(check_base(ref))
     aligned = fit(method, name, AlignedModel.from_base(ref, device=device), drawn, seed)
     aligned.save(out)
@@ -58,7 +61,7 @@ def eval_command(
     artifact: Path, suite_path: Path, out: Path, *, benchmarks: Sequence[str], overrides: Sequence[str]
 ) -> int:
     """Evaluate one artifact; returns the exit code."""
-    _calm()
+    calm()
     suite = load_suite(suite_path, overrides)
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
@@ -94,7 +97,9 @@ def generate_command(
     artifact: Path, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int, device: str
 ) -> None:
     """Print an answer to each prompt; ValueError for a prompt that does not fit the context."""
-    _calm()
+    calm()
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("--prompt is empty; give what the user says")
     aligned = AlignedModel.load(artifact, device=device)
     completions = aligned.generate(
         [conversation(prompt) for prompt in prompts],
@@ -104,11 +109,11 @@ def generate_command(
     )
     for prompt, completion in zip(prompts, completions, strict=True):
         if completion.error is not None:
-            raise ValueError(f"no answer to {prompt!r}: {completion.error}")
+            raise ValueError(f"no answer to {shorten(prompt, 60)!r}: {completion.error}")
     print("\n\n".join(completion.text for completion in completions))
 
 
-def _calm() -> None:
+def calm() -> None:
     """No progress bars of transformers where nobody watches."""
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -123,12 +128,16 @@ def _method(name: str, params: Sequence[str]) -> AlignmentMethod:
     try:
         return cast(AlignmentMethod, cls.model_validate(values))
     except ValidationError as problem:
-        raise describe(
-            problem, cls, lambda key, text: ValueError(f"--param {'.'.join(map(str, key))}: {text}")
-        ) from None
+        raise describe(problem, cls, lambda key, text: ValueError(f"{_place(name, key)}: {text}")) from None
 
 
-def _model_ref(base: str, chat: str) -> ModelRef:
+def _place(method: str, key: Key) -> str:
+    return f"--param {'.'.join(map(str, key))}" if key else f"method {method} needs more --param"
+
+
+def model_ref(base: str, chat: str) -> ModelRef:
+    if chat not in CHATS:
+        raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(CHATS)}")
     if Path(base).is_dir():
         return ModelRef.model_validate({"path": base, "chat": chat})
     if base.startswith((".", "/", "~")) or base.count("/") > 1:

@@ -1,6 +1,7 @@
 """The body of `audit`: puts together the artifact, the texts, a judge and (in the sandbox) the ground truth."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from dspa.audit import AuditSettings, audit, read_corpus, to_csv, to_json, to_markdown
 from harness.artifact import read_description
-from harness.cli.artifacts import _calm
+from harness.cli.artifacts import calm
 from harness.experiment.store import check_can_make
 from harness.judges.chat import ChatEndpoint
 from harness.model import AlignedModel
@@ -26,9 +27,12 @@ def audit_command(
     judge_model: str | None,
     judge_key: str,
     device: str,
-) -> None:
-    """Write the audit of a DSPA artifact; everything that can be wrong is checked before the model is loaded."""
-    _calm()
+) -> int:
+    """Write the audit of a DSPA artifact; everything that can be wrong is checked before the model is loaded.
+
+    Returns the exit code.
+    """
+    calm()
     endpoint = _endpoint(judge_url, judge_model, judge_key)
     method = read_description(artifact)["method"]
     if method != "dspa":
@@ -61,6 +65,9 @@ def audit_command(
     }
     _write(out, files)
     console.print(f"audit: {out / 'audit.md'}")
+    if found.unjudged:
+        print(f"{found.unjudged} features were not judged; the page says why", file=sys.stderr)
+    return 1 if found.unjudged else 0
 
 
 def _endpoint(url: str | None, model: str | None, key: str) -> ChatEndpoint | None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from dspa.finetune_sae import Finetuned, FinetuneSettings, finetune, save_finetuned
 from dspa.sae import check_sae, load_sae
 from dspa.sae_training import check_trainable
-from harness.cli.artifacts import _calm, _model_ref
+from harness.cli.artifacts import calm, model_ref
 from harness.experiment.check import check_base
 from harness.experiment.store import check_can_make
 from harness.model import AlignedModel
@@ -32,7 +32,7 @@ def finetune_sae_command(
     device: str,
 ) -> None:
     """Fine-tune an SAE, save it and print its quality before and after; arguments are checked before any work."""
-    _calm()
+    calm()
     if (sae_path is None) == (release is None) or (release is None) != (sae_id is None):
         raise ValueError("give either --sae FOLDER, or both --release and --id")
     if norm_filter is not None and norm_filter <= 1:
@@ -42,7 +42,7 @@ def finetune_sae_command(
     check_can_make(out)
     path = None if sae_path is None else str(sae_path)
     ref = SAERef(path=path, release=release, id=sae_id, norm_filter=norm_filter)
-    model = _model_ref(base, chat)
+    model = model_ref(base, chat)
     triples = load_triples(triples_path)
     check_sae(ref, check_base(model))
     sae = load_sae(ref, device)

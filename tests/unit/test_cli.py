@@ -259,3 +259,31 @@ def test_the_installed_program_is_this_one():
         [program, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"}
     )
     assert "Compare preference-alignment methods on the same data" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "cudda"], "device 'cudda' cannot be used"),
+        (["--chat", "llama"], "--chat 'llama' is not known; allowed: auto, tokenizer, hh"),
+    ],
+)
+def test_an_unknown_device_or_chat_format_is_one_message_and_leaves_nothing(
+    call, suite_path, tiny_folders, tmp_path, options, said
+):
+    out = tmp_path / "out"
+    triples = suite_path.parent / "triples.jsonl"
+    code, _, err = call("fit", "sft", "--base", tiny_folders["llama"], "--triples", triples, "--out", out, *options)
+    assert (code, out.exists()) == (2, False)
+    assert err.startswith(f"error: {said}")
+
+
+def test_a_damaged_artifact_is_one_message_that_names_the_file(call, tmp_path):
+    (tmp_path / "aligned.json").write_text('{"a":')
+    code, _, err = call("generate", tmp_path, "--prompt", "hello")
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path / 'aligned.json'} is damaged")
+
+
+def test_a_prompt_without_text_is_refused(call, tmp_path):
+    assert call("generate", tmp_path, "--prompt", " ") == (2, "", "error: --prompt is empty; give what the user says\n")

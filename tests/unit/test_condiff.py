@@ -171,3 +171,26 @@ def test_bad_options_are_refused():
         ConditionalDifferenceMap.estimate(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"top must be in \[1, 25\], got 26"):
         estimate(rho, delta).truncate(26)
+
+
+def test_rows_with_the_same_open_gates_are_truncated_once_and_come_out_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    density = torch.rand(20, 300, generator=generator) * (torch.rand(20, 300, generator=generator) < 0.4)
+    difference = torch.randn(20, 64, generator=generator)
+    for gate in ("paper", "strict"):
+        full = ConditionalDifferenceMap.estimate(density, difference, gate=gate, percentile=90.0, min_support=1)
+        computed = []
+        original = ConditionalDifferenceMap.rows
+
+        def rows(self, latents, computed=computed, original=original, **options):
+            computed.append(len(latents))
+            return original(self, latents, **options)
+
+        monkeypatch.setattr(ConditionalDifferenceMap, "rows", rows)
+        fast = full.truncate(8)
+        assert sum(computed) < 250
+        monkeypatch.setattr(ConditionalDifferenceMap, "_distinct", lambda self, k: (k, torch.arange(len(k))))
+        slow = full.truncate(8)
+        monkeypatch.undo()
+        assert torch.equal(fast.columns, slow.columns)
+        assert torch.equal(fast.values, slow.values)

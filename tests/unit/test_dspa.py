@@ -37,6 +37,7 @@ def fit(base: AlignedModel, triples, sae_refs, **params) -> AlignedModel:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_densities_equal_full_forwards_of_each_text_alone(tiny_base, triples, sae_refs, family):
     base, meter = tiny_base(family), Meter()
+    triples = [*triples, Triple(conversation("w1 <eos> w2"), "w3 <eos> w4 <pad> w4", "w5 <bos>")]
     input_sae, output_sae = load_sae(sae_refs[0]), load_sae(sae_refs[1])
     with meter.stage("features"):
         ours = measure_densities(base, triples, input_sae=input_sae, output_sae=output_sae, meter=meter, batch_size=5)
@@ -54,7 +55,10 @@ def test_densities_equal_full_forwards_of_each_text_alone(tiny_base, triples, sa
         counted = [p for p, token in enumerate(prompt) if token not in base.chat.special_ids]
         chosen, rejected = (base.chat.response_ids(text) for text in (triple.chosen, triple.rejected))
         torch.testing.assert_close(ours.prompt[k], share(prompt, [], input_sae, counted), atol=1e-6, rtol=0)
-        rho = [share(prompt, y, output_sae, list(range(len(prompt), len(prompt + y)))) for y in (chosen, rejected)]
+        rho = []
+        for answer in (chosen, rejected):
+            places = [len(prompt) + i for i, token in enumerate(answer) if token not in base.chat.special_ids]
+            rho.append(share(prompt, answer, output_sae, places))
         torch.testing.assert_close(ours.difference[k], rho[0] - rho[1], atol=1e-6, rtol=0)
 
 
@@ -182,6 +186,20 @@ def test_diagnostics_depend_neither_on_batch_size_nor_on_finished_neighbours(tin
         aligned.generate(prompts, max_new_tokens=30, temperature=1.5, seed=1, batch_size=batch_size)
         figures.append(aligned.diagnostics())
     assert figures[0] == pytest.approx(figures[1])
+
+
+def test_edits_are_counted_by_latent_and_by_place_in_the_answer(tiny_base, triples, sae_refs):
+    aligned = fit(tiny_base("gemma2"), triples, sae_refs)
+    completions = aligned.generate(PROMPTS, max_new_tokens=11)
+    log, figures = aligned.intervention.log, aligned.diagnostics()
+    lengths = [len(c.token_ids) for c in completions]
+    tokens = {first: sum(min(max(n - first + 1, 0), first) for n in lengths) for first in (1, 2, 4, 8)}
+    shares = log.edited_share_by_age()
+    assert [(first, last) for first, last, _ in shares] == [(1, 1), (2, 3), (4, 7), (8, 15)]
+    edited = sum(tokens[first] * share for first, _, share in shares)
+    assert edited == pytest.approx(figures["edited_share"] * sum(lengths))
+    assert int(log.edit_counts.sum()) >= edited > 0
+    assert figures["edited_latents"] == int((log.edit_counts > 0).sum())
 
 
 def test_a_triple_that_does_not_fit_the_context_is_refused(tiny_base, triples, sae_refs):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dspa.sae import load_sae
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
-from harness.preferences import conversation
+from harness.preferences import Triple, conversation
 from harness.refs import ModelRef, SAERef
 from tests.conftest import make_sae
 from tests.reference import ReferenceDSPA
@@ -47,6 +47,24 @@ def test_tokens_longer_than_the_norm_filter_allows_are_neither_counted_nor_edite
         model.loglikelihood_tokens([(base.prompt_ids(p), list(range(9, 40))) for p in PROMPTS])
         edits.append(model.diagnostics()["edited_share"])
     assert edits[0] < edits[1]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_prompts_longer_than_the_sliding_window(tiny_base, sae_refs, family):
+    base = tiny_base(family)
+    assert base.model.config.sliding_window == 16
+    texts = [" ".join(f"w{(i * k) % 40}" for i in range(length)) for k, length in ((3, 36), (7, 15), (11, 2), (13, 28))]
+    triples = [Triple(conversation(text), texts[1], texts[2 - i % 2]) for i, text in enumerate(texts)]
+    aligned = fit(base, triples, sae_refs)
+    reference, prompts = ReferenceDSPA(aligned), [aligned.prompt_ids(conversation(text)) for text in texts]
+    for prompt, completion in zip(
+        prompts, aligned.generate([t.prompt for t in triples], max_new_tokens=8), strict=True
+    ):
+        assert completion.token_ids == reference.greedy(prompt, 8)
+    answer = list(range(9, 29))
+    for prompt, (value, _) in zip(prompts, aligned.loglikelihood_tokens([(p, answer) for p in prompts]), strict=True):
+        logits = reference.logits(prompt, answer)[len(prompt) - 1 : -1].log_softmax(-1)
+        assert value == pytest.approx(float(logits.gather(1, torch.tensor(answer)[:, None]).sum()), abs=1e-4)
 
 
 def with_adapter(base):
@@ -129,7 +147,7 @@ def test_sixty_four_rows_at_once_answer_as_one_by_one(tiny_base, triples, sae_re
         assert together[i].token_ids == aligned.generate([prompts[i]], max_new_tokens=24)[0].token_ids
 
 
-def test_in_bfloat16_latents_and_delta_are_float32_and_the_sum_is_rounded_once(tiny_folders, triples, sae_refs):
+def test_in_bfloat16_latents_and_delta_are_float32_and_the_delta_is_cast_back(tiny_folders, triples, sae_refs):
     base = AlignedModel.from_base(ModelRef(path=str(tiny_folders["gemma2"]), dtype="bfloat16"))
     aligned = fit(base, triples, sae_refs)
     prompt = aligned.prompt_ids(PROMPTS[0])

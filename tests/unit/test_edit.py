@@ -40,6 +40,12 @@ def test_a_token_that_is_not_steered_does_not_change():
     assert change([-1.0] * 4, alpha=0.2, scale="max", steered=~STEERED) == [0.0] * 4
 
 
+def test_what_is_not_a_number_does_not_spread_to_tokens_that_are_not_steered():
+    latents, signs = torch.full((1, 1, 2), torch.nan), -torch.ones(1, 2)
+    movable = movable_latents(latents, signs, ~STEERED)
+    assert latent_change(latents, signs, None, movable, alpha=0.2).tolist() == [[[0.0, 0.0]]]
+
+
 def test_sets_hold_only_active_latents_and_only_scores_of_the_right_sign():
     assert top_prompt_latents(torch.tensor([[0.1, 0.0, 0.4]]), 3).tolist() == [[2, 0, -1]]
     scores = torch.tensor([[0.3, -0.2, 0.0, -0.5]])

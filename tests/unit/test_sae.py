@@ -56,6 +56,13 @@ def test_a_pair_must_share_its_width_and_the_output_layer_must_not_come_first(tm
     DSPA(input_sae=early, output_sae=early).check(BASE)
 
 
+def test_sets_cannot_be_larger_than_the_saes(sae_refs):
+    early, late = sae_refs
+    for name in ("truncate", "k_prompt", "k_diff"):
+        with pytest.raises(ValueError, match=f"{name}: 49 is more than the 48 latents"):
+            DSPA(input_sae=early, output_sae=late, **{name: 49}).check(BASE)
+
+
 def test_an_sae_is_named_by_folder_or_by_release_and_id():
     for bad in ({}, {"release": "r"}, {"path": "p", "release": "r", "id": "i"}):
         with pytest.raises(ValueError, match="either `path`"):

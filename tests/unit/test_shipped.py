@@ -9,6 +9,7 @@ import torch
 from dspa import DSPA
 from dspa.condiff import ConditionalDifferenceMap
 from dspa.shipped import MapOptions, ShippedMap
+from dspa.truncated import TruncatedMap
 from harness.method import BaseShape
 
 N, D = 60, 30
@@ -100,6 +101,12 @@ def test_intervals_are_quantiles_of_the_scores_of_maps_refitted_on_drawn_triples
             expected = np.quantile(scores, [0.1, 0.9])
             np.testing.assert_allclose([low[row, place], high[row, place]], expected, atol=1e-5)
     assert (low[0, :2] < shipped.factors.scores(SELECTED)[0, [2, 29]]).all()
+
+
+def test_scores_of_the_same_numbers_tie_whatever_the_order_they_are_added_in():
+    columns, tiny = torch.tensor([[0, 1]] * 3, dtype=torch.int32), 2.0**-24
+    values = torch.tensor([[1.0, -1.0], [tiny, tiny], [-1.0, 1.0]])  # in float32 the first column sums to 0
+    assert TruncatedMap(columns, values, 2).scores(torch.tensor([[0, 1, 2]])).tolist() == [[tiny, tiny]]
 
 
 def test_an_interval_needs_the_factors_and_says_nothing_of_demixed_scores():

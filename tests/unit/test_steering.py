@@ -221,6 +221,95 @@ def test_rows_follow_their_cache(tiny_base, given):
     assert type(cache) is DynamicCache
 
 
+def test_what_is_done_to_a_copy_of_the_cache_does_not_move_rows(tiny_base):
+    base, marker = tiny_base(), RowMarker()
+    with run(base, marker), torch.no_grad():
+        cache = base.model(input_ids=IDS).past_key_values
+        twin = copy.deepcopy(cache)
+        twin.reorder_cache(torch.tensor([1, 0]))
+        twin.batch_repeat_interleave(2)
+        base.model(input_ids=torch.tensor([[9], [9]]), past_key_values=cache)
+    assert marker.steps == [[0, 10], [0, 10]]
+
+
+@pytest.mark.parametrize("layer", [0, 3], ids=["before the prompt is read", "after the edit"])
+def test_after_a_prefill_that_failed_the_cache_before_it_is_refused(tiny_base, layer):
+    base = tiny_base()
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    with run(base, Marker()), torch.no_grad():
+        cache = base.model(input_ids=IDS).past_key_values
+        handle = find_decoder(base.model).layers[layer].register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            base.model(input_ids=IDS.flip(0))
+        handle.remove()
+        with pytest.raises(ValueError, match="did not prefill last"):
+            base.model(input_ids=torch.tensor([[9], [9]]), past_key_values=cache)
+
+
+def test_the_next_turn_of_a_conversation_may_follow_in_the_same_session(tiny_base):
+    base = tiny_base()
+    with run(base, Marker(), stop=(2,)) as session:
+        options = {"max_new_tokens": 3, "pad_token_id": 0, "eos_token_id": None}
+        history = base.model.generate(IDS[1:], attention_mask=MASK[1:], **options)
+        longer = torch.cat([history, IDS[1:]], dim=1)
+        base.model.generate(longer, attention_mask=torch.ones_like(longer), **options)
+        assert session.steered_tokens.tolist() == [3]
+
+
+def test_prompt_lengths_must_lie_within_the_rows(tiny_base):
+    base = tiny_base()
+    with run(base, Marker()) as session, torch.no_grad():
+        with pytest.raises(ValueError, match=r"at least 1, got \[0, 5\]"):
+            session.prompt_lengths([0, 5])
+        session.prompt_lengths([4, 5])
+        with pytest.raises(ValueError, match=r"\[4, 5\] exceed the rows, which have \[3, 5\] tokens"):
+            base.model(input_ids=IDS, attention_mask=MASK)
+
+
+def test_a_session_within_a_session_is_refused_and_one_after_another_is_not(tiny_base):
+    base, first = tiny_base(), run(tiny_base(), Marker())
+    with first, pytest.raises(ValueError, match="edit each token twice"), run(base, Marker()):
+        pass
+    with torch.no_grad():
+        for ids in (IDS, torch.cat([IDS, IDS], dim=1)):
+            with first:
+                base.model(input_ids=ids, use_cache=False)
+                assert first.steered_tokens.tolist() == [1, 1]
+
+
+def test_a_copy_made_of_a_steered_model_is_not_steered(tiny_base):
+    base = tiny_base()
+    with torch.no_grad():
+        plain = base.model(input_ids=IDS).logits
+        with run(base, Marker()) as session:
+            steered = base.model(input_ids=IDS).logits
+            twin = copy.deepcopy(base.model)
+            assert torch.equal(twin(input_ids=IDS).logits, plain)
+            assert not torch.equal(steered, plain)
+            assert torch.equal(base.model(input_ids=IDS).logits, steered)
+            assert session.steered_tokens.tolist() == [1, 1]
+        assert torch.equal(twin(input_ids=IDS).logits, plain)
+
+
+def test_tokens_that_are_cut_from_the_cache_are_not_counted_and_a_cut_that_cannot_be_followed_is_refused(tiny_base):
+    base = tiny_base("llama")
+    with run(base, Marker(), stop=(2,)) as session, torch.no_grad():
+        cache = base.model(input_ids=IDS).past_key_values
+        for token in (9, 10, 11):
+            base.model(input_ids=torch.tensor([[token], [token]]), past_key_values=cache)
+        cache.crop(-2)
+        assert session.steered_tokens.tolist() == [2, 2]
+        base.model(input_ids=torch.tensor([[2], [9]]), past_key_values=cache)
+        with pytest.raises(ValueError, match="after a row has ended"):
+            cache.crop(-1)
+        cache = base.model(input_ids=IDS.flip(1)).past_key_values
+        with pytest.raises(ValueError, match="cut into its prompt"):
+            cache.crop(-1)
+
+
 def test_layer_outputs_may_be_tuples():
     class Layer(nn.Module):
         def __init__(self):
@@ -254,6 +343,9 @@ def test_layer_outputs_may_be_tuples():
         def __init__(self):
             super().__init__()
             self.model = Stack()
+
+        def get_input_embeddings(self):
+            return nn.Embedding(10, 1)
 
         def forward(self, input_ids):
             return self.model(input_ids=input_ids)
