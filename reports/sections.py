@@ -193,7 +193,7 @@ DIAGNOSTIC_LEGEND = {
     "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
     "set_size": "latents selected per prompt",
     "median_support": "triples whose gate is open for a selected input latent, median over prompts and latents",
-    "sure_share": "share of the selected output latents whose untruncated score has a 95 % bootstrap interval without 0; "
+    "sure_share": "share of the selected output latents whose untruncated score has a bootstrap interval without 0; "
     "they were selected as extremes, so this is not a test",
     "edited_share": "share of the steered tokens that were changed",
     "edited_latents": "output latents that were edited at least once",
