@@ -38,7 +38,9 @@ def audit_command(
     if method != "dspa":
         raise ValueError(f"{artifact} is of method {method!r}; only DSPA artifacts have a map to audit")
     name = artifact.resolve().name
-    out = artifact.resolve().with_name(f"{name}-audit") if out is None else out
+    if out is None:
+        named = artifact if artifact.name not in ("", "..") else artifact.resolve()
+        out = named.with_name(f"{name}-audit")
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
     check_can_make(out)
