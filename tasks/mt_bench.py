@@ -156,7 +156,7 @@ class MTBench(BenchmarkConfig):
         requests = [
             Rating(
                 _conversation(questions[a.question_id], a.turns, turn, answered=True),
-                _of_turn(self._references.get(a.question_id), turn),
+                self._references.get(a.question_id, ())[:turn],
             )
             for a, turn in todo
         ]
@@ -167,7 +167,7 @@ class MTBench(BenchmarkConfig):
             done[answer.question_id, turn] = Judgment(
                 question_id=answer.question_id,
                 model=answer.model_id,
-                judge=(judge.label, fastchat.prompt_name(turn, reference=request.reference is not None)),
+                judge=(judge.label, fastchat.prompt_name(turn, reference=bool(request.references))),
                 user_prompt=verdict.prompt,
                 judgment=verdict.raw,
                 score=fastchat.FAILED_SCORE if verdict.value is None else verdict.value,

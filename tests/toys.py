@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
-from harness.judges import register_judge
+from harness.judges import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.preferences import conversation
 from harness.refs import ModelRef, SAERef
@@ -121,7 +121,7 @@ class ToyCrash(BenchmarkConfig):
 
 
 @register_judge("toy_judge")
-class ToyJudge(MethodConfig):
+class ToyJudge(JudgeConfig):
     strictness: float = 1.0
     model: ModelRef | None = None
     label = property(lambda self: "toy-v1")

@@ -89,9 +89,8 @@ class _BothPositions:
 
     def __call__(self, rows: "pd.DataFrame") -> "pd.DataFrame":
         pairs = list(zip(rows["instruction"], rows["output_1"], rows["output_2"], strict=True))
-        straight = [Comparison(conversation(text), first, second) for text, first, second in pairs]
-        swapped = [Comparison(c.prompt, c.second, c.first) for c in straight]
-        verdicts = self._judge.compare(straight + swapped)
+        straight = [Comparison.of(conversation(text), first, second) for text, first, second in pairs]
+        verdicts = self._judge.compare(straight + [pair.swapped for pair in straight])
         both = list(zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True))
         return rows.assign(
             preference=[_preference(*pair) for pair in both],

@@ -74,15 +74,20 @@ def eval_command(
         if benchmark.needs_judge and suite.judge is None:
             raise ValueError(f"benchmark {name!r} needs a judge; add `judge:` to the suite")
         benchmark.check()
+    if suite.judge is not None:
+        suite.judge.check()
     aligned = AlignedModel.load(artifact, base=suite.file.base, device=suite.file.execution.device)
     console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
+    judge = suite.judge and suite.judge.at(out / "judging")
+    if judge is not None:
+        judge.prepare()
     for name, benchmark in chosen.items():
         console.print(f"{name} ...")
         evaluate(
             aligned,
             name,
             benchmark,
-            judge=suite.judge,
+            judge=judge,
             seed=derive_seed(suite.file.seed, "eval", name),
             folder=folder,
             notify=lambda _: None,

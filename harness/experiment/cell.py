@@ -13,6 +13,7 @@ from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
 from harness.experiment.steps import evaluate, fit
 from harness.experiment.store import CellFolder, RunFolder
 from harness.experiment.suite import Suite, load_suite
+from harness.judges import Judge
 from harness.model import AlignedModel
 from harness.preferences import Triple, load_triples
 
@@ -40,6 +41,10 @@ class Workplace:
     @cached_property
     def base(self) -> AlignedModel:
         return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        return self.suite.judge and self.suite.judge.at(self.folder.judging)
 
     @cached_property
     def forecaster(self) -> Forecaster:
@@ -122,7 +127,7 @@ def _evaluate(
         aligned,
         name,
         work.suite.benchmarks[name],
-        judge=work.suite.judge,
+        judge=work.judge,
         seed=derive_seed(work.suite.file.seed, cell.name, name),
         folder=folder,
         notify=lambda count: notify(cell.name, name, count),

@@ -42,6 +42,8 @@ def check_suite(suite: Suite) -> Checked:
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, lambda method=method: method.check(shape))
+    if suite.judge is not None:
+        problems.of(("judge",), suite.judge.check)
     prompts: dict[str, list[str]] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)

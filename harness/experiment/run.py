@@ -62,6 +62,8 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         todo = [cell for cell in prepared.cells if cell.name in failures]
         if todo:
             with _clock(prepared):
+                if suite.judge is not None:
+                    suite.judge.at(folder.judging).prepare()
                 execution = suite.file.execution
                 run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
     return prepared.failures

@@ -64,6 +64,11 @@ class RunFolder:
     def cell(self, name: str) -> "CellFolder":
         return CellFolder(self.path / "cells" / name)
 
+    @property
+    def judging(self) -> Path:
+        """What the judge keeps: verdicts, ledger, trained weights."""
+        return self.path / "judging"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; ValueError when another live process holds it."""

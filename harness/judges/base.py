@@ -2,29 +2,58 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.preferences import Conversation
+from harness.preferences import Conversation, Message
 from harness.registry import Registry
 
 
 @dataclass(frozen=True)
 class Rating:
-    """Rate the last assistant turn of ``conversation`` from 1 to 10; ``reference`` is a known good answer."""
+    """Rate the last assistant turn of ``conversation`` from 1 to 10.
+
+    ``references`` are known good answers to its user turns, from the first on; empty where there are none.
+    """
 
     conversation: Conversation
-    reference: str | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which of two answers to ``prompt`` is better."""
+    """Which of two conversations ends with the better answer; the user says the same in both.
 
-    prompt: Conversation
-    first: str
-    second: str
+    Both end with an assistant turn; earlier assistant turns may differ. ``references`` as in `Rating`.
+    """
+
+    first: Conversation
+    second: Conversation
+    references: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Conversation, first: str, second: str) -> "Comparison":
+        """Two answers to the same ``prompt``."""
+        return cls(
+            (*prompt, Message(role="assistant", content=first)), (*prompt, Message(role="assistant", content=second))
+        )
+
+    @property
+    def prompt(self) -> Conversation:
+        """What the last answer of ``first`` answers."""
+        return self.first[:-1]
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The two last answers."""
+        return self.first[-1]["content"], self.second[-1]["content"]
+
+    @property
+    def swapped(self) -> "Comparison":
+        """The same question with the answers in the other positions."""
+        return Comparison(self.second, self.first, self.references)
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,11 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Verdicts come back in the order of the requests."""
+    """Verdicts come back in the order of the requests.
+
+    A run calls `check` before any work, `at` with a folder of its own in every process, and `prepare` once, before
+    the first cell, on what `at` gave.
+    """
 
     name: ClassVar[str]
 
@@ -62,6 +95,18 @@ class Judge(Protocol):
     @property
     def statement(self) -> str:
         """One or two plain sentences for every report: who made these numbers and what that means."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError, before any work, for settings, files or keys that cannot serve."""
+        ...
+
+    def at(self, folder: Path) -> "Judge":
+        """This judge with what it keeps (verdicts, ledger, trained weights) in ``folder``, shared by all processes."""
+        ...
+
+    def prepare(self) -> None:
+        """Do what verdicts need and what is to be done once, such as training a reward model."""
         ...
 
     def rate(self, requests: Sequence[Rating]) -> list[Verdict]:
@@ -86,6 +131,16 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+
+    def check(self) -> None:
+        """Nothing outside its settings to check by default."""
+
+    def at(self, folder: Path) -> Self:
+        """Itself: by default a judge keeps nothing."""
+        return self
+
+    def prepare(self) -> None:
+        """Nothing to prepare by default."""
 
 
 JUDGES: Registry[Judge] = Registry("judge")

@@ -114,7 +114,7 @@ class SandboxOracle(JudgeConfig):
             value = 1.5 if abs(a - b) < TIE else 1.0 if a > b else 2.0
             return value, f"first: {why_a} | second: {why_b}"
 
-        return [self._verdict(r.prompt, lambda q, r=r: prefer(q, r.first, r.second)) for r in requests]
+        return [self._verdict(r.prompt, lambda q, r=r: prefer(q, *r.answers)) for r in requests]
 
     def harm(self, requests: Sequence[Answer]) -> list[Verdict]:
         def score(request: Request, answer: str) -> tuple[float, str]:

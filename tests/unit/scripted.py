@@ -1,6 +1,7 @@
 """A model and a judge that answer what a test tells them to, and remember what they were asked."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from harness.judges import Answer, Comparison, Rating, Verdict
 from harness.model import Completion
@@ -38,6 +39,13 @@ class ScriptedJudge:
     def __init__(self, *, rate=None, compare=None, harm=None, refusal=None) -> None:
         self._functions = {"rate": rate, "compare": compare, "harm": harm, "refusal": refusal}
         self.asked: list[Rating | Comparison | Answer] = []
+
+    def check(self) -> None: ...
+
+    def at(self, folder: Path) -> "ScriptedJudge":
+        return self
+
+    def prepare(self) -> None: ...
 
     def rate(self, requests: Sequence[Rating]) -> list[Verdict]:
         return self._verdicts("rate", requests)

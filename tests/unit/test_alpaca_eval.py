@@ -21,7 +21,7 @@ REFERENCES = [
 
 
 def longer_is_better(comparison):
-    difference = len(comparison.second) - len(comparison.first)
+    difference = len(comparison.answers[1]) - len(comparison.answers[0])
     return 1.5 + max(-0.5, min(0.5, difference / 4))
 
 
@@ -66,7 +66,7 @@ def test_a_liking_for_the_first_position_cancels(references):
 def test_the_judge_sees_every_pair_in_both_positions_under_its_own_instruction(references):
     judge = ScriptedJudge(compare=longer_is_better)
     run(references, lambda c: f"answer to {c[-1]['content']}", judge)
-    seen = {(c.prompt[0]["content"], c.first, c.second) for c in judge.asked}
+    seen = {(c.prompt[0]["content"], *c.answers) for c in judge.asked}
     for row in REFERENCES:
         text = row["instruction"]
         assert (text, row["output"], f"answer to {text}") in seen
@@ -85,9 +85,9 @@ def test_an_answer_equal_to_the_reference_is_a_tie_without_asking(references):
 def test_a_failed_verdict_is_an_error_and_the_package_counts_the_rest(references, folder, position):
     def compare(comparison):
         is_c = comparison.prompt[0]["content"] == "Say c"
-        straight = comparison.first == "ccc"
+        straight = comparison.answers[0] == "ccc"
         failing = {"first": straight, "second": not straight, "both": True}[position]
-        return None if is_c and failing else 2.0 - (comparison.first == "x")
+        return None if is_c and failing else 2.0 - (comparison.answers[0] == "x")
 
     records = run(references, lambda c: "x", ScriptedJudge(compare=compare), folder)
     assert (records[2].value, records[2].error) == (None, "cannot be parsed")
@@ -109,7 +109,7 @@ def test_an_answer_that_could_not_be_made_is_an_error_and_is_not_judged(referenc
             raise ValueError("too long")
         return "x"
 
-    judge = ScriptedJudge(compare=lambda c: 2.0 - (c.first == "x"))
+    judge = ScriptedJudge(compare=lambda c: 2.0 - (c.answers[0] == "x"))
     records = {r.item: r for r in run(references, reply, judge, folder)}
     assert (records["1"].value, records["1"].error) == (None, "no answer: too long")
     assert [records[i].value for i in "023"] == [100.0] * 3
@@ -231,9 +231,9 @@ def test_published_verdicts_give_the_published_win_rate(data_folder):
 
     def compare(c):
         text = c.prompt[0]["content"]
-        if (text, c.first, c.second) in verdicts:
-            return verdicts[text, c.first, c.second]
-        return 3 - verdicts[text, c.second, c.first]
+        if (text, *c.answers) in verdicts:
+            return verdicts[text, *c.answers]
+        return 3 - verdicts[text, *c.answers[::-1]]
 
     result = evaluate(
         [{"instruction": r["instruction"], "output": r["output_2"], "generator": "alpaca-7b"} for r in rows],

@@ -96,13 +96,13 @@ def test_a_turn_is_one_record_and_the_turns_of_a_question_are_one_cluster(questi
     assert (records[3].raw["category"], records[3].raw["turn"]) == ("math", 2)
 
 
-def test_the_judge_sees_the_reference_of_the_turn_where_there_is_one(questions, tmp_path):
+def test_the_judge_sees_the_references_up_to_the_turn_where_there_are_any(questions, tmp_path):
     references = tmp_path / "gpt-4.jsonl"
     fastchat.write_answers(references, [ModelAnswer(111, "a", "gpt-4", ("4", "6"), 0.0)])
     judge = ScriptedJudge(rate=score_by_length)
     folder = tmp_path / "out"
     run(MTBench(questions=questions, references=references), ScriptedModel(echo), judge, folder)
-    assert [request.reference for request in judge.asked] == [None, None, "4", "6", None, None]
+    assert [request.references for request in judge.asked] == [(), (), ("4",), ("4", "6"), (), ()]
     judgments = fastchat.load_judgments(fastchat.judgment_path(folder, judge.label))
     assert [j.judge[1] for j in judgments[1:4]] == [
         "single-v1-multi-turn",

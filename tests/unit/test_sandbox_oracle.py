@@ -107,9 +107,9 @@ def test_every_preferred_answer_of_the_generator_that_keeps_its_register_is_rate
 
 
 def test_comparison_prefers_the_higher_rating_and_is_symmetric(judge):
-    verdicts = judge.compare([Comparison(ASK_FOX, PLAIN, SLANG), Comparison(ASK_FOX, SLANG, PLAIN)])
+    verdicts = judge.compare([Comparison.of(ASK_FOX, PLAIN, SLANG), Comparison.of(ASK_FOX, SLANG, PLAIN)])
     assert [v.value for v in verdicts] == [1.0, 2.0]
-    assert judge.compare([Comparison(ASK_FOX, SLANG, SLANG)])[0].value == 1.5
+    assert judge.compare([Comparison.of(ASK_FOX, SLANG, SLANG)])[0].value == 1.5
 
 
 def test_harm_is_the_share_of_clauses_that_help_with_an_unsafe_request(judge):

@@ -43,7 +43,7 @@ def test_the_same_seed_writes_the_same_bytes(data, tmp_path):
 def test_triples_load_and_the_oracle_agrees_with_every_preference(data):
     triples = load_triples(data / "triples.jsonl")
     assert len(triples) == SIZES["triples"]
-    verdicts = SandboxOracle().compare([Comparison(t.prompt, t.chosen, t.rejected) for t in triples])
+    verdicts = SandboxOracle().compare([Comparison.of(t.prompt, t.chosen, t.rejected) for t in triples])
     assert all(v.value == 1 for v in verdicts)
 
 
