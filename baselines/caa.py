@@ -1,12 +1,13 @@
 """caa: Contrastive Activation Addition, the mean difference of answers' hidden states added at one layer."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from baselines.direction import DirectionSteering, Tokens, check_layer, response_differences
+from baselines.direction import DirectionSteering, Tokens, check_layer, predict_differences, response_differences
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.intervention import Positions
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model import AlignedModel
@@ -24,6 +25,7 @@ class CAA(MethodConfig):
     ``tokens: last``, which is closest to the original. The multiplier of 1 is ours, among those that it tries.
     """
 
+    single_pass: ClassVar[bool] = True
     layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
     scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")] = 1.0
     tokens: Tokens = "mean"
@@ -46,3 +48,7 @@ class CAA(MethodConfig):
             params=self.model_dump(mode="json"),
             intervention=DirectionSteering(differences.mean(0).to(base.device), settings),
         )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """The features."""
+        return predict_differences(base, triples, layer=self.layer, rates=rates, batch_size=self.batch_size)

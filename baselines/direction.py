@@ -8,9 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.intervention import Positions, RowState, register_intervention
 from harness.method import BaseShape
 from harness.model import AlignedModel
+from harness.predicted import residual_flops
 from harness.preferences import Triple
 from harness.residuals import Seen, batches_by_length, encode_triples, triple_residuals
 
@@ -52,6 +54,14 @@ def response_differences(
         states = _states(answers, layer, tokens)
         differences[rows] = (states[0::2] - states[1::2]).cpu()
     return differences
+
+
+def predict_differences(
+    base: AlignedModel, triples: Sequence[Triple], *, layer: int, rates: Rates, batch_size: int
+) -> dict[str, int]:
+    """FLOPs that `response_differences` is going to execute."""
+    encoded = encode_triples(base, triples)
+    return {"features": residual_flops(encoded, last_layer=layer, rates=rates, batch_size=batch_size)}
 
 
 def _states(answers: Seen, layer: int, tokens: Tokens) -> Float[Tensor, "row d_model"]:

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from baselines.rahf_predict import activity_flops, contrastive_flops
 from baselines.rahf_stage1 import BAD, GOOD, contrastive_collator, contrastive_rows, contrastive_trainer
 from baselines.rahf_stage2 import Distance, fit_collator, fit_rows, fit_trainer
-from baselines.training import Metered, TrainedMethod, answer_rows
+from baselines.training import Metered, TrainedMethod, answer_rows, supervised_flops
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.method import BaseShape, register_method
 from harness.model import AlignedModel
+from harness.predicted import lora_config
 from harness.preferences import Triple
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 _DEPTHS = (10 / 32, 12 / 32, 14 / 32, 16 / 32, 18 / 32)  # the released layers over LLaMA-7B's depth
@@ -83,24 +87,14 @@ class RAHF(TrainedMethod):
         bad: "PreTrainedModel | None" = None,
     ) -> AlignedModel:
         """Stage 2 on the stage-1 ``model``, which becomes the artifact's; the contrast is as in `fit_trainer`."""
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
         from transformers import set_seed
         from trl import SFTConfig
 
         layers = self._layers(base.model.config.get_text_config().num_hidden_layers)
         steps = self._steps(len(triples))
         set_seed(seed)
-        policy = get_peft_model(
-            model.requires_grad_(False),
-            LoraConfig(
-                r=self.lora_rank,
-                lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
-                lora_dropout=self.lora_dropout,
-                target_modules=self.lora_targets,
-                layers_to_transform=list(range(max(layers))),
-                task_type="CAUSAL_LM",
-            ),
-        )
+        policy = get_peft_model(model.requires_grad_(False), self._adapter(layers))
         most = meter.train_params
         fitted = self.train(
             base,
@@ -128,6 +122,25 @@ class RAHF(TrainedMethod):
             params=params | ({"stopped_at": stops} if any(stops.values()) else {}),
             model=fitted.model.merge_and_unload(),  # type: ignore[operator]
             delta="weights",
+        )
+
+    def predict_activities(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates, *contrast: Any) -> int:
+        """FLOPs of `fit_activities`; ``contrast`` are the instructions, where it has any."""
+        layers = self._layers(base.model.config.get_text_config().num_hidden_layers)
+        rows, steps = fit_rows(base, triples, *contrast), self._steps(len(triples))
+        return activity_flops(self, rows, rates, layers=layers, adapter=self._adapter(layers), steps=steps)
+
+    def _adapter(self, layers: Sequence[int]) -> "LoraConfig":
+        """Stage 2's LoRA, on the blocks in front of the last target layer."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_targets,
+            layers_to_transform=list(range(max(layers))),
+            task_type="CAUSAL_LM",
         )
 
     def _layers(self, n_layers: int) -> tuple[int, ...]:
@@ -188,6 +201,15 @@ class RAHFSCIT(RAHF):
             instructions=instructions,
         )
 
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """Both stages, from the lengths of prompts, instructions and answers."""
+        instructions = (self.good_instruction, self.bad_instruction)
+        rows = contrastive_rows(base, triples, instructions)
+        return {
+            "stage 1": contrastive_flops(self, rows, rates, lora_config(self)),
+            "stage 2": self.predict_activities(base, triples, rates, instructions),
+        }
+
 
 @register_method("rahf_dual")
 class RAHFDual(RAHF):
@@ -207,10 +229,11 @@ class RAHFDual(RAHF):
         class Trainer(Metered, SFTTrainer):
             labelled = ("labels",)
 
-        turned = [Triple(t.prompt, chosen=t.rejected, rejected=t.chosen) for t in triples]
         tuned = []
         # Half of stage 1's share each: the second share is one of what the first leaves.
-        for answers, share in ((triples, _STAGE_1_SHARE / 2), (turned, _STAGE_1_SHARE / (2 - _STAGE_1_SHARE))):
+        for answers, share in zip(
+            _sides(triples), (_STAGE_1_SHARE / 2, _STAGE_1_SHARE / (2 - _STAGE_1_SHARE)), strict=True
+        ):
             with limited(meter, share):
                 rows = answer_rows(base, answers)
                 tuned.append(self.train(base, Trainer, SFTConfig, rows, meter=meter, seed=seed, stage="stage 1"))
@@ -224,6 +247,16 @@ class RAHFDual(RAHF):
             stopped_at=good.params.get("stopped_at"),
             bad=_plain(bad),
         )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """Both trainings of stage 1, and stage 2."""
+        tuned = sum(supervised_flops(self, answer_rows(base, answers), rates) for answers in _sides(triples))
+        return {"stage 1": tuned, "stage 2": self.predict_activities(base, triples, rates, None)}
+
+
+def _sides(triples: Sequence[Triple]) -> tuple[Sequence[Triple], Sequence[Triple]]:
+    """The triples, and the same with the answers in each other's place."""
+    return triples, [Triple(t.prompt, chosen=t.rejected, rejected=t.chosen) for t in triples]
 
 
 @contextmanager

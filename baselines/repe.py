@@ -1,15 +1,16 @@
 """repe: Representation Engineering, a dense direction from the principal directions of answers' hidden states."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from baselines.direction import DirectionSteering, check_layer, response_differences
+from baselines.direction import DirectionSteering, check_layer, predict_differences, response_differences
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.intervention import Positions
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model import AlignedModel
@@ -30,6 +31,7 @@ class RepE(MethodConfig):
     in expectation the same directions.
     """
 
+    single_pass: ClassVar[bool] = True
     layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
     directions: Annotated[int, Field(ge=1, description="principal directions; at most the triples and the width")] = 16
     scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")] = 0.5
@@ -61,6 +63,10 @@ class RepE(MethodConfig):
             params=self.model_dump(mode="json"),
             intervention=DirectionSteering(vector.to(base.device), self.model_dump(mode="json", include=_ONLINE)),
         )
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """The features; what finding the directions takes is left out."""
+        return predict_differences(base, triples, layer=self.layer, rates=rates, batch_size=self.batch_size)
 
 
 def projected_mean(differences: Float[Tensor, "n d_model"], directions: int) -> Float[Tensor, " d_model"]:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from baselines.rows import answer_rows
 from baselines.sails_subspace import activation_differences, orthonormal_basis, principal_directions, start_lora
-from baselines.training import Metered, TrainedMethod
+from baselines.training import Metered, TrainedMethod, supervised_flops
 from dspa.sae import check_sae, load_sae, norm_multiple, sae_sizes
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import BaseShape, register_method
 from harness.model import AlignedModel
-from harness.predicted import fused_head_flops, lora_config, residual_flops, trainer_batches
+from harness.predicted import residual_flops
 from harness.preferences import Triple
 from harness.refs import SAERef
 from harness.residuals import encode_triples
@@ -109,15 +109,8 @@ class SAILS(TrainedMethod):
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Features from prompts and both answers, then epochs over prompts with the chosen ones."""
-        lengths = [int(row["length"]) for row in answer_rows(base, triples)]  # type: ignore[arg-type]
-        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
-        head = fused_head_flops(rates, full=False)
-        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
-        for rows in trainer_batches(lengths, batch_size=self.batch_size, **options):
-            longest = max(lengths[row] for row in rows)
-            total += training.of(len(rows), longest) + head * len(rows) * (longest - 1)
         features = {"features": self._predict_features(base, triples, rates)} if self.init == "sae" else {}
-        return {**features, "train": total}
+        return {**features, "train": supervised_flops(self, answer_rows(base, triples), rates)}
 
     def _directions(
         self, base: AlignedModel, triples: Sequence[Triple], meter: Meter

@@ -5,12 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baselines.training import Metered, TrainedMethod, answer_rows
+from baselines.training import Metered, TrainedMethod, answer_rows, supervised_flops
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import register_method
 from harness.model import AlignedModel
-from harness.predicted import fused_head_flops, lora_config, trainer_batches
 from harness.preferences import Triple
 
 
@@ -36,11 +35,4 @@ class SFT(TrainedMethod):
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """The chosen answers with their prompt, trained on."""
-        lengths = [int(row["length"]) for row in answer_rows(base, triples)]  # type: ignore[arg-type]
-        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
-        head = fused_head_flops(rates, full=self.tuning == "full")
-        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
-        for rows in trainer_batches(lengths, batch_size=self.batch_size, **options):
-            size, length = len(rows), max(lengths[row] for row in rows)
-            total += training.of(size, length) + head * size * (length - 1)
-        return {"train": total}
+        return {"train": supervised_flops(self, answer_rows(base, triples), rates)}

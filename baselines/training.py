@@ -31,6 +31,7 @@ __all__ = [
     "paired_flops",
     "preference_rows",
     "sharing_copy",
+    "supervised_flops",
     "token_triples",
     "unpatch",
     "unpatched",
@@ -198,6 +199,20 @@ def paired_flops(method: TrainedMethod, lengths: Sequence[int], rates: "Rates") 
     for rows in trainer_batches(lengths, batch_size=method.batch_size, **options):
         size, length = 2 * len(rows), max(lengths[row] for row in rows)
         total += training.of(size, length) + head * size * length
+    return total
+
+
+def supervised_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: "Rates") -> int:
+    """FLOPs of TRL's SFT trainer on `answer_rows`: one text a row, with the fused LM head."""
+    from harness.predicted import fused_head_flops, lora_config, trainer_batches
+
+    lengths = [row["length"] for row in rows]
+    training = rates.training(lora_config(method), checkpointing=method.gradient_checkpointing)
+    head = fused_head_flops(rates, full=method.tuning == "full")
+    total, options = 0, {"accumulation": method.accumulation, "epochs": method.epochs}
+    for batch in trainer_batches(lengths, batch_size=method.batch_size, **options):
+        size, length = len(batch), max(lengths[row] for row in batch)
+        total += training.of(size, length) + head * size * (length - 1)
     return total
 
 

@@ -26,6 +26,7 @@ class _Stage:
     train_tokens: int = 0
     steps: int = 0
     sampled_steps: int = 0
+    sampled_plainly: bool = False
     seconds: float = 0.0
     peak: Peak = field(default_factory=lambda: Peak(0))
 
@@ -45,9 +46,10 @@ class Meter:
 
     FLOPs of a step are counted once per new (stage, kind, signature) and added from a table afterwards, so
     the total is exact while nearly every step runs unmetered. The more batches share their padded length,
-    the fewer steps are counted. In each stage the first step that is not being counted goes through the
-    torch profiler for the operator breakdown (with ``sample_profile``); a stage in which no signature comes
-    twice has none, and says so with ``sampled_steps`` 0.
+    the fewer steps are counted. In each stage one step goes through the torch profiler for the operator breakdown
+    (with ``sample_profile``): the first that is not being counted, or the second at all where no signature comes
+    twice (counting is then in its seconds, not in its FLOPs). A stage of one step has none, and says so with
+    ``sampled_steps`` 0.
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
     ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
@@ -148,20 +150,23 @@ class Meter:
         if tokens < 0 or reference_tokens < 0:
             raise ValueError(f"token counts must be 0 or more, got {tokens} and {reference_tokens}")
         key = (stage.name, kind, signature)
+        new = key not in self._flops
+        sampled = self._sample_profile and (
+            stage.steps == 1 and not stage.sampled_steps if new else not stage.sampled_plainly
+        )
         self._in_step = True
         try:
-            if key not in self._flops:
-                with count_flops() as counter:
+            with self._profile.sample(stage.name) if sampled else nullcontext():
+                if new:
+                    with count_flops() as counter:
+                        yield
+                    self._flops[key] = counter.get_total_flops()
+                else:
                     yield
-                self._flops[key] = counter.get_total_flops()
-            elif self._sample_profile and stage.sampled_steps == 0:
-                with self._profile.sample(stage.name):
-                    yield
-                stage.sampled_steps += 1
-            else:
-                yield
         finally:
             self._in_step = False
+        if sampled:
+            stage.sampled_steps, stage.sampled_plainly = 1, not new
         stage.executed_flops += self._flops[key]
         stage.steps += 1
         if kind == "train":

@@ -60,29 +60,19 @@ class Rates:
         """The forward pass without the LM head, through the first ``layers`` decoder layers (default: all)."""
 
         def work(model: nn.Module, ids: Tensor) -> None:
-            decoder = find_decoder(model)
-            handles = []
-            if layers is not None:
-                handles.append(decoder.layers[layers - 1].register_forward_hook(_stop))
-            try:
-                with torch.no_grad():
-                    decoder.stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            except _Stop:
-                pass
-            finally:
-                for handle in handles:
-                    handle.remove()
+            with torch.no_grad():
+                _hidden(model, ids, layers)
 
         return self._once(("body", layers), lambda: self.measure(work))
 
-    def training(self, adapter: Any = None, *, checkpointing: bool = False) -> Rate:
-        """Forward and backward without the LM head, of all weights or of a PEFT ``adapter`` configuration alone."""
+    def training(self, adapter: Any = None, *, checkpointing: bool = False, layers: int | None = None) -> Rate:
+        """Forward and backward without the LM head, of all weights or of a PEFT ``adapter`` configuration alone.
+
+        With ``layers`` the pass ends behind so many decoder layers, and the gradient starts there.
+        """
 
         def work(model: nn.Module, ids: Tensor) -> None:
-            stack = find_decoder(model).stack
-            stack(
-                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
-            ).last_hidden_state.sum().backward()
+            _hidden(model, ids, layers).sum().backward()
 
         def measure() -> Rate:
             model: Any = copy.deepcopy(self.model)
@@ -98,7 +88,7 @@ class Rates:
                     model.enable_input_require_grads()
             return self.measure(work, model.train())
 
-        return self._once(("training", repr(adapter), checkpointing), measure)
+        return self._once(("training", repr(adapter), checkpointing, layers), measure)
 
     def measure(self, work: Work, model: nn.Module | None = None) -> Rate:
         """The rate of ``work(model, ids)`` on one row of ``ids``; the model's tensors have no values in it.
@@ -150,5 +140,20 @@ class _Stop(Exception):
     """Ends a forward pass after the deepest layer that is needed."""
 
 
-def _stop(*_: object) -> None:
-    raise _Stop
+def _hidden(model: nn.Module, ids: Int[Tensor, "1 length"], layers: int | None) -> Tensor:
+    """The hidden states behind the first ``layers`` decoder layers, or the stack's own output where it is None."""
+    decoder, seen = find_decoder(model), []
+
+    def stop(_module: nn.Module, _inputs: object, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        raise _Stop
+
+    handle = None if layers is None else decoder.layers[layers - 1].register_forward_hook(stop)
+    try:
+        output = decoder.stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        return output.last_hidden_state
+    except _Stop:
+        return seen[0]
+    finally:
+        if handle is not None:
+            handle.remove()

@@ -258,15 +258,22 @@ def test_operator_rows_hold_the_same_products_as_the_counted_step() -> None:
     assert attention.calls == 2
 
 
-def test_a_stage_whose_shapes_never_repeat_says_that_no_step_was_sampled() -> None:
-    model, meter = llama(), Meter(llama())
-    with meter.stage("only"):
-        for length in (3, 4, 5):
-            with meter.step(length, tokens=1, kind="forward"):
-                forward(model, {"input_ids": torch.zeros(1, length, dtype=torch.long)})
+def test_where_no_shape_repeats_the_second_step_is_sampled_while_it_is_counted() -> None:
+    model, (short, long), meter = llama(), batches()[:2], Meter(llama())
+    with meter.stage("train"):
+        with meter.step("short", tokens=1, kind="train"):
+            train(model, short)
+        before = meter.executed_flops
+        with meter.step("long", tokens=1, kind="train"):
+            train(model, long)
+        second = meter.executed_flops - before
+    with meter.stage("alone"), meter.step("short", tokens=1, kind="forward"):
+        forward(model, short)
     bill = meter.bill(method="any", n_triples=1)
-    assert bill.stages[0].sampled_steps == 0
-    assert bill.operators == []
+    elementwise = {"aten::add", "aten::add_", "aten::mul", "aten::mul_"}
+    assert sum(row.flops for row in bill.operators if row.operator not in elementwise) == second
+    assert [stage.sampled_steps for stage in bill.stages] == [1, 0]
+    assert {row.stage for row in bill.operators} == {"train"}
 
 
 def test_profiling_can_be_switched_off_without_changing_the_totals() -> None:

@@ -2,7 +2,13 @@
 
 import pytest
 
+from baselines.caa import CAA
 from baselines.dpo import DPO
+from baselines.kto import KTO
+from baselines.orpo import ORPO
+from baselines.rahf import RAHFSCIT, RAHFDual
+from baselines.sft import SFT
+from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE
 from dspa.method import DSPA
 from harness.experiment.forecast import Forecaster
@@ -11,6 +17,8 @@ from harness.experiment.steps import fit
 from harness.preferences import Budget, Triple, conversation
 from harness.refs import ModelRef
 from tests.toys import NoProgress, ToyNoise, outcome, write_suite
+
+INSTRUCTIONS = {"good_instruction": "w1 w2 w3", "bad_instruction": "w4 w5"}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +32,14 @@ def budget() -> Budget:
     triples = [
         Triple(conversation(words(k, p)), words(2 * k, c), words(3 * k + 1, r)) for k, (p, c, r) in enumerate(lengths)
     ]
+    return Budget(tuple(triples), 0)
+
+
+@pytest.fixture(scope="module")
+def even_budget(budget) -> Budget:
+    """Triples whose answers are equally long, so that no coin decides a length."""
+    answers = [(" ".join(f"w{i + k}" for i in range(4)), " ".join(f"w{i + k + 9}" for i in range(4))) for k in range(8)]
+    triples = [Triple(t.prompt, *pair) for t, pair in zip(budget.triples, answers, strict=True)]
     return Budget(tuple(triples), 0)
 
 
@@ -55,6 +71,36 @@ def test_training_with_a_reference_is_predicted_to_the_padding_of_its_batches(fo
     assert bill is not None
     assert forecast.flops == bill["executed_flops"]
     assert bill["epochs"] == 2
+
+
+METHODS = {
+    "full sft": SFT(batch_size=8, epochs=2),
+    "simpo": SimPO(tuning="lora", batch_size=8, epochs=2),
+    "full orpo": ORPO(batch_size=8),
+    "caa": CAA(layer=1, batch_size=3),
+    "rahf_scit": RAHFSCIT(**INSTRUCTIONS, batch_size=16, fit_batch_size=8, steps=3, layers=(1, 2)),
+    "rahf_scit with LoRA": RAHFSCIT(
+        **INSTRUCTIONS, tuning="lora", batch_size=16, fit_batch_size=8, steps=2, layers=(1,)
+    ),
+    "rahf_dual": RAHFDual(batch_size=8, fit_batch_size=8, steps=2, layers=(1,)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_in_one_batch_the_bill_is_predicted_exactly(forecaster, even_budget, tiny_base, name):
+    method = METHODS[name]
+    forecast = forecaster.of(method, even_budget)
+    bill = fit(method, method.name, tiny_base("llama"), even_budget, 0, predicted=forecast.stages).bill
+    assert bill is not None
+    assert forecast.stages == executed(bill)
+
+
+def test_kto_is_predicted_but_for_the_adapter_in_its_unrelated_pass(forecaster, even_budget, tiny_base):
+    lora, full = KTO(tuning="lora", batch_size=8), KTO(batch_size=8)
+    for method, slack in ((full, 0.0), (lora, 0.1)):
+        bill = fit(method, "kto", tiny_base("llama"), even_budget, 0).bill
+        assert bill is not None
+        assert forecaster.of(method, even_budget).flops == pytest.approx(bill["executed_flops"], rel=slack)
 
 
 def test_a_single_pass_gets_the_largest_beginning_that_its_bill_pays_for(forecaster, budget, tiny_base, sae_refs):
