@@ -10,7 +10,7 @@ from harness.predicted import trainer_batches
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from baselines.rahf import RAHF
+    from baselines.rahf_shared import RAHF
 
 
 def contrastive_flops(method: "RAHF", rows: Sequence[dict[str, Any]], rates: Rates, adapter: Any) -> int:

@@ -62,6 +62,15 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def check_weights(ref: ModelRef) -> None:
+    """Raise ValueError for a local folder that is no model or has no weights; a public name is not looked up."""
+    if ref.path is None:
+        return
+    _ = ref.source  # a folder without config.json has the more helpful message
+    if not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
+        raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
+
+
 def base_shape(ref: ModelRef) -> BaseShape:
     """Number of layers, width and type from the configuration alone, without loading weights."""
     config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()

@@ -11,6 +11,7 @@ from harness.registry import Registry
 
 if TYPE_CHECKING:
     from harness.judges import Judge
+    from harness.judges.base import Verb
     from harness.model import AlignedModel
 
 
@@ -44,15 +45,25 @@ class Benchmark(Protocol):
     """One evaluation. ``metrics`` names every metric its records may carry.
 
     ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name);
-    ``needs_judge`` is False for one that can run in a suite without a judge.
+    ``needs_judge`` is False for one that can run in a suite without a judge; ``asks`` names what is asked of it.
     """
 
     name: ClassVar[str]
     files: ClassVar[str | None]
-    needs_judge: ClassVar[bool]
+
+    @property
+    def needs_judge(self) -> bool: ...
 
     @property
     def metrics(self) -> tuple[str, ...]: ...
+
+    @property
+    def asks(self) -> "frozenset[Verb]": ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Plain sentences that every report must say about its numbers; asked for after `check`."""
+        ...
 
     def check(self) -> None:
         """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""
@@ -76,6 +87,16 @@ class BenchmarkConfig(BaseModel):
     name: ClassVar[str]
     files: ClassVar[str | None] = None
     needs_judge: ClassVar[bool] = True
+
+    @property
+    def asks(self) -> "frozenset[Verb]":
+        """Nothing by default, so that no judge is refused for what it cannot say."""
+        return frozenset()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing to be said by default."""
+        return ()
 
     def prompts(self) -> list[str]:
         """None to compare with the training prompts by default."""

@@ -40,10 +40,15 @@ class ChatFormat:
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids up to and including the assistant header: what the model answers to."""
         if self.kind == "hh":
-            return self._bos + self._plain_ids(_hh_text(_fold_system(conversation)) + "\n\nAssistant:")
+            return self._bos + self._plain_ids(self.hh_text(conversation))
         if not self._has_system_turn:
             conversation = _fold_system(conversation)
         return self._rendered_ids(conversation, generation_prompt=True)
+
+    def hh_text(self, conversation: Conversation, *, generation_prompt: bool = True) -> str:
+        """A conversation in the ``hh`` form as text, BOS left to the tokenizer; else it ends with its last turn."""
+        text = _hh_text(_fold_system(conversation))
+        return text + "\n\nAssistant:" if generation_prompt else text
 
     def response_ids(self, response: str) -> list[int]:
         """Ids of an answer as they follow ``prompt_ids``, without the token that ends the turn."""

@@ -1,5 +1,6 @@
 """JSON lines in, whole files out: complaints name file:line, and nobody sees a half-written file."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -60,3 +61,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line, in ASCII so that every reader splits lines alike (see `write_text`)."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def content_hash(path: str | Path) -> str:
+    """sha256 of a file, or of the names and contents of all files below a folder."""
+    root = Path(path)
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Sequences of different length -> one padded batch with its mask and positions."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -40,3 +41,25 @@ def new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:
             "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
         )
     return mask[:, -ids.shape[1] :].bool()
+
+
+def cut_batches(lengths: Sequence[int], batch_size: int, *, forward: int) -> list[range]:
+    """Rows of these lengths, longest first, cut into batches of at most ``batch_size`` so that least is computed.
+
+    A batch costs its rows times its longest row, and ``forward`` for being a forward of its own (in tokens).
+    """
+    assert all(a >= b for a, b in itertools.pairwise(lengths))
+    cost, start = [0], [0]
+    for stop in range(1, len(lengths) + 1):
+        cheapest = min(
+            (cost[begin] + (stop - begin) * lengths[begin] + forward, begin)
+            for begin in range(max(0, stop - batch_size), stop)
+        )
+        cost.append(cheapest[0])
+        start.append(cheapest[1])
+    batches = []
+    stop = len(lengths)
+    while stop:
+        batches.append(range(start[stop], stop))
+        stop = start[stop]
+    return batches[::-1]

@@ -9,10 +9,13 @@ GROUP = "dspa_bench.plugins"
 
 @cache
 def load_plugins() -> tuple[str, ...]:
-    """Import every plugin module once, which fills the registries; returns their names."""
+    """Import every plugin module once, which fills the registries; returns their names.
+
+    The harness's own judges are registered with them.
+    """
     modules = sorted({entry.value for entry in entry_points(group=GROUP)})
     if not modules:
         raise ValueError(f"no plugins found under entry point group {GROUP!r}; install the project (pip install -e .)")
-    for module in modules:
+    for module in (*modules, "harness.judges.kinds"):
         import_module(module)
     return tuple(modules)

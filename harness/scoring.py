@@ -1,53 +1,113 @@
-"""Log-likelihoods of continuations: each distinct context is encoded once and its cache serves all continuations."""
+"""Log-likelihoods of continuations: what contexts share is encoded once, a context once for all its continuations."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.padding import pad_rows, positions_of
+from harness.cached_rows import CachedRows, can_share, encode, extend, extended_logits
+from harness.padding import cut_batches, pad_rows, positions_of
+from harness.shared_prefix import Family, Tokens, families
 
 if TYPE_CHECKING:
     from harness.model import AlignedModel
-    from harness.steering import Steering
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
+Progress = Callable[[int], object]
+
+_SLICE = 1024
+"""Positions whose logits are normalised at once: as float32 they take 1 GB for a vocabulary of 256,000."""
+
+
+_FORWARD = {"cpu": 64, "cuda": 1024}
+"""What a forward costs beside its tokens, in tokens: small batches waste time on it, large ones on padding."""
 
 
 def score_continuations(
-    aligned: "AlignedModel",
-    requests: Sequence[Request],
-    *,
-    batch_size: int,
-    progress: Callable[[int], object] | None = None,
+    aligned: "AlignedModel", requests: Sequence[Request], *, batch_size: int, progress: Progress | None = None
 ) -> list[Score]:
     """(log-likelihood, is greedy) of each (context ids, continuation ids), in order.
 
-    Contexts are left-padded and prefilled together; then one forward scores all their continuations, projecting
-    continuation positions only. ``batch_size`` bounds the rows of either forward. Steering, if any, is conditioned
-    on the context and applied from its last position on.
+    A context is encoded once for all its continuations, and only positions that predict a continuation's token are
+    projected onto the vocabulary. ``batch_size`` bounds the rows of every forward. Unless the model is steered, a
+    prefix that contexts share is encoded once, too. Steering is conditioned on the context and applied from its last
+    position on, so a steered model's contexts are encoded whole: the condition sees every token of them.
     """
-    by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (context, _) in enumerate(requests):
-        by_context[tuple(context)].append(index)
+    scored = _score_by_prefix if can_share(aligned) else _score_by_context
     scores: dict[int, Score] = {}
-    for contexts in _groups(by_context, batch_size):
-        done = _score_group(aligned, contexts, requests)
-        scores.update(done)
+    for part in scored(aligned, requests, batch_size):
+        scores.update(part)
         if progress is not None:
-            progress(len(done))
+            progress(len(part))
     return [scores[index] for index in range(len(requests))]
 
 
-Group = list[tuple[tuple[int, ...], list[int]]]
+def _score_by_prefix(
+    aligned: "AlignedModel", requests: Sequence[Request], batch_size: int
+) -> Iterator[dict[int, Score]]:
+    """Prefixes, the contexts on their caches, and on these rows of the context and all but a continuation's last
+    token, which serve all continuations that end differently."""
+    by_context: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, (context, continuation) in enumerate(requests):
+        by_context[tuple(context)][tuple(continuation[:-1])].append(index)
+    forward = _FORWARD.get(aligned.device.type, 256)
+    for parents, contexts in _encoded(aligned, families(list(by_context)), batch_size):
+        rows = [(owner, *row) for owner, context in enumerate(contexts) for row in by_context[context].items()]
+        rows.sort(key=lambda row: -len(row[1]))
+        for batch in cut_batches([len(tail) + 1 for _, tail, _ in rows], batch_size, forward=forward):
+            part = [rows[i] for i in batch]
+            fed = len(part[0][1]) + 1
+            sequences = [contexts[owner] + tail for owner, tail, _ in part]
+            owners = [owner for owner, _, _ in part]
+            logits = extended_logits(aligned, parents, owners, sequences, fed=fed)
+            places = [(row, logits.shape[1] - len(tail) - 1, i) for row, (_, tail, of) in enumerate(part) for i in of]
+            yield _scores(logits, places, {i: requests[i][1] for _, _, i in places})
 
 
-def _groups(by_context: dict[tuple[int, ...], list[int]], batch_size: int) -> Iterator[Group]:
+def _encoded(
+    aligned: "AlignedModel", found: Sequence[Family], batch_size: int
+) -> Iterator[tuple[CachedRows, list[Tokens]]]:
+    """Every context in some rows, at most ``batch_size`` together."""
+    forward = _FORWARD.get(aligned.device.type, 256)
+    shared = sorted((family for family in found if family.shared), key=lambda family: -family.shared)
+    for batch in cut_batches([family.shared for family in shared], batch_size, forward=forward):
+        owners = [shared[i] for i in batch]
+        prefixes = encode(aligned, [family.prefix for family in owners])
+        members = [(len(c) - family.shared, row, c) for row, family in enumerate(owners) for c in family.members]
+        members.sort(key=lambda member: -member[0])
+        for part in cut_batches([max(1, own) for own, _, _ in members], batch_size, forward=forward):
+            _, rows, contexts = zip(*(members[i] for i in part), strict=True)
+            own = max(1, members[part.start][0])
+            yield extend(aligned, prefixes, rows, contexts, fed=own), list(contexts)
+    alone = sorted((c for family in found if not family.shared for c in family.members), key=lambda c: -len(c))
+    for batch in cut_batches([len(c) for c in alone], batch_size, forward=forward):
+        contexts = [alone[i] for i in batch]
+        yield encode(aligned, contexts), contexts
+
+
+def _score_by_context(
+    aligned: "AlignedModel", requests: Sequence[Request], batch_size: int
+) -> Iterator[dict[int, Score]]:
+    """Contexts are prefilled together, whole; then one forward scores what follows their continuations' first tokens.
+
+    The form that steering takes: a session's rows follow one cache, and a prefill is a row's prompt.
+    """
+    by_context: dict[Tokens, list[int]] = defaultdict(list)
+    for index, (context, _) in enumerate(requests):
+        by_context[tuple(context)].append(index)
+    for group in _groups(by_context, batch_size):
+        yield _score_group(aligned, group, requests)
+
+
+Group = list[tuple[Tokens, list[int]]]
+
+
+def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Group]:
     """Contexts of similar length, longest first, at most ``batch_size`` continuations together."""
     group: Group = []
     rows = 0
@@ -69,56 +129,61 @@ def _score_group(aligned: "AlignedModel", group: Group, requests: Sequence[Reque
     ids, mask = pad_rows([context for context, _ in group], aligned.chat.pad_id, side="left", device=device)
     with aligned.steering() as session:
         cache = DynamicCache(config=aligned.model.config)
-        output = aligned.model(
+        first = aligned.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions_of(mask),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+        ).logits
+        places = [(row, 0, i) for row, (_, indices) in enumerate(group) for i in indices]
+        scores = _scores(first, places, {i: requests[i][1][:1] for _, _, i in places})
+        longer = [(row, i) for row, _, i in places if len(requests[i][1]) > 1]
+        if not longer:
+            return scores
+        later, later_mask = pad_rows(
+            [requests[i][1][:-1] for _, i in longer], aligned.chat.pad_id, side="right", device=device
         )
-        first = output.logits[:, -1].float().log_softmax(-1)
-        totals, greedy = {}, {}
-        for row, (_, indices) in enumerate(group):
-            best = int(first[row].argmax())
-            for index in indices:
-                token = requests[index][1][0]
-                totals[index], greedy[index] = float(first[row, token]), token == best
-        _add_later_tokens(aligned, group, requests, mask, cache, session, totals, greedy)
-    return {index: (totals[index], greedy[index]) for index in totals}
+        rows = torch.tensor([row for row, _ in longer], device=device)
+        whole = torch.cat([mask[rows], later_mask], dim=1)
+        cache.batch_select_indices(rows)
+        if session is not None:
+            session.announce_continuation()
+        logits = aligned.model(
+            input_ids=later,
+            attention_mask=whole,
+            position_ids=positions_of(whole)[:, -later.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    places = [(row, 0, i) for row, (_, i) in enumerate(longer)]
+    for i, (value, greedy) in _scores(logits, places, {i: requests[i][1][1:] for _, i in longer}).items():
+        scores[i] = (scores[i][0] + value, scores[i][1] and greedy)
+    return scores
 
 
-def _add_later_tokens(
-    aligned: "AlignedModel",
-    group: Group,
-    requests: Sequence[Request],
-    context_mask: Int[Tensor, "context pos"],
-    cache: DynamicCache,
-    session: "Steering | None",
-    totals: dict[int, float],
-    greedy: dict[int, bool],
-) -> None:
-    """Everything after a continuation's first token, in one forward on the contexts' cache."""
-    flat = [(row, i) for row, (_, indices) in enumerate(group) for i in indices if len(requests[i][1]) > 1]
-    if not flat:
-        return
-    device = aligned.device
-    rows = torch.tensor([row for row, _ in flat], device=device)
-    later = [requests[i][1][:-1] for _, i in flat]
-    ids, mask = pad_rows(later, aligned.chat.pad_id, side="right", device=device)
-    whole = torch.cat([context_mask[rows], mask], dim=1)
-    cache.batch_select_indices(rows)
-    if session is not None:
-        session.announce_continuation()
-    logits: Float[Tensor, "row pos vocab"] = aligned.model(
-        input_ids=ids,
-        attention_mask=whole,
-        position_ids=positions_of(whole)[:, -ids.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    for row, (_, index) in enumerate(flat):
-        targets = torch.tensor(list(requests[index][1][1:]), device=device)
-        logprobs = logits[row, : len(targets)].float().log_softmax(-1)
-        totals[index] += float(logprobs.gather(1, targets[:, None]).sum())
-        greedy[index] &= bool((logprobs.argmax(-1) == targets).all())
+def _scores(
+    logits: Float[Tensor, "row pos vocab"], places: list[tuple[int, int, int]], targets: dict[int, Sequence[int]]
+) -> dict[int, Score]:
+    """Sum of the target tokens' log-probabilities and whether all are the likeliest, by request.
+
+    ``places``: (row, first position, request), the targets being predicted from there on.
+    """
+    cells = [
+        (row, first + step, token, slot)
+        for slot, (row, first, i) in enumerate(places)
+        for step, token in enumerate(targets[i])
+    ]
+    table = torch.tensor(cells, device=logits.device)
+    total = torch.zeros(len(places), dtype=torch.float64, device=logits.device)
+    misses = torch.zeros(len(places), dtype=torch.long, device=logits.device)
+    for part in table.split(_SLICE):
+        rows, columns, tokens, slots = part.unbind(1)
+        scored = logits[rows, columns].float()
+        values = scored.gather(1, tokens[:, None])[:, 0] - scored.logsumexp(-1)
+        total.index_add_(0, slots, values.double())
+        misses.index_add_(0, slots, (scored.argmax(-1) != tokens).long())
+    return {
+        i: (value, miss == 0) for (_, _, i), value, miss in zip(places, total.tolist(), misses.tolist(), strict=True)
+    }

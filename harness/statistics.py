@@ -13,7 +13,7 @@ With three seeds and seed differences that swamp those between prompts, a nomina
 measures both).
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,47 @@ def paired_difference(
         p = min(1.0, max(2 * (1 + tail) / (1 + len(means)), 2.0 ** (1 - units)))
     unpaired = len(treated) + len(baseline) - 2 * len(pairs)
     return Difference(**vars(estimate), p=p, unpaired=unpaired)
+
+
+def estimate_statistic(
+    statistic: Callable[[Float[np.ndarray, "measurement"]], float],
+    seeds: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    replicates: int = 2_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """(value, low, high) of any ``statistic`` of measurements, by the pigeonhole bootstrap.
+
+    ``seeds`` and ``clusters`` say where each measurement belongs. ``statistic`` gets the measurements' weights: ones
+    for the value, the products of both draws for a replicate. A replicate for which it is nan (undefined, such as a
+    correlation of constants) is left out; the interval is nan where none is left or there is nothing to resample.
+    Raises ValueError for lists of different or no length.
+    """
+    if len(seeds) != len(clusters) or not seeds:
+        raise ValueError(
+            f"{len(seeds)} seeds and {len(clusters)} clusters: give one of each per measurement, at least one"
+        )
+    value = statistic(np.ones(len(seeds)))
+    seed_index, cluster_index = _index(seeds), _index(clusters)
+    of_seed, of_cluster = np.array([seed_index[s] for s in seeds]), np.array([cluster_index[c] for c in clusters])
+    n_seeds, n_clusters = len(seed_index), len(cluster_index)
+    if n_seeds == n_clusters == 1 or np.isnan(value):
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(replicates):
+        w = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds)).astype(float)
+        v = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters)).astype(float)
+        weights = w[of_seed] * v[of_cluster]
+        if weights.any():
+            found.append(statistic(weights))
+    defined = np.array([x for x in found if not np.isnan(x)])
+    if not len(defined):
+        return value, float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

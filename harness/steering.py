@@ -84,11 +84,15 @@ class Steering:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.pause()
+        self._follow(None)
+        self._given, self._prefilled = None, None
+
+    def pause(self) -> None:
+        """Leave the model to others but keep the rows: entered again, the session goes on decoding with its cache."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._follow(None)
-        self._given, self._prefilled = None, None
         self._steered.discard(self._decoder.stack)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Steering":

@@ -48,7 +48,8 @@ def sample_answers(run: Run) -> list[Prompt]:
         new = record.raw["category"] not in categories and len(categories) < QUESTIONS
         if new or (same_question and all(r.raw["turn"] != record.raw["turn"] for r in same_question)):
             questions.append(record)
-    instructions = {r.raw["instruction"]: r for r in _all(cells.values(), "alpaca_eval")}
+    compared = (r for r in _all(cells.values(), "alpaca_eval") if r.metric == "alpaca_eval")
+    instructions = {r.raw["instruction"]: r for r in compared}
     prompts = []
     for record in questions:
         heading = f"MT-Bench question {record.cluster} ({record.raw['category']}), turn {record.raw['turn']}"

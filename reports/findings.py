@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from harness.names import BudgetName
 from reports.metrics import Metric, metric
-from reports.runfolder import MULTIPLE_CHOICE, Run
+from reports.runfolder import LOG_LIKELIHOODS, MULTIPLE_CHOICE, Run
 from reports.tables import rows_where
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DROP_POINTS = 2.0
+NAMED = 6
+"""More variants than this on one side are counted, and named in the tables."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,23 @@ def findings(run: Run, comparison: "pd.DataFrame", budget: BudgetName) -> list[F
     return [_finding(run, comparison, name, budget) for name in headline_metrics(run)]
 
 
+def best(run: Run, comparison: "pd.DataFrame", finding: Finding, budget: BudgetName) -> list[str]:
+    """The three variants with the best means among those that are better than the baseline."""
+    means = {row["variant"]: row[finding.metric.name] for row in rows_where(comparison, budget=budget)}
+    ranked = sorted(finding.better, key=lambda variant: means[variant], reverse=finding.metric.higher_is_better)
+    return ranked[:3]
+
+
 def headline_metrics(run: Run) -> list[str]:
     return [name for name, benchmark in run.metrics.items() if benchmark != MULTIPLE_CHOICE]
 
 
 def multiple_choice_metrics(run: Run) -> list[str]:
     return [name for name, benchmark in run.metrics.items() if benchmark == MULTIPLE_CHOICE]
+
+
+def unjudged_metrics(run: Run) -> list[str]:
+    return [name for name, benchmark in run.metrics.items() if benchmark in LOG_LIKELIHOODS]
 
 
 def side(run: Run, comparison: "pd.DataFrame", name: str, variant: str, budget: BudgetName) -> str:

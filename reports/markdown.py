@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from harness.names import BudgetName, budget_text
+
 EMPTY = "–"
 
 
@@ -63,3 +65,8 @@ def words(items: Sequence[str]) -> str:
 
 def _missing(value: float | None) -> bool:
     return value is None or value != value
+
+
+def budget(name: BudgetName) -> str:
+    """A number of triples as it is, a bill in words."""
+    return str(name) if isinstance(name, int) else budget_text(name)

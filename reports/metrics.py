@@ -28,6 +28,7 @@ _KNOWN = {
     metric.name: metric
     for metric in (
         Metric("mt_bench", "MT-Bench", "rating 1-10", digits=2),
+        Metric("mt_bench_win", "MT-Bench win rate", "%"),
         Metric("alpaca_eval", "AlpacaEval win rate", "%"),
         Metric("alpaca_eval_lc", "AlpacaEval length-controlled win rate", "%"),
         Metric("safety_rate", "Safety rate", "%"),

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from harness.names import budget_text
 from harness.statistics import REPLICATES
-from reports import answers, costs, findings, markdown, sections, tables
+from reports import (
+    agreement,
+    answers,
+    cost_sections,
+    costs,
+    diagnostic_sections,
+    findings,
+    judging,
+    markdown,
+    sections,
+    tables,
+)
 from reports.figures import write_figures
 from reports.metrics import metric
 from reports.runfolder import Run, read_run
@@ -45,6 +56,10 @@ def _build(run: Run, folder: Path) -> None:
         "operators": costs.operators(run),
         "failures": tables.failures(run),
     }
+    if (calls := judging.judging(run)) is not None:
+        frames["judging"] = calls
+    if run.second_judge is not None:
+        frames |= {"agreement": agreement.agreement_table(run), "second_judge": agreement.second_means(run)}
     (folder / "tables").mkdir(parents=True)
     for name, frame in frames.items():
         # 15 digits: every whole number (bytes, parameters) stays whole and no rounding noise shows.
@@ -70,21 +85,28 @@ def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -
         "environment": run.environment,
         "budget": budget,
         "findings": findings.findings(run, comparison, budget),
+        "best": lambda finding: findings.best(run, comparison, finding, budget),
         "drops": drops,
         "headline": findings.headline_metrics(run),
         "choices": findings.multiple_choice_metrics(run),
         "comparison": lambda names, at: sections.comparison_table(run, comparison, names, at, drops),
+        "named": findings.NAMED,
         "score": lambda variant, name: sections.score_of(comparison, variant, name, budget),
         "drop_table": sections.drop_table(run, drops),
         "difference_table": sections.difference_table(run, frames["differences"], budget),
-        "stop_table": sections.stop_table(run, frames["compute"]),
-        "compute_table": sections.compute_table(run, frames["compute"]),
-        "stage_table": sections.stage_table(run, frames["stages"]),
-        "operator_table": sections.operator_table(run, frames["operators"]),
+        "stop_table": cost_sections.stop_table(run, frames["compute"]),
+        "compute_table": cost_sections.compute_table(run, frames["compute"]),
+        "ratio_table": cost_sections.ratio_table(run, frames["compute"]),
+        "unjudged": [metric(name).title for name in findings.unjudged_metrics(run)],
+        "stage_table": cost_sections.stage_table(run, frames["stages"]),
+        "operator_table": cost_sections.operator_table(run, frames["operators"]),
         "sweep_table": sections.sweep_table(run, frames["sweeps"], swept) if swept else None,
-        "diagnostic_table": sections.diagnostic_table(run, frames["diagnostics"]),
+        "diagnostic_table": diagnostic_sections.diagnostic_table(run, frames["diagnostics"]),
         "failure_table": sections.failure_table(frames["failures"]),
+        "settings_table": sections.settings_table(run),
         "failures_shown": sections.FAILURES_SHOWN,
+        "judging_table": judging.judging_table(frames["judging"]) if "judging" in frames else None,
+        "agreement": agreement.section(run, frames) if run.second_judge is not None else None,
         "groups": groups,
         "title": lambda name: metric(name).title,
         "prompts": answers.sample_answers(run),

@@ -13,6 +13,8 @@ from harness.files import read_text
 from harness.names import BudgetName, budget_order, cell_name, flops_budget
 
 MULTIPLE_CHOICE = "multiple_choice"
+LOG_LIKELIHOODS = (MULTIPLE_CHOICE, "preference")
+"""Benchmarks whose values are made of log-likelihoods of given texts, with no judge."""
 _ENVIRONMENT = ("created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes")
 _ENVIRONMENT += ("gpu", "threads", "packages", "judge", "base", "saes", "triples")
 
@@ -22,7 +24,8 @@ class Cell:
     """One variant at one budget under one seed: how it went, what it cost, what was measured.
 
     ``bill`` is compute.json (None for a cell that failed before it had one), ``records`` maps each benchmark
-    to its records. A variant that uses no triples has budget 0; a bill for a budget has a name.
+    to its records, ``second`` those whose answers the second judge judged too to its records of them. A variant that
+    uses no triples has budget 0; a bill for a budget has a name.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Cell:
     diagnostics: dict[str, float]
     bill: dict[str, Any] | None
     records: dict[str, tuple[Record, ...]]
+    second: dict[str, tuple[Record, ...]]
 
     @property
     def done(self) -> bool:
@@ -86,13 +90,25 @@ class Run:
     @property
     def unmeasured(self) -> list[tuple[str, str]]:
         """(cell, benchmark) wherever a cell that is done has no records of a benchmark of the suite."""
-        names = [b["name"] for b in self.suite["benchmarks"]]
-        return [(c.name, name) for c in self.cells if c.done for name in names if name not in c.records]
+        names, done = [b["name"] for b in self.suite["benchmarks"]], [c for c in self.cells if c.done]
+        again = [(c.name, f"{name}, second judge") for c in done for name in self.judged_twice if name not in c.second]
+        return [(c.name, name) for c in done for name in names if name not in c.records] + again
+
+    @property
+    def second_judge(self) -> dict[str, Any] | None:
+        """``label``, ``statement`` and ``benchmarks`` of the judge that looked at the same answers again."""
+        return self.environment.get("second_judge")
+
+    @property
+    def judged_twice(self) -> list[str]:
+        """The benchmarks whose answers both judges judged."""
+        return self.second_judge["benchmarks"] if self.second_judge else []
 
     @property
     def complete(self) -> bool:
         """Whether all that was planned is there: no cell or record failed, none is missing."""
-        records = (record for cell in self.cells for found in cell.records.values() for record in found)
+        both = (found for cell in self.cells for found in (*cell.records.values(), *cell.second.values()))
+        records = (record for found in both for record in found)
         return (
             not self.unfinished
             and not self.unmeasured
@@ -219,8 +235,13 @@ def _cell(folder: Path, variants: list[str]) -> Cell:
         error=(data.get("error") or "no reason was recorded") if failed else None,
         diagnostics=data.get("diagnostics") or {},
         bill=_bill(folder / "compute.json", required=not failed),
-        records={path.stem: tuple(_records(path)) for path in sorted((folder / "records").glob("*.jsonl"))},
+        records=_all_records(folder),
+        second=_all_records(folder / "second"),
     )
+
+
+def _all_records(folder: Path) -> dict[str, tuple[Record, ...]]:
+    return {path.stem: tuple(_records(path)) for path in sorted((folder / "records").glob("*.jsonl"))}
 
 
 def _bill(path: Path, *, required: bool) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
-"""The report's tables as Markdown, made from the data frames."""
+"""The report's tables of scores and answers as Markdown, made from the data frames."""
 
-import math
+import json
 from typing import TYPE_CHECKING, Any
 
-from harness.names import BudgetName, budget_order, budget_text, flops_of
+from harness.names import BudgetName
 from reports import markdown as md
 from reports.answers import Prompt
 from reports.findings import Drop, multiple_choice_metrics, side
@@ -14,10 +14,7 @@ from reports.tables import rows_where
 if TYPE_CHECKING:
     import pandas as pd
 
-OPERATORS_SHOWN = 5
 FAILURES_SHOWN = 40
-EXCESS = 1.05
-"""A trained method stops at the first step that reaches the bill; more than this factor is not one step too many."""
 _PARTS = ("", "_low", "_high", "_n", "_failed")
 _ARROWS = {"better": " ↑", "worse": " ↓", "overlapping": "", "missing": ""}
 
@@ -66,97 +63,6 @@ def difference_table(run: Run, differences: "pd.DataFrame", budget: BudgetName) 
     return md.table(headers, rows, text_columns=2)
 
 
-def compute_table(run: Run, compute: "pd.DataFrame") -> str:
-    """Variants x costs; accelerator memory has a column where there was one."""
-    table = rows_where(compute)
-    gpu = any(not math.isnan(row["cuda_peak_bytes"]) for row in table)
-    rows = [
-        [md.escape(run.variants[row["variant"]]), _budget(row["budget"]) if row["budget"] else "none"]
-        + [md.flops(row["executed_flops"]), _forecast(row)]
-        + [md.flops(row[f"{kind}_flops"]) for kind in ("formula", "paper")]
-        + [md.number(row["fit_seconds"]), md.bytes_(row["peak_bytes"])]
-        + ([md.bytes_(row["cuda_peak_bytes"])] if gpu else [])
-        + [md.number(row["tokens"], 0), md.number(row["optimiser_steps"], 0)]
-        + [f"{md.number(row['train_params'], 0)} ({_share(row['train_share'])})"]
-        for row in table
-    ]
-    headers = ["variant", "triples", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "paper FLOPs"]
-    headers += ["seconds", "peak memory"]
-    headers += ["peak GPU memory"] if gpu else []
-    return md.table([*headers, "tokens", "optimiser steps", "trained parameters"], rows)
-
-
-def stop_table(run: Run, compute: "pd.DataFrame") -> str:
-    """Where the fits stopped whose budget was a bill; empty where there is none."""
-    rows = []
-    for row in rows_where(compute):
-        limit = flops_of(row["budget"])
-        if limit is None:
-            continue
-        share = row["executed_flops"] / limit
-        if share >= 1:
-            why = "bill reached" if share <= EXCESS else "bill exceeded"
-        else:
-            why = "no triples left" if row["triples"] >= run.environment["triples"]["n"] else "bill spent on triples"
-        rows.append(
-            [
-                md.escape(run.variants[row["variant"]]),
-                md.flops(limit),
-                f"{md.number(100 * share)} %",
-                why,
-                md.number(row["triples"] * min(1.0, row["epochs"]), 0),
-                md.number(row["epochs"], 2),
-                md.number(row["optimiser_steps"], 0),
-            ]
-        )
-    headers = ["variant", "bill", "executed", "stopped because", "triples", "epochs", "optimiser steps"]
-    return md.table(headers, rows) if rows else ""
-
-
-def stage_table(run: Run, stages: "pd.DataFrame") -> str:
-    rows = [
-        [
-            md.escape(run.variants[row["variant"]]),
-            md.escape(row["stage"]),
-            md.flops(row["executed_flops"]),
-            md.flops(row["predicted_flops"]),
-            md.flops(row["formula_flops"]),
-            md.number(row["seconds"]),
-            md.bytes_(row["peak_bytes"]),
-            md.number(row["tokens"], 0),
-            md.number(row["steps"], 0),
-            md.number(row["sampled_steps"], 0),
-        ]
-        for row in _largest_budget(rows_where(stages))
-    ]
-    headers = ["variant", "stage", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "seconds", "peak memory"]
-    headers += ["tokens", "steps", "profiled"]
-    return md.table(headers, rows, text_columns=2)
-
-
-def operator_table(run: Run, operators: "pd.DataFrame") -> str:
-    """The operators with most FLOPs of each variant, with their share of the variant's sample."""
-    rows = []
-    for variant in dict.fromkeys(operators["variant"]):
-        sample = rows_where(operators, variant=variant)
-        total = sum(row["flops"] for row in sample)
-        for row in sample[:OPERATORS_SHOWN]:
-            share = 100 * row["flops"] / total if total else math.nan
-            rows.append(
-                [
-                    md.escape(run.variants[variant]),
-                    md.escape(row["stage"]),
-                    f"`{row['operator']}`",
-                    md.number(row["calls"], 0),
-                    md.flops(row["flops"]),
-                    f"{md.number(share)} %",
-                    md.number(row["seconds"], 3),
-                ]
-            )
-    headers = ["variant", "stage", "operator", "calls", "FLOPs", "share of the sample", "seconds"]
-    return md.table(headers, rows, text_columns=3)
-
-
 def breakdown_table(run: Run, breakdown: "pd.DataFrame", key: str, name: str) -> str:
     """Variants x values of ``key`` for one metric at the largest budget: ``mean [low, high]``."""
     at = rows_where(breakdown, metric=name, budget=run.budgets[-1])
@@ -171,16 +77,16 @@ def breakdown_table(run: Run, breakdown: "pd.DataFrame", key: str, name: str) ->
 
 
 def sweep_table(run: Run, sweeps: "pd.DataFrame", keys: list[str]) -> str:
+    """The rows of the largest budget (a run that grew has older ones too); empty when there are none."""
     import pandas as pd
 
-    """The rows of the largest budget (a run that grew has older ones too); empty when there are none."""
     table = [row for row in rows_where(sweeps) if row["budget"] in (0, run.budgets[-1])]
     if not table:
         return ""
     keys = [key for key in keys if not all(pd.isna(row[key]) for row in table)]
     names = [name for name in run.metrics if any(row[f"{name}_n"] for row in table)]
     rows = [
-        [md.escape(run.variants[row["variant"]]), _budget(row["budget"])]
+        [md.escape(run.variants[row["variant"]]), md.budget(row["budget"])]
         + [md.EMPTY if pd.isna(row[key]) else md.escape(row[key]) for key in keys]
         + [_score(row, name) for name in names]
         for row in table
@@ -188,45 +94,11 @@ def sweep_table(run: Run, sweeps: "pd.DataFrame", keys: list[str]) -> str:
     return md.table(["variant", "triples", *map(md.escape, keys), *map(_title, names)], rows)
 
 
-DIAGNOSTIC_LEGEND = {
-    "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
-    "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
-    "set_size": "latents selected per prompt",
-    "median_support": "triples whose gate is open for a selected input latent, median over prompts and latents",
-    "sure_share": "share of the selected output latents whose untruncated score has a bootstrap interval without 0; "
-    "they were selected as extremes, so this is not a test",
-    "edited_share": "share of the steered tokens that were changed",
-    "edited_latents": "output latents that were edited at least once",
-    "edits_in_top": "share of the edits on the 50 largest and 50 smallest columns of the map, the audited latents",
-}
-
-
-def diagnostic_table(run: Run, diagnostics: "pd.DataFrame") -> str:
-    """Each variant's figures per benchmark at its largest budget; names are ``benchmark.figure``."""
-    rows = rows_where(diagnostics)
-    rows = _largest_budget(rows)
-    means: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        place, _, figure = row["diagnostic"].rpartition(".")
-        means.setdefault((row["variant"], place), {})[figure] = row["mean"]
-    figures = list(dict.fromkeys(name for values in means.values() for name in values))
-    lines = [
-        [
-            md.escape(run.variants[variant]),
-            md.escape(place),
-            *(f"{values[name]:.3g}" if name in values else md.EMPTY for name in figures),
-        ]
-        for (variant, place), values in means.items()
-    ]
-    legend = "".join(f"* `{name}`: {DIAGNOSTIC_LEGEND[name]}\n" for name in figures if name in DIAGNOSTIC_LEGEND)
-    return md.table(["variant", "benchmark", *map(md.escape, figures)], lines, text_columns=2) + f"\n\n{legend}"
-
-
 def drop_table(run: Run, drops: list[Drop]) -> str:
     rows = [
         [
             md.escape(run.variants[drop.variant]),
-            _budget(drop.budget),
+            md.budget(drop.budget),
             md.escape(drop.metric),
             md.number(drop.value),
             md.number(drop.baseline),
@@ -235,6 +107,17 @@ def drop_table(run: Run, drops: list[Drop]) -> str:
         for drop in drops
     ]
     return md.table(["variant", "triples", "task", "accuracy", "baseline", "difference in points"], rows)
+
+
+def settings_table(run: Run) -> str:
+    """What the suite sets for each variant; everything else is the method's default."""
+    rows = []
+    for variant in run.suite["variants"]:
+        params = variant.get("params") or {}
+        values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
+        label = md.escape(run.variants[variant["name"]])
+        rows.append([label, f"`{variant['method']}`", md.escape(values) or md.EMPTY])
+    return md.table(["variant", "method", "set by the suite"], rows, text_columns=3)
 
 
 def failure_table(failures: "pd.DataFrame") -> str:
@@ -272,30 +155,5 @@ def _estimate(mean: float, low: float, high: float, n: int, failed: int, *, digi
     return f"{md.number(mean, digits)} {md.interval(low, high, digits)}{tally}" if n else f"{md.EMPTY}{tally}"
 
 
-def _largest_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each variant the rows at its largest budget."""
-    largest: dict[str, BudgetName] = {}
-    for row in rows:
-        known = largest.get(row["variant"], row["budget"])
-        largest[row["variant"]] = max(row["budget"], known, key=budget_order)
-    return [row for row in rows if row["budget"] == largest[row["variant"]]]
-
-
-def _budget(budget: BudgetName) -> str:
-    """A number of triples as it is, a bill in words."""
-    return str(budget) if isinstance(budget, int) else budget_text(budget)
-
-
-def _forecast(row: dict[str, Any]) -> str:
-    """Predicted FLOPs, and their error against the executed ones."""
-    predicted, executed = row["predicted_flops"], row["executed_flops"]
-    error = f" ({100 * (predicted / executed - 1):+.1f} %)" if executed and not math.isnan(predicted) else ""
-    return md.flops(predicted) + error
-
-
 def _title(name: str) -> str:
     return md.escape(metric(name).title)
-
-
-def _share(percent: float) -> str:
-    return md.EMPTY if math.isnan(percent) else f"{percent:.3g} %"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.benchmark import Record
+from harness.names import BudgetName, budget_order
 from harness.statistics import Measurement, estimate_mean, holm, paired_difference
 from reports.costs import compute_columns
 from reports.runfolder import Cell, Run
@@ -97,7 +98,7 @@ def breakdown(run: Run, key: str) -> "pd.DataFrame":
                         groups[record.metric, record.raw[key]].append((cell.seed, record))
             for (metric, value), found in groups.items():
                 row = {"variant": variant, "budget": budget, "metric": metric, key: value}
-                rows.append(row | _summary(found, ("mean", "low", "high", "n", "failed")))
+                rows.append(row | summary(found, ("mean", "low", "high", "n", "failed")))
     columns = ["variant", "budget", "metric", key, "mean", "low", "high", "n", "failed"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -120,13 +121,18 @@ def diagnostics(run: Run) -> "pd.DataFrame":
 
 
 def failures(run: Run) -> "pd.DataFrame":
-    """Every failed record of every cell that is over: cell, benchmark, metric, item, reason."""
+    """Every failed record of every cell that is over: cell, benchmark, metric, item, reason.
+
+    The second judge's are those of the benchmark "<name>, second judge".
+    """
     import pandas as pd
 
     rows = [
         {"cell": cell.name, "benchmark": name, "metric": r.metric, "item": r.item, "reason": r.error}
         for cell in run.cells
-        for name, records in cell.records.items()
+        for name, records in (
+            cell.records | {f"{name}, second judge": found for name, found in cell.second.items()}
+        ).items()
         for r in records
         if r.error is not None
     ]
@@ -145,11 +151,12 @@ def _scores(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
     for metric in run.metrics:
         found = [(cell.seed, r) for cell in cells for r in _records(cell) if r.metric == metric]
         names = (metric, f"{metric}_low", f"{metric}_high", f"{metric}_n", f"{metric}_failed")
-        row |= _summary(found, names)
+        row |= summary(found, names)
     return row | compute_columns(cells)
 
 
-def _summary(found: Iterable[tuple[int, Record]], names: tuple[str, str, str, str, str]) -> dict[str, Any]:
+def summary(found: Iterable[tuple[int, Record]], names: tuple[str, str, str, str, str]) -> dict[str, Any]:
+    """Mean, its interval, scored and failed records of (seed, record), under ``names``."""
     found = list(found)
     scored = [Measurement(seed, r.cluster, r.item, float(r.value)) for seed, r in found if r.value is not None]
     failed = len(found) - len(scored)
@@ -174,3 +181,12 @@ def _records(cell: Cell) -> Iterable[Record]:
 
 def _done(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.done]
+
+
+def largest_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each variant the rows at its largest budget."""
+    largest: dict[str, BudgetName] = {}
+    for row in rows:
+        known = largest.get(row["variant"], row["budget"])
+        largest[row["variant"]] = max(row["budget"], known, key=budget_order)
+    return [row for row in rows if row["budget"] == largest[row["variant"]]]

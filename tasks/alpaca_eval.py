@@ -1,44 +1,136 @@
-"""AlpacaEval: answers to instructions, compared with reference outputs by a judge; the package's win rate."""
+"""AlpacaEval: answers to instructions, compared with references by a judge or one of the package's annotators."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field, field_validator, model_validator
 
-from harness.adapters.alpaca_eval import evaluate
+from harness.adapters.alpaca_eval import Annotation, Evaluation, evaluate
+from harness.adapters.alpaca_eval_annotator import PackageAnnotator
+from harness.adapters.alpaca_eval_files import load_outputs
+from harness.adapters.alpaca_eval_lc import Form, LengthControl, UnavailableError
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
-from harness.files import read_text, write_text
+from harness.data import data_file, data_folder
+from harness.files import write_text
 from harness.judges import Judge
+from harness.judges.base import Verb
 from harness.preferences import conversation
 
 if TYPE_CHECKING:
     from harness.model import AlignedModel
+
+REFERENCES = {
+    "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
+    "v2": "alpaca_eval/model_outputs/gpt4_1106_preview.json",
+}
+"""AlpacaEval's own references in the data folder."""
+FORMS: dict[str, Form] = {"v1": "length_controlled_v1", "noreg": "length_controlled_noreg"}
 
 
 @register_benchmark("alpaca_eval")
 class AlpacaEval(BenchmarkConfig):
     """Metric ``alpaca_eval``: 100 * (preference - 1), so its mean is the package's win rate in percent.
 
-    The folder receives model_outputs.json, annotations.json and leaderboard.csv in AlpacaEval's formats. A
-    length-controlled win rate is not available: see harness.adapters.alpaca_eval for the reason.
+    Metric ``alpaca_eval_lc``, where AlpacaEval's instructions are answered and the inputs are in the data folder: the
+    preference predicted at equal lengths, so its mean is the length-controlled win rate. Its interval, like the
+    package's standard error, takes the fitted regression as given.
+
+    The folder receives model_outputs.json, annotations.json and leaderboard.csv (with average length and standard
+    errors) in AlpacaEval's formats, and what an annotator of the package answered.
     """
 
     references: Path = Field(
         description="JSON list of {instruction, output, generator, dataset}: what to answer and what to beat"
     )
+    reference: Literal["v1", "v2"] | None = Field(
+        None, description="instead of `references`: AlpacaEval's own, text_davinci_003 or gpt4_1106_preview"
+    )
+    annotator: str | None = Field(None, description="a configuration of the package, by name, instead of the judge")
+    annotator_config: Path | None = Field(None, description="a configuration of your own in the package's format")
+    annotator_url: str | None = Field(None, description="the server an OpenAI-compatible configuration is to ask")
+    annotator_model: str | None = Field(None, description="the model's name at that server")
+    length_control: Literal["auto", "v1", "noreg", "off"] = Field(
+        "auto",
+        description="form of the regression; auto: v1 (the published one), else noreg, where the inputs are there",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="tokens per answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     batch_size: int = Field(64, ge=1, description="conversations generated together")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _find_references(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("reference") not in REFERENCES:
+            return values
+        if values.get("references") is not None:
+            raise ValueError("give either `reference` (v1, v2) or `references` (a file), not both")
+        return {**values, "references": data_folder() / REFERENCES[values["reference"]]}
+
+    @model_validator(mode="after")
+    def _one_annotator(self) -> "AlpacaEval":
+        if self.annotator is not None and self.annotator_config is not None:
+            raise ValueError("give either `annotator` (a name) or `annotator_config` (a file), not both")
+        redirected = self.annotator_url is not None or self.annotator_model is not None
+        if redirected and self.annotator is None and self.annotator_config is None:
+            raise ValueError("annotator_url and annotator_model need `annotator` or `annotator_config`")
+        return self
+
+    @field_validator("annotator_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no address; give one such as http://localhost:8000/v1")
+        return url
+
+    @computed_field
+    @property
+    def length_control_inputs(self) -> str:
+        """Which regression on which inputs: part of a run's identity, since the data folder is not."""
+        found = self._length_control
+        if not isinstance(found, LengthControl):
+            return "none"
+        inputs = [sorted(found.difficulty.items()), None if found.gamed is None else found.gamed.to_csv()]
+        return f"{found.form} {hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]}"
+
+    @property
+    def needs_judge(self) -> bool:
+        return self.annotator is None and self.annotator_config is None
+
+    @property
+    def asks(self) -> frozenset[Verb]:
+        return frozenset({"compare"}) if self.needs_judge else frozenset()
+
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("alpaca_eval",)
+        return ("alpaca_eval", "alpaca_eval_lc") if self._controls_length else ("alpaca_eval",)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        found = []
+        if self._annotator is not None:
+            asked = "" if self.annotator_url is None else f" by {self.annotator_model or 'its model'} at another server"
+            found.append(
+                f"AlpacaEval's verdicts are those of alpaca_eval's annotator {self._annotator.name}{asked}, which "
+                "sees each pair once, in an order drawn for each instruction."
+            )
+        if isinstance(self._length_control, LengthControl):
+            found.append(self._length_control.statement)
+        elif self._length_control is not None:
+            found.append(f"There is no length-controlled AlpacaEval win rate: {self._length_control}.")
+        return tuple(found)
 
     def check(self) -> None:
+        if self.reference is not None:
+            data_file(REFERENCES[self.reference], "alpaca_eval")
         _ = self._references
+        if self._annotator is not None:
+            self._annotator.check()
+        if self.length_control in FORMS and isinstance(self._length_control, str):
+            raise ValueError(f"length_control: {self.length_control} is not available: {self._length_control}")
 
     def prompts(self) -> list[str]:
         return [row["instruction"] for row in self._references]
@@ -46,8 +138,9 @@ class AlpacaEval(BenchmarkConfig):
     def run(
         self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
-        if judge is None:
-            raise ValueError("benchmark 'alpaca_eval' needs a judge; add `judge:` to the suite")
+        by = self._annotator or judge
+        if by is None:
+            raise ValueError("benchmark 'alpaca_eval' needs a judge; add `judge:` to the suite, or name an `annotator`")
         completions = model.generate(
             [conversation(row["instruction"]) for row in self._references],
             max_new_tokens=self.max_new_tokens,
@@ -63,51 +156,67 @@ class AlpacaEval(BenchmarkConfig):
                 outputs.append({**reference, "output": completion.text, "generator": generator})
                 references.append(reference)
             else:
-                raw = {"instruction": reference["instruction"], "reference": reference["output"]}
-                yield _record(index, None, f"no answer: {completion.error}", raw)
+                yield from self._failed(index, reference, f"no answer: {completion.error}")
         if not rows:
             return
         if folder is not None:
             write_text(folder / "model_outputs.json", json.dumps(outputs, indent=2) + "\n")
-        for index, annotation in zip(
-            rows, evaluate(outputs, references, judge, folder=folder).annotations, strict=True
-        ):
-            value = None if annotation.preference is None else 100 * (annotation.preference - 1)
-            raw = {
-                "instruction": annotation.instruction,
-                "reference": annotation.reference,
-                "answer": annotation.output,
-                "verdicts": list(annotation.raw),
-            }
-            yield _record(index, value, annotation.error, raw)
+        control = self._length_control if self._controls_length else None
+        assert control is None or isinstance(control, LengthControl)
+        found = evaluate(outputs, references, by, folder=folder, length_control=control)
+        for index, annotation in zip(rows, found.annotations, strict=True):
+            yield from self._records(index, annotation, found)
+
+    def _records(self, index: int, annotation: Annotation, found: Evaluation) -> Iterator[Record]:
+        raw: dict[str, Any] = {
+            "instruction": annotation.instruction,
+            "reference": annotation.reference,
+            "answer": annotation.output,
+            "verdicts": list(annotation.raw),
+        }
+        value = _percent(annotation.preference)
+        yield _record(index, "alpaca_eval", value, annotation.error, raw)
+        if self._controls_length:
+            error = annotation.error or found.no_length_control
+            lengths = {"characters": len(annotation.output), "reference_characters": len(annotation.reference)}
+            yield _record(index, "alpaca_eval_lc", _percent(annotation.length_controlled), error, lengths)
+
+    def _failed(self, index: int, reference: dict[str, str], reason: str) -> Iterator[Record]:
+        raw = {"instruction": reference["instruction"], "reference": reference["output"]}
+        for metric in self.metrics:
+            yield _record(index, metric, None, reason, raw)
 
     @cached_property
     def _references(self) -> list[dict[str, str]]:
-        path = self.references
+        return load_outputs(self.references, "AlpacaEval reference")
+
+    @cached_property
+    def _annotator(self) -> PackageAnnotator | None:
+        config = self.annotator if self.annotator is not None else self.annotator_config
+        if config is None:
+            return None
+        return PackageAnnotator.load(config, url=self.annotator_url, model=self.annotator_model)
+
+    @cached_property
+    def _length_control(self) -> LengthControl | str | None:
+        """The regression's inputs, or why it is not available; None where it is not wanted."""
+        if self.length_control == "off":
+            return None
         try:
-            rows = json.loads(read_text(path, "AlpacaEval reference"))
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}:{problem.lineno}: not valid JSON ({problem.msg})") from None
-        if not isinstance(rows, list) or not rows:
-            raise ValueError(f"{path}: expected a non-empty JSON list of objects with instruction and output")
-        return [_reference(row, f"{path}: entry {number}") for number, row in enumerate(rows, 1)]
+            found = LengthControl.load(data_folder(), FORMS.get(self.length_control))
+            found.covers([row["instruction"] for row in self._references])
+        except UnavailableError as problem:
+            return str(problem)
+        return found
+
+    @property
+    def _controls_length(self) -> bool:
+        return isinstance(self._length_control, LengthControl)
 
 
-def _reference(row: Any, place: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object with instruction and output, got {type(row).__name__}")
-    for key in ("instruction", "output"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{place}: {key!r} must be a string, got {row.get(key)!r}")
-    if not row["instruction"].strip():
-        raise ValueError(f"{place}: 'instruction' is empty")
-    return {
-        "instruction": row["instruction"],
-        "output": row["output"],
-        "generator": str(row.get("generator", "reference")),
-        "dataset": str(row.get("dataset", "")),
-    }
+def _percent(preference: float | None) -> float | None:
+    return None if preference is None else 100 * (preference - 1)
 
 
-def _record(index: int, value: float | None, error: str | None, raw: dict[str, Any]) -> Record:
-    return Record(str(index), str(index), "alpaca_eval", value, error, raw)
+def _record(index: int, metric: str, value: float | None, error: str | None, raw: dict[str, Any]) -> Record:
+    return Record(str(index), str(index), metric, value, error, raw)

@@ -1,33 +1,38 @@
-"""AlpacaEval's package with one of our judges as its annotator; nothing is written outside the folder given.
+"""AlpacaEval's package with one of its annotators or one of our judges; nothing is written outside the folder given.
 
-`alpaca_eval.evaluate` gets both outputs as lists (its own loaders need the hub) and an annotator class of
-ours; it merges, annotates, computes the win rate and writes annotations.json and leaderboard.csv.
-Length-controlled win rates are not computed: the package's model for them needs a difficulty of each
-instruction, which it downloads from the hub and which exists for its own 805 instructions only.
+`alpaca_eval.evaluate` gets both outputs as lists (its own loaders need the hub) and an annotator class of ours; it
+merges, annotates, computes the metrics and writes annotations.json and leaderboard.csv. Length-controlled win rates are
+its own regression on local inputs (harness.adapters.alpaca_eval_lc).
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.adapters.alpaca_eval_annotator import PackageAnnotator
+from harness.adapters.alpaca_eval_lc import LengthControl, UnavailableError
+from harness.adapters.alpaca_eval_pairwise import Failure, Pair, absent, package, pair_of, text_of
 from harness.adapters.quiet import quiet
-from harness.judges import Comparison, Judge, Verdict
-from harness.preferences import conversation
+from harness.judges import Judge
+from harness.judges.journal import Journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ANSWERS = "annotator_answers.jsonl"
+"""What a package's annotator answered, kept in the folder so that nothing is asked twice."""
+
 
 @dataclass(frozen=True)
 class Annotation:
-    """The judge's preference for one instruction: 1 = the reference is better, 2 = the model is.
+    """The preference for one instruction: 1 = the reference is better, 2 = the model is.
 
-    ``preference`` is None exactly when ``error`` is set. ``raw`` is the judge's text for both positions, and
-    empty where the outputs are equal.
+    ``preference`` is None exactly when ``error`` is set. ``raw`` is the judge's text (for both positions where it was
+    asked in both), and empty where the outputs are equal. ``length_controlled`` is the preference that is predicted at
+    equal lengths, also in 1..2; None where there is no preference, or no length control.
     """
 
     instruction: str
@@ -36,117 +41,126 @@ class Annotation:
     preference: float | None
     error: str | None
     raw: tuple[str, ...]
+    length_controlled: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Annotations in the order of the outputs, and the package's leaderboard row (win_rate, n_total, ...)."""
+    """Annotations in the order of the outputs, and the package's leaderboard row (win_rate, n_total, ...).
+
+    ``no_length_control`` says why the annotations have no length-controlled preference although it was asked for.
+    """
 
     annotations: list[Annotation]
     leaderboard: dict[str, Any]
+    no_length_control: str | None = None
 
 
 def evaluate(
     outputs: Sequence[dict[str, str]],
     references: Sequence[dict[str, str]],
-    judge: Judge,
+    by: Judge | PackageAnnotator,
     *,
     folder: Path | None,
+    length_control: LengthControl | None = None,
 ) -> Evaluation:
-    """Compare ``outputs`` with ``references`` (instruction, output, generator; same order) by ``judge``.
+    """Compare ``outputs`` with ``references`` (instruction, output, generator; same order) by judge or annotator.
 
-    Every pair is judged in both positions and the preference is the mean, so that a liking for a position
-    cancels. An answer equal to the reference is a tie without being judged, as in the package.
+    Our judges see every pair in both positions and the preference is the mean, so that a liking for a position
+    cancels. The package's annotators see one position, drawn by the package's seed for each instruction. An answer
+    equal to the reference is a tie without being judged, as in the package.
     """
-    package, annotator = _package()
-    with quiet():
-        table, annotated = package.evaluate(
+    metric = _Metric(length_control)
+    failures: dict[Pair, Failure] = {}
+    if isinstance(by, PackageAnnotator):
+        journal = None if folder is None else Journal(folder / ANSWERS)
+        settings = {"Annotator": package().configured, "annotator": by, "journal": journal, "failures": failures}
+    else:
+        settings = {"Annotator": package().judged, "judge": by}
+    with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        table, annotated = package().module.evaluate(
             model_outputs=list(outputs),
             reference_outputs=list(references),
-            annotators_config=Path(judge.label),  # only a name here; a string would become a subfolder
-            Annotator=annotator,
-            judge=judge,
+            # Only a name here; a string would become a subfolder.
+            annotators_config=Path(by.name if isinstance(by, PackageAnnotator) else by.label),
             # Matched by position: repeated instructions would be crossed with each other.
             annotation_kwargs={"is_ordered": True},
             output_path=folder,
-            fn_metric=_win_rate,
+            fn_metric=metric,
             sort_by="win_rate",
             precomputed_leaderboard=None,
             is_cache_leaderboard=False,
             is_return_instead_of_print=True,
+            **settings,
         )
     assert [row["instruction"] for row in annotated] == [row["instruction"] for row in outputs]
-    return Evaluation([_annotation(row) for row in annotated], table.iloc[0].to_dict())
+    annotations = [_annotation(row, failures) for row in annotated]
+    return Evaluation(annotations, table.iloc[0].to_dict(), metric.unavailable)
 
 
-class _BothPositions:
-    """In the place of the package's SingleAnnotator: rows of output_1, output_2 in, preferences out."""
+class _Metric:
+    """The package's own figures for leaderboard.csv; predictions at equal lengths are added to the annotations."""
 
-    processors = ()
+    def __init__(self, length_control: LengthControl | None) -> None:
+        self._length_control = length_control
+        self.unavailable: str | None = None
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    def __call__(self, annotations: list[dict[str, Any]]) -> dict[str, float]:
+        import pandas as pd
 
-    def __call__(self, rows: "pd.DataFrame") -> "pd.DataFrame":
-        pairs = list(zip(rows["instruction"], rows["output_1"], rows["output_2"], strict=True))
-        straight = [Comparison.of(conversation(text), first, second) for text, first, second in pairs]
-        verdicts = self._judge.compare(straight + [pair.swapped for pair in straight])
-        both = list(zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True))
-        return rows.assign(
-            preference=[_preference(*pair) for pair in both],
-            preference_raw_completion=[{"raw": [v.raw for v in pair], "error": _error(*pair)} for pair in both],
-        )
-
-
-def _preference(straight: Verdict, swapped: Verdict) -> float:
-    if straight.value is None or swapped.value is None:
-        return math.nan
-    return (straight.value + 3 - swapped.value) / 2
-
-
-def _error(straight: Verdict, swapped: Verdict) -> str | None:
-    reasons = [v.error for v in (straight, swapped) if v.error is not None]
-    return "; ".join(dict.fromkeys(reasons)) or None
+        # The package needs numbers even where every verdict failed (None in all rows).
+        table = pd.DataFrame.from_records(annotations)
+        table["preference"] = table["preference"].astype(float)
+        figures = win_rate(table)
+        if self._length_control is not None:
+            try:
+                predicted = self._length_control.predict(table)
+            except UnavailableError as problem:
+                self.unavailable = str(problem)
+                return figures
+            kept = [None if math.isnan(p) else q for p, q in zip(table["preference"], predicted, strict=True)]
+            for row, prediction in zip(annotations, kept, strict=True):
+                row["glm_preference"] = prediction
+            figures |= length_controlled_figures([p for p in kept if p is not None])
+        return figures
 
 
-def _win_rate(annotations: list[dict[str, Any]]) -> dict[str, float]:
-    """The package's own figures, which need numbers even where every verdict failed (None in all rows)."""
-    import pandas as pd
+def win_rate(table: "pd.DataFrame") -> dict[str, float]:
+    """The package's win rate, standard error, counts and discrete win rate; preferences are floats or nan."""
+    package()
     from alpaca_eval.metrics import get_winrate
 
-    table = pd.DataFrame.from_records(annotations)
-    return get_winrate(table.assign(preference=table["preference"].astype(float)))
+    return get_winrate(table)
 
 
-def _annotation(row: dict[str, Any]) -> Annotation:
+def length_controlled_figures(predictions: Sequence[float]) -> dict[str, float]:
+    """Mean and standard error of predicted preferences (0..1) in percent, under the package's names.
+
+    The package also averages over instructions whose verdict failed; here they are left out and counted as failures.
+    """
+    import numpy as np
+    from scipy.stats import sem
+
+    values = [100 * value for value in predictions]
+    return {"length_controlled_winrate": float(np.mean(values)), "lc_standard_error": float(sem(values))}
+
+
+def _annotation(row: dict[str, Any], failures: Mapping[Pair, Failure]) -> Annotation:
     completion = row.get("preference_raw_completion")
-    judged = completion if isinstance(completion, dict) else {"raw": (), "error": None}
-    failed = judged["error"] is not None
+    error, raw = failures.get(pair_of(row), (None, ""))
+    if error is not None:
+        texts = (raw,) if raw else ()
+    elif isinstance(completion, dict) and "raw" in completion:
+        error, texts = completion["error"], tuple(completion["raw"])
+    else:
+        texts = () if absent(completion) else (text_of(completion),)
+    predicted = row.get("glm_preference")
     return Annotation(
         instruction=row["instruction"],
         reference=row["output_1"],
         output=row["output_2"],
-        preference=None if failed else float(row["preference"]),
-        error=judged["error"],
-        raw=tuple(judged["raw"]),
+        preference=None if error is not None else float(row["preference"]),
+        error=error,
+        raw=texts,
+        length_controlled=None if predicted is None else 1 + predicted,
     )
-
-
-@cache
-def _package() -> tuple[Any, type]:
-    """The package and our annotator class; imported when needed, it takes a second and sets up logging."""
-    with quiet(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-        import alpaca_eval
-        from alpaca_eval.annotators.pairwise_evaluator import PairwiseAnnotatorLocal
-
-    # PairwiseAnnotatorLocal, unlike PairwiseAnnotator, keeps no cache of annotations in site-packages.
-    class JudgeAnnotator(PairwiseAnnotatorLocal):
-        def __init__(self, *, judge: Judge, **kwargs: Any) -> None:
-            self._judge = judge
-            super().__init__(**kwargs)
-
-        def _initialize_annotators(self, **_: Any) -> dict[str, _BothPositions]:
-            return {self._judge.label: _BothPositions(self._judge)}
-
-    return alpaca_eval, JudgeAnnotator

@@ -1,6 +1,6 @@
-"""FastChat's MT-Bench files: questions, model answers, judgments. FastChat itself is not imported.
+"""FastChat's MT-Bench files: questions and model answers (judgments: fastchat_judgments). FastChat is not imported.
 
-Formats as in fastchat/llm_judge/{common,gen_model_answer,gen_judgment}.py of fschat 0.2.36.
+Formats as in fastchat/llm_judge/{common,gen_model_answer}.py of fschat 0.2.36.
 """
 
 import re
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import read_jsonl, write_jsonl
-
-FAILED_SCORE = -1
-"""FastChat's mark for a judgment without a rating; its show_result drops these rows."""
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -56,27 +53,6 @@ class ModelAnswer:
         }
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """A judge's rating of one turn; ``score`` is `FAILED_SCORE` where the raw text ``judgment`` has none."""
-
-    question_id: int
-    model: str
-    judge: tuple[str, str]
-    user_prompt: str
-    judgment: str
-    score: float
-    turn: int
-    tstamp: float
-
-    @property
-    def failed(self) -> bool:
-        return self.score == FAILED_SCORE
-
-    def to_row(self) -> dict[str, Any]:
-        return {**vars(self), "judge": list(self.judge)}
-
-
 def load_questions(path: str | Path) -> list[Question]:
     """Read a question.jsonl; raises ValueError with file:line for a malformed or repeated question."""
     questions: dict[int, Question] = {}
@@ -93,9 +69,26 @@ def load_answers(path: str | Path) -> list[ModelAnswer]:
     return [_answer(row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench answer")]
 
 
-def load_judgments(path: str | Path) -> list[Judgment]:
-    """Read a single-grading judgment file."""
-    return [_judgment(row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment")]
+def load_model_answers(folder: str | Path) -> dict[str, list[ModelAnswer]]:
+    """{model: its answers} of all files of a ``model_answer`` folder; the file's name is the model's, as in FastChat.
+
+    Raises ValueError for a folder without answers, and for a question that a model answers twice.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{folder} is no folder of answers: it has no .jsonl file (one for each model)")
+    found = {file.stem: load_answers(file) for file in files}
+    for file, answers in zip(files, found.values(), strict=True):
+        ids = [answer.question_id for answer in answers]
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise ValueError(f"{file}: question_id {twice} is answered twice; keep one of the answers")
+    return found
+
+
+def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
+    """Write a question.jsonl, which FastChat's qa_browser looks for beside the answers."""
+    write_jsonl(path, ({**vars(question), "turns": list(question.turns)} for question in questions))
 
 
 def write_answers(path: str | Path, answers: Iterable[ModelAnswer]) -> None:
@@ -103,27 +96,13 @@ def write_answers(path: str | Path, answers: Iterable[ModelAnswer]) -> None:
     write_jsonl(path, (answer.to_row() for answer in answers))
 
 
-def write_judgments(path: str | Path, judgments: Iterable[Judgment]) -> None:
-    """Write a single-grading judgment file."""
-    write_jsonl(path, (judgment.to_row() for judgment in judgments))
-
-
 def answer_path(folder: Path, model_id: str) -> Path:
     """Where FastChat looks for a model's answers below a benchmark's folder."""
-    return folder / "model_answer" / f"{_file_name(model_id)}.jsonl"
+    return folder / "model_answer" / f"{file_name(model_id)}.jsonl"
 
 
-def judgment_path(folder: Path, judge: str) -> Path:
-    """Where FastChat looks for single-grading judgments below a benchmark's folder."""
-    return folder / "model_judgment" / f"{_file_name(judge)}_single.jsonl"
-
-
-def prompt_name(turn: int, *, reference: bool) -> str:
-    """FastChat's name of the kind of grading: second turns and answers with a reference have their own."""
-    return f"single-{'math-' if reference else ''}v1{'-multi-turn' if turn == 2 else ''}"
-
-
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A model's or judge's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._@+-]", "_", name)
 
 
@@ -155,22 +134,6 @@ def _answer(row: dict[str, Any], place: str) -> ModelAnswer:
     if not _texts(turns):
         raise ValueError(f"{place}: choices[0].turns must be a list of strings, got {turns!r}")
     return answer
-
-
-def _judgment(row: dict[str, Any], place: str) -> Judgment:
-    missing = [key for key in Judgment.__annotations__ if key not in row]
-    if missing:
-        raise ValueError(f"{place}: not an MT-Bench judgment, missing {', '.join(missing)}")
-    score, judge, turn = row["score"], row["judge"], row["turn"]
-    if not isinstance(score, int | float) or not (score == FAILED_SCORE or 0 <= score <= 10):
-        raise ValueError(f"{place}: 'score' must be 0..10, or {FAILED_SCORE} for a failure; got {score!r}")
-    if not isinstance(judge, list) or len(judge) != 2:
-        raise ValueError(f"{place}: 'judge' must be [judge, prompt name], got {judge!r}")
-    if turn not in (1, 2):
-        raise ValueError(f"{place}: 'turn' must be 1 or 2, got {turn!r}")
-    values: dict[str, Any] = {key: row[key] for key in Judgment.__annotations__}
-    values["judge"] = tuple(judge)
-    return Judgment(**values)
 
 
 def _texts(value: Any) -> bool:

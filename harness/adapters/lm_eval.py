@@ -5,24 +5,31 @@ own command line: ``dspa-bench lm-eval run --model aligned --model_args artifact
 """
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import lm_eval.models  # noqa: F401  lm-eval fills its registry only while it is empty: its own models come first
+import lm_eval.models  # lm-eval fills its registry only while it is empty: its own models come first
+import lm_eval.tasks
 import torch
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models import huggingface
+from lm_eval.tasks import TaskManager
 from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
 
 from harness.adapters.quiet import quiet
+from harness.adapters.task_folders import TASK_FOLDERS
 from harness.model import AlignedModel
+from harness.plugins import load_plugins
+from harness.preferences import Message
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +68,8 @@ class AlignedLM(_HFLM):
             artifact = AlignedModel.load(artifact, device=_device(device))
         self.aligned = artifact
         self.truncated_requests = 0
+        self.cut_tokens: dict[tuple[str, str], int] = {}
+        self._tokenised = functools.lru_cache(maxsize=4)(super().tok_encode)
         tokenizer = artifact.tokenizer
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a pad token; the model's own must stay as it is
@@ -93,10 +102,14 @@ class AlignedLM(_HFLM):
         settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
         return f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
 
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """As HFLM's; the choices of an item follow each other, so their context is tokenised once."""
+        return self._tokenised(string, *args, **kwargs)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        fitted = [(self._fit(context, continuation), continuation) for _, context, continuation in requests]
+        fitted = [(self._fit(texts, context, continuation), continuation) for texts, context, continuation in requests]
         with tqdm(total=len(fitted), desc="Log-likelihood requests", disable=disable_tqdm) as bar:
             scores = self.aligned.loglikelihood_tokens(
                 fitted, batch_size=override_bs or int(self.batch_size), progress=bar.update
@@ -106,7 +119,7 @@ class AlignedLM(_HFLM):
                 self.cache_hook.add_partial("loglikelihood", texts, score)
         return scores
 
-    def _fit(self, context: list[int], continuation: list[int]) -> list[int]:
+    def _fit(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> list[int]:
         """The context, cut on the left where it does not fit, as ``hf`` does; cuts are counted and logged."""
         if len(continuation) > self.max_length:
             raise ValueError(
@@ -117,6 +130,8 @@ class AlignedLM(_HFLM):
         if excess <= 0:
             return context
         self.truncated_requests += 1
+        if texts is not None:
+            self.cut_tokens[texts] = excess
         _log.warning("cut %d tokens from the left of a context to fit the context length %d", excess, self.max_length)
         return context[excess:]
 
@@ -128,15 +143,25 @@ class AlignedLM(_HFLM):
             )
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """lm-eval's rendering; refused where it would differ from the artifact's own chat format."""
-        if self.aligned.chat.kind != "tokenizer":
-            raise ValueError("the model has no chat template; run lm-eval without --apply_chat_template")
+        """The artifact's own chat format as text; refused where the text would not be what the model was aligned in."""
         if self.aligned.system_prompt is not None:
             raise ValueError(
                 f"an artifact of method {self.aligned.method!r} carries an instruction that lm-eval's chat "
                 "rendering would leave out; run lm-eval without --apply_chat_template"
             )
+        if self.aligned.chat.kind == "hh":
+            turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in chat_history)  # type: ignore[typeddict-item]
+            bos = self.tokenizer.bos_token or ""  # HFLM adds none to a text that has it
+            return bos + self.aligned.chat.hh_text(turns, generation_prompt=add_generation_prompt)
         return super().apply_chat_template(chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """What lm-eval keeps in its results; a name can only choose among a tokenizer's own templates."""
+        if self.aligned.chat.kind == "hh":
+            if isinstance(chat_template, str):
+                raise ValueError(f"chat format 'hh' has no template called {chat_template!r}; leave the name out")
+            return "hh" if chat_template else None
+        return super().chat_template(chat_template)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results file about the model."""
@@ -160,13 +185,24 @@ def _device(name: str | None) -> str:
     return name or "cpu"
 
 
+def task_manager(include_path: str | Sequence[str | Path] | None = None, **options: Any) -> TaskManager:
+    """lm-eval's index of tasks with the folders of installed packages in it; ``include_path`` wins over them."""
+    load_plugins()
+    given = [include_path] if isinstance(include_path, str) else list(include_path or ())
+    return TaskManager(include_path=[*TASK_FOLDERS, *given], **options)
+
+
 def main(argv: Sequence[str]) -> None:
-    """lm-eval's command line with ``aligned`` among its models; ``argv`` as after ``lm-eval``."""
+    """lm-eval's command line with ``aligned`` among its models and our task files among its tasks.
+
+    ``argv`` is what follows ``lm-eval``.
+    """
     from lm_eval.__main__ import cli_evaluate
 
-    before = sys.argv
-    sys.argv = ["lm-eval", *argv]  # lm-eval's parser looks at sys.argv itself
+    before = sys.argv, lm_eval.tasks.TaskManager
+    # lm-eval's parser looks at sys.argv itself, and its commands make an index with one more folder at most.
+    sys.argv, lm_eval.tasks.TaskManager = ["lm-eval", *argv], task_manager  # type: ignore[misc]
     try:
         cli_evaluate()
     finally:
-        sys.argv = before
+        sys.argv, lm_eval.tasks.TaskManager = before  # type: ignore[misc]

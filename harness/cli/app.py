@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.data_app import data
+from harness.cli.mt_bench_app import mt_bench
 from harness.cli.perf_app import perf
+from harness.cli.sae_commands import audit, finetune_sae
 from harness.cli.sandbox_app import sandbox
+from harness.cli.score_app import score
 
 app = typer.Typer(
     name="dspa-bench",
@@ -21,6 +25,9 @@ app = typer.Typer(
 )
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(perf, name="perf")
+app.add_typer(score, name="score")
+app.add_typer(mt_bench, name="mt-bench")
+app.add_typer(data, name="data")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
@@ -40,6 +47,10 @@ def run(
         Literal["local"], typer.Option(help="Who runs the cells: worker processes on this machine.")
     ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="What judging may cost in all sittings together.", show_default="the suite's"),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
@@ -56,7 +67,7 @@ def run(
     from harness.cli.run import run_command
 
     assert executor == "local"
-    raise typer.Exit(run_command(suite, out, set_ or [], dry_run=dry_run))
+    raise typer.Exit(run_command(suite, out, set_ or [], max_cost=max_cost, dry_run=dry_run))
 
 
 @app.command(epilog="Example: `dspa-bench report runs/sandbox`")
@@ -83,6 +94,9 @@ def fit(
     triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
     out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
     budget: Annotated[int | None, typer.Option(min=1, help="Number of triples.", show_default="all")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1, help="Go on until the bill is so many FLOPs, whatever the epochs.")
+    ] = None,
     param: Param = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
@@ -94,7 +108,8 @@ def fit(
     """
     from harness.cli.artifacts import fit_command
 
-    fit_command(method, base, triples, out, budget=budget, params=param or [], seed=seed, chat=chat, device=device)
+    options = {"budget": budget, "flops": flops, "params": param or [], "seed": seed, "chat": chat, "device": device}
+    fit_command(method, base, triples, out, **options)  # type: ignore[arg-type]
 
 
 @app.command(
@@ -141,91 +156,12 @@ def generate(
     generate_command(artifact, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device)
 
 
-@app.command(epilog="Example: `dspa-bench audit dspa-300 --texts pairs.jsonl`")
-def audit(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder of method dspa.")],
-    texts: Annotated[
-        Path, typer.Option(help="What to measure on: triples (JSONL), JSONL of {text}, or .txt with one text a line.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; must not exist.", show_default="<artifact>-audit")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Features at either end of the ranking, and random ones.")] = 50,
-    snippets: Annotated[int, typer.Option(min=1, help="Passages shown for each feature.")] = 8,
-    examples: Annotated[int, typer.Option(min=0, help="Prompts whose selection is shown in full.")] = 4,
-    generate: Annotated[int, typer.Option(min=0, help="Prompts answered to see what is edited; 0: none.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest of these answers, in tokens.")] = 64,
-    judge_url: Annotated[
-        str | None,
-        typer.Option(help="OpenAI-compatible endpoint that explains features, e.g. http://localhost:8000/v1."),
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Model at that endpoint.")] = None,
-    judge_key: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
-    seed: Annotated[int, typer.Option(help="Seed of the random features and of the prompts drawn.")] = 0,
-    device: Device = "cpu",
-) -> None:
-    """Look into a DSPA artifact: which features its map pushes on, where they fire, which are really edited.
-
-    Writes audit.md, audit.html, features.json and features.csv. Without a judge there are passages, but no
-    explanations and categories. Exit code 1: the judge gave no answer on some features, or none that can be read
-    (the page says which). 2: bad input, nothing was written.
-    """
-    from dspa.audit import AuditSettings
-    from harness.cli.audit import audit_command
-
-    settings = AuditSettings(top, snippets, examples, generate, max_new_tokens, seed)
-    code = audit_command(
-        artifact,
-        texts,
-        out,
-        settings,
-        judge_url=judge_url,
-        judge_model=judge_model,
-        judge_key=judge_key,
-        device=device,
-    )
-    raise typer.Exit(code)
-
-
-@app.command(
+app.command(epilog="Example: `dspa-bench audit dspa-300 --texts pairs.jsonl`")(audit)
+app.command(
     "finetune-sae",
     epilog="Example: `dspa-bench finetune-sae --sae saes/layer_24 --base models/sft --triples pairs.jsonl "
     "--out saes/layer_24-tuned`",
-)
-def finetune_sae(
-    base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
-    triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
-    out: Annotated[Path, typer.Option(help="SAE folder to write; must not exist.")],
-    sae: Annotated[Path | None, typer.Option(help="SAE folder, as written by SAELens.")] = None,
-    release: Annotated[str | None, typer.Option(help="Instead of --sae: SAELens release name; needs --id.")] = None,
-    id: Annotated[str | None, typer.Option(help="SAE id inside the release.")] = None,
-    norm_filter: Annotated[
-        float | None, typer.Option(help="Leave out tokens longer than this multiple of the median norm.")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="Training tokens.", show_default="every token of the training texts once")
-    ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
-    batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 1024,
-    held_out: Annotated[float, typer.Option(help="Share of the prompts kept for measuring.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the held-out draw and of the order of tokens.")] = 0,
-    chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
-    device: Device = "cpu",
-) -> None:
-    """Continue an SAE's training on a model's activations over preference text, by SAELens' own trainer.
-
-    Latents keep their indices and L0 is held. Prints L0, explained variance and loss recovered before and after,
-    and keeps them in report.json inside the folder, which every command takes as an SAE.
-    """
-    from dspa.finetune_sae import FinetuneSettings
-    from harness.cli.finetune_sae import finetune_sae_command
-
-    settings = FinetuneSettings(tokens, lr, batch_size, seed, held_out)
-    finetune_sae_command(
-        sae, base, triples, out, settings, release=release, sae_id=id, norm_filter=norm_filter, chat=chat, device=device
-    )
+)(finetune_sae)
 
 
 @app.command(
@@ -241,6 +177,26 @@ def lm_eval(context: typer.Context) -> None:
     from harness.adapters.lm_eval import main as lm_eval_main
 
     lm_eval_main(context.args)
+
+
+@app.command(
+    "fastchat",
+    context_settings=PASS_THROUGH,
+    epilog="Example: `dspa-bench fastchat fastchat.serve.model_worker --model-path dspa-300 --device cpu`",
+)
+def fastchat(
+    context: typer.Context, module: Annotated[str, typer.Argument(help="FastChat's module, e.g. fastchat.serve.cli.")]
+) -> None:
+    """Any module of FastChat with all its own arguments; artifacts are models to it.
+
+    `fastchat.serve.controller`, `fastchat.serve.model_worker` and `fastchat.serve.openai_api_server`, each in a process
+    of its own, serve an artifact under OpenAI's API.
+
+    For a module's own help: `dspa-bench fastchat MODULE -- --help`
+    """
+    from harness.cli.fastchat import fastchat_command
+
+    fastchat_command(module, context.args)
 
 
 @app.command(epilog="Example: `dspa-bench doctor`")

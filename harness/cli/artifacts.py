@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from harness.experiment.check import check_base
+from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import Key, describe, set_value, split_override
 from harness.experiment.steps import evaluate, fit
@@ -34,12 +35,16 @@ def fit_command(
     out: Path,
     *,
     budget: int | None,
+    flops: float | None,
     params: Sequence[str],
     seed: int,
     chat: str,
     device: str,
 ) -> None:
-    """Fit one method and save its artifact; every argument is checked before the base is loaded."""
+    """Fit one method and save its artifact; every argument is checked before the base is loaded.
+
+    With ``flops`` the method goes on over the triples until its bill is reached, as in a suite's ``flops_budgets``.
+    """
     calm()
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; artifacts are never overwritten")
@@ -50,11 +55,24 @@ def fit_command(
     drawn = draw_budget(triples, len(triples) if budget is None else budget, seed) if method.uses_triples else None
     ref = model_ref(base, chat)
     method.check(check_base(ref))
-    aligned = fit(method, name, AlignedModel.from_base(ref, device=device), drawn, seed)
+    limit = None if flops is None else int(flops)
+    forecast = Forecaster(ref, device=device).of(method, drawn, limit)
+    start = AlignedModel.from_base(ref, device=device)
+    aligned = fit(method, name, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
     aligned.save(out)
     bill = aligned.bill or {}
     print(f"{out}: {name} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
-    print(f"{bill['executed_flops']:.3g} FLOPs executed, {bill['formula_flops']:.3g} by the formula")
+    foreseen = "" if forecast.flops is None or limit is not None else f", {forecast.flops:.3g} predicted"
+    print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
+    if "stopped_at" in aligned.params:
+        print(f"stopped at the bill of {flops:.3g}: {_stop_text(aligned.params['stopped_at'])}")
+
+
+def _stop_text(stop: dict[str, Any]) -> str:
+    """Where training stopped, of each stage where there are several."""
+    if "step" in stop:
+        return f"step {stop['step']}, epoch {stop['epoch']:.2f}"
+    return "; ".join(f"{stage} at {_stop_text(at)}" for stage, at in stop.items() if at)
 
 
 def eval_command(

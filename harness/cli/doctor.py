@@ -4,11 +4,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-DATA_VARIABLE = "DSPA_BENCH_DATA"
 ENOUGH_MEMORY = 4 * 10**9
 """What the sandbox suite needs, with two workers."""
 
@@ -39,7 +37,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield from _machine()
     yield from _plugins()
-    yield _data()
+    yield from _data()
 
 
 def _packages() -> Iterator[Finding]:
@@ -89,10 +87,15 @@ def _plugins() -> Iterator[Finding]:
         yield Finding(f"{registry.noun}s", ", ".join(registry) or "none")
 
 
-def _data() -> Finding:
-    folder = os.environ.get(DATA_VARIABLE)
-    if folder is None:
-        return Finding(DATA_VARIABLE, "not set", "only tests on real data need it: set it to their folder", True)
-    if not Path(folder).is_dir():
-        return Finding(DATA_VARIABLE, f"{folder} is no folder", "set it to an existing folder, or unset it")
-    return Finding(DATA_VARIABLE, folder)
+def _data() -> Iterator[Finding]:
+    from harness.data import DATA_VARIABLE, data_folder
+    from harness.data.state import missing
+
+    folder = data_folder()
+    if os.environ.get(DATA_VARIABLE) and not folder.is_dir():
+        yield Finding(DATA_VARIABLE, f"{folder} is no folder", "set it to an existing folder, or unset it")
+        return
+    yield Finding("data folder", str(folder))
+    for benchmark, paths in missing(folder).items():
+        mend = f"dspa-bench data fetch {benchmark} (the sandbox suite needs none of it)"
+        yield Finding(f"data for {benchmark}", f"missing: {', '.join(paths)}", mend, optional=True)

@@ -11,7 +11,6 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from dspa.perf.fit import FitOptions, measure_fit
-from dspa.perf.options import PerfOptions
 from dspa.perf.report import Report, Section
 from dspa.perf.steering import SteeringOptions, measure_steering
 from harness.experiment.environment import code_commit, machine
@@ -21,17 +20,18 @@ _FORMATS = (".json", ".md")
 
 def steering_command(threads: int | None, out: Path | None, **settings: Any) -> None:
     """Measure decoding."""
-    _measure("DSPA while decoding", SteeringOptions(**settings), measure_steering, threads, out)
+    measure_and_keep("DSPA while decoding", SteeringOptions(**settings), measure_steering, threads, out)
 
 
 def fit_command(threads: int | None, out: Path | None, **settings: Any) -> None:
     """Measure fitting."""
-    _measure("Fitting DSPA", FitOptions(**settings), measure_fit, threads, out)
+    measure_and_keep("Fitting DSPA", FitOptions(**settings), measure_fit, threads, out)
 
 
-def _measure(
-    title: str, options: PerfOptions, measure: Callable[..., list[Section]], threads: int | None, out: Path | None
+def measure_and_keep(
+    title: str, options: Any, measure: Callable[..., list[Section]], threads: int | None, out: Path | None
 ) -> None:
+    """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass."""
     if out is not None:
         if out.suffix not in _FORMATS:
             raise ValueError(f"--out {str(out)!r} must end in {' or '.join(_FORMATS)}, which is the format to write")

@@ -98,3 +98,32 @@ def meter(
     from harness.cli.perf_meter import meter_command
 
     meter_command(threads, rounds=rounds, steps=steps, seed=seed)
+
+
+@perf.command("lm-eval", epilog="Example: `dspa-bench perf lm-eval --threads 1 --task hellaswag_local:1`")
+def lm_eval(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or Hugging Face id[@revision].", show_default="stories260K in the data folder"),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:SHOTS", help="Task and examples; may be repeated.", show_default="five local tasks"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task; a group's are shared among its tasks.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward, on both sides.")] = 16,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, and how far values are apart.
+
+    The first line of each table is the control: `hf` against itself. Goals are shown beside the ratios; the exit
+    code does not depend on them.
+    """
+    from harness.cli.perf_lm_eval import lm_eval_command
+
+    settings = {"limit": limit, "batch_size": batch_size, "rounds": rounds, "device": device, "seed": seed}
+    lm_eval_command(model, tuple(task or ()), threads, out, **settings)

@@ -15,14 +15,19 @@ from harness.experiment.executors import Progress as RunProgress
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import Cell, cell_triples
 from harness.experiment.run import Prepared, prepare, run_suite
+from harness.experiment.suite import Suite, load_suite
 from harness.names import budget_text, flops_budget
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run_command(suite: Path, out: Path | None, overrides: Sequence[str], *, dry_run: bool) -> int:
+def run_command(
+    suite: Path, out: Path | None, overrides: Sequence[str], *, max_cost: float | None, dry_run: bool
+) -> int:
     """The body of the command; returns the exit code."""
+    if max_cost is not None:
+        overrides = [*overrides, *_cap(load_suite(suite, overrides), max_cost)]
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     prepared = prepare(suite, out, overrides)
@@ -47,6 +52,15 @@ def run_command(suite: Path, out: Path | None, overrides: Sequence[str], *, dry_
 
     console.print(f"report: {write_report(prepared.folder.path)}")
     return 1 if failures else 0
+
+
+def _cap(suite: Suite, max_cost: float) -> list[str]:
+    """Overrides that give each judge with prices this cap, which is one for all of them: they share the ledger."""
+    costly = [key for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
+    if not costly:
+        kinds = ", ".join(judge.name for judge in suite.judges.values()) or "none"
+        raise ValueError(f"--max-cost: no judge of {suite.name} costs anything (judges: {kinds}); leave it out")
+    return [f"{key}.max_cost={max_cost}" for key in costly]
 
 
 def print_plan(prepared: Prepared, console: Console) -> None:
@@ -78,6 +92,8 @@ def print_plan(prepared: Prepared, console: Console) -> None:
         count = prepared.checked.prompts.get(name)
         console.print(f"benchmark {name}" + (f": {count} prompts a cell" if count is not None else ""))
     console.print(f"judge: {prepared.suite.judge.label if prepared.suite.judge else 'none'}")
+    if prepared.suite.second_judge is not None:
+        console.print(f"second judge: {prepared.suite.second_judge.label} on {', '.join(prepared.suite.judged_twice)}")
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
 
 
@@ -158,4 +174,4 @@ class _Bars:
 
 
 def _outcome(prepared: Prepared, cell: str) -> str:
-    return "; ".join(prepared.folder.cell(cell).failures(prepared.suite.benchmarks)) or "done"
+    return "; ".join(prepared.failures_of(cell)) or "done"

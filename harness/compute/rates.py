@@ -1,7 +1,6 @@
 """What passes through an architecture cost, from its configuration alone: no weights, no data, no device."""
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from harness.adapters.quiet import calmly
 from harness.compute.shapes import count_flops
 from harness.intervention import find_decoder
 
@@ -79,8 +79,7 @@ class Rates:
             if adapter is not None:
                 from peft import get_peft_model
 
-                with warnings.catch_warnings():  # PEFT asks transformers by a name that is about to go
-                    warnings.simplefilter("ignore", FutureWarning)
+                with calmly():
                     model = get_peft_model(model, copy.deepcopy(adapter))
             if checkpointing:
                 model.activation_checkpointing_enable()

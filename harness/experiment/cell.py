@@ -1,4 +1,4 @@
-"""Runs one cell: fit (or load what an earlier run fitted), then every benchmark that is not settled yet."""
+"""Runs one cell: fit (or load what was fitted), every benchmark that is not settled, the second judge on the same."""
 
 import traceback
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import TypeVar
 from harness.experiment.environment import code_commit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
-from harness.experiment.steps import evaluate, fit
+from harness.experiment.steps import evaluate, fit, judge_again
 from harness.experiment.store import CellFolder, RunFolder
 from harness.experiment.suite import Suite, load_suite
 from harness.judges import Judge
@@ -45,6 +45,10 @@ class Workplace:
     @cached_property
     def judge(self) -> Judge | None:
         return self.suite.judge and self.suite.judge.at(self.folder.judging)
+
+    @cached_property
+    def second_judge(self) -> Judge | None:
+        return self.suite.second_judge and self.suite.second_judge.at(self.folder.judging)
 
     @cached_property
     def forecaster(self) -> Forecaster:
@@ -83,6 +87,11 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
         for name in work.suite.benchmarks:
             if not folder.settled(name):
                 attempts.run(name, lambda n=name: _evaluate(work, cell, folder, aligned, n, notify))
+        for name in work.suite.judged_twice:
+            settled = folder.second.settled(name) and folder.judged_alike(name)
+            if folder.records(name) is not None and not settled:
+                part = f"second judge, {name}"
+                attempts.run(part, lambda n=name: _judge_again(work, cell, folder, aligned, n, notify))
     figures = {name: folder.diagnostics(name) for name in work.suite.benchmarks}
     state = {
         **cell.describe(),
@@ -131,4 +140,19 @@ def _evaluate(
         seed=derive_seed(work.suite.file.seed, cell.name, name),
         folder=folder,
         notify=lambda count: notify(cell.name, name, count),
+    )
+
+
+def _judge_again(
+    work: Workplace, cell: Cell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
+) -> None:
+    assert work.second_judge is not None
+    judge_again(
+        aligned,
+        name,
+        work.suite.benchmarks[name],
+        judge=work.second_judge,
+        seed=derive_seed(work.suite.file.seed, cell.name, name),
+        folder=folder,
+        notify=lambda count: notify(cell.name, f"{name}, second judge", count),
     )

@@ -8,10 +8,12 @@ from typing import TypeVar
 import torch
 from transformers import AutoTokenizer
 
-from harness.base_model import base_shape
+from harness.base_model import base_shape, check_weights
+from harness.benchmark import Benchmark
 from harness.chat import ChatFormat
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
+from harness.judges import Judge
 from harness.method import BaseShape
 from harness.preferences import Triple, contaminated, load_triples
 from harness.refs import ModelRef
@@ -42,8 +44,7 @@ def check_suite(suite: Suite) -> Checked:
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, lambda method=method: method.check(shape))
-    if suite.judge is not None:
-        problems.of(("judge",), suite.judge.check)
+    judges_prompts = _check_judges(suite, problems)
     prompts: dict[str, list[str]] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)
@@ -60,6 +61,8 @@ def check_suite(suite: Suite) -> Checked:
                 problems.add(("budgets", index), text)
         for name, texts in prompts.items():
             problems.of(("triples", "path"), lambda name=name, texts=texts: _check_clean(triples, name, texts))
+        for key, texts in judges_prompts.items():
+            problems.of((key, "triples"), lambda texts=texts: _check_unseen(triples, texts))
     if problems.texts:
         raise ValueError("\n".join(dict.fromkeys(problems.texts)))
     assert triples is not None
@@ -84,6 +87,43 @@ class _Problems:
             return None
 
 
+def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
+    """{key of a judge: the prompts it was made from} for those that are in order."""
+    prompts = {}
+    for key, judge in suite.judges.items():
+        before = len(problems.texts)
+        problems.of((key,), judge.check)
+        if len(problems.texts) == before:
+            prompts[key] = judge.prompts()
+    first, second = suite.judge, suite.second_judge
+    if first is not None:
+        for index, benchmark in enumerate(suite.benchmarks.values()):
+            problems.of(("benchmarks", index), lambda benchmark=benchmark: _check_asks(first, benchmark))
+    if second is None:
+        return prompts
+    if first is None:
+        problems.add(("second_judge",), "a second judge needs a first one to agree with; add `judge:` to the suite")
+    elif second == first:
+        problems.add(("second_judge",), "this is the first judge again, which always agrees with itself; give another")
+    for name in suite.judged_twice:
+        problems.of(("second_judge",), lambda name=name: _check_asks(second, suite.benchmarks[name]))
+        if not suite.benchmarks[name].needs_judge:
+            text = f"benchmark {name!r} has no judge, so there is nothing to judge again; leave it out of `benchmarks`"
+            problems.add(("second_judge",), text)
+    if not suite.judged_twice:
+        problems.add(("second_judge",), "there is nothing for it to judge: no benchmark of the suite needs a judge")
+    return prompts
+
+
+def _check_asks(judge: Judge, benchmark: Benchmark) -> None:
+    missing = sorted(benchmark.asks - judge.verbs)
+    if missing:
+        raise ValueError(
+            f"benchmark {benchmark.name!r} asks for {' and '.join(missing)}, which judge {judge.name!r} cannot give "
+            f"(it gives {' and '.join(sorted(judge.verbs))}); take another judge, or leave this benchmark out"
+        )
+
+
 def _check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
@@ -96,18 +136,22 @@ def _check_device(device: str) -> None:
 def check_base(ref: ModelRef) -> BaseShape:
     """The shape of the base model, without loading weights; ValueError when it cannot be read or has none."""
     try:
-        if ref.path is not None and not [
-            *Path(ref.path).glob("*.safetensors"),
-            *Path(ref.path).glob("*.bin"),
-        ]:
-            _ = ref.source  # a folder without config.json has the more helpful message
-            raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
+        check_weights(ref)
         shape = base_shape(ref)
         ChatFormat.of(AutoTokenizer.from_pretrained(ref.source, revision=ref.revision), ref.chat)
     except OSError as problem:
         # transformers reports unknown ids, a missing network and missing files alike as OSError
         raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None
     return shape
+
+
+def _check_unseen(triples: list[Triple], prompts: list[str]) -> None:
+    shared = contaminated(triples, prompts)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of the judge's own prompts also occur among the training prompts, first: {shared[0]!r}; "
+            "a judge made from what methods are trained on favours them: give it other triples"
+        )
 
 
 def _check_clean(triples: list[Triple], benchmark: str, prompts: list[str]) -> None:

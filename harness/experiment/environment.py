@@ -18,6 +18,7 @@ import torch
 
 from harness.base_model import base_identity
 from harness.experiment.identity import sae_hash, triples_hash
+from harness.experiment.store import RunFolder
 from harness.experiment.suite import Suite
 from harness.preferences import Triple
 
@@ -41,7 +42,8 @@ def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash:
         **machine(),
         "threads": file.execution.threads,
         "packages": package_versions(),
-        "judge": suite.judge and {"label": suite.judge.label, "statement": suite.judge.statement},
+        **_judges(suite, RunFolder(folder)),
+        "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
         "base": ref(file.base, base_identity(file.base)),
         "saes": {name: ref(sae, sae_hash(sae)) for name, sae in file.saes.items()},
         "triples": {
@@ -50,6 +52,16 @@ def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash:
             "hash": triples_hash(triples),
         },
     }
+
+
+def _judges(suite: Suite, run: RunFolder) -> dict[str, Any]:
+    """``judge`` and ``second_judge`` (None where there is none), as they are once prepared in the run folder."""
+    prepared = {key: judge.at(run.judging) for key, judge in suite.judges.items()}
+    described: dict[str, Any] = {"judge": None, "second_judge": None}
+    described |= {key: {"label": judge.label, "statement": judge.statement} for key, judge in prepared.items()}
+    if described["second_judge"]:
+        described["second_judge"]["benchmarks"] = list(suite.judged_twice)
+    return described
 
 
 def machine() -> dict[str, Any]:

@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 from harness.base_model import BaseModel
 from harness.chat import ChatFormat
 from harness.compute.rates import Rates
+from harness.experiment.plan import Cell, cell_triples
+from harness.experiment.suite import Suite
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel
 from harness.preferences import Budget, Triple
@@ -86,6 +88,20 @@ class Forecaster:
         tokenizer = AutoTokenizer.from_pretrained(self._ref.source, revision=self._ref.revision)
         base = BaseModel(self._ref, self._rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
         return _Remembering(base, self._rates.model)
+
+
+def check_bills(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> None:
+    """Raise ValueError, before any work, for a bill that does not pay for a single triple of a cell's method."""
+    bills = [cell for cell in cells if cell.flops_limit is not None]
+    if not bills:
+        return
+    forecaster = Forecaster(suite.file.base, device=suite.file.execution.device)
+    for cell in bills:
+        drawn = cell_triples(suite, cell, triples)
+        try:
+            forecaster.of(cell.method, Budget(drawn.triples[:1], drawn.seed), cell.flops_limit)
+        except ValueError as problem:
+            raise suite.source.error(("flops_budgets",), str(problem)) from None
 
 
 class _Remembering(AlignedModel):

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.base_model import base_identity, folder_hash
 from harness.experiment.plan import Cell
 from harness.experiment.source import map_paths
 from harness.experiment.suite import Suite
+from harness.files import content_hash
 from harness.preferences import Triple
 from harness.refs import SAERef
 
@@ -23,7 +23,7 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
     was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
     """
     file = suite.file
-    judge = file.judge and {"kind": file.judge.kind, **_settings(suite.judge)}
+    judges = {key: {"kind": judge.name, **_settings(judge)} for key, judge in suite.judges.items()}
     units: Identity = {
         "suite": {
             "name": file.name,
@@ -31,9 +31,11 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
             "base": {**file.base.model_dump(include={"dtype", "chat"}), "content": base_identity(file.base)},
             "saes": {name: sae_hash(ref) or str(ref) for name, ref in file.saes.items()},
             "triples": triples_hash(triples),
-            "judge": judge,
+            "judge": judges.get("judge"),
         }
     }
+    if "second_judge" in judges:
+        units["second_judge"] = judges["second_judge"]
     for name, benchmark in suite.benchmarks.items():
         settings = _settings(benchmark)
         # Answers do not depend on the batch size, and running out of memory is a reason to change it.
@@ -47,12 +49,16 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
 
 
 def _settings(thing: Any) -> dict[str, Any]:
-    """All settings of a benchmark or judge, defaults included, with contents in place of paths."""
-    return map_paths(type(thing), thing.model_dump(mode="json"), content_hash)
+    """All settings of a benchmark or judge, defaults included, with contents in place of paths.
+
+    Those that a judge calls operational change no verdict and are left out.
+    """
+    settings = thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())))
+    return map_paths(type(thing), settings, content_hash)
 
 
 def differences(there: Identity, here: Identity) -> list[str]:
-    """How ``here`` contradicts an existing run's identity; more benchmarks, variants or cells do not."""
+    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, a second judge do not."""
     found = []
     for unit, content in there.items():
         if unit in here:
@@ -77,18 +83,6 @@ def sae_hash(ref: SAERef) -> str | None:
 def triples_hash(triples: Sequence[Triple]) -> str:
     """sha256 over the triples' keys, whatever their order in the file."""
     return hashlib.sha256("\n".join(sorted(t.key for t in triples)).encode()).hexdigest()
-
-
-def content_hash(path: str) -> str:
-    """sha256 of a file, or of the names and contents of all files below a folder."""
-    root = Path(path)
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from harness.experiment.check import Checked, check_suite
 from harness.experiment.environment import describe_environment
 from harness.experiment.executors import Progress, run_local
+from harness.experiment.forecast import check_bills
 from harness.experiment.identity import Identity, differences, identify, identity_hash
 from harness.experiment.plan import Cell, plan
 from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
@@ -29,8 +31,12 @@ class Prepared:
     @property
     def failures(self) -> dict[str, list[str]]:
         """Cell -> why it is not all there; no entry for a cell with nothing left to do."""
-        found = {cell.name: self.folder.cell(cell.name).failures(self.suite.benchmarks) for cell in self.cells}
+        found = {cell.name: self.failures_of(cell.name) for cell in self.cells}
         return {name: reasons for name, reasons in found.items() if reasons}
+
+    def failures_of(self, cell: str) -> list[str]:
+        """Why ``cell`` is not all there: a line per reason."""
+        return self.folder.cell(cell).failures(self.suite.benchmarks, self.suite.judged_twice)
 
 
 def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Prepared:
@@ -42,6 +48,7 @@ def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Se
     suite = load_suite(suite_path, overrides)
     checked = check_suite(suite)
     cells = tuple(plan(suite))
+    check_bills(suite, cells, checked.triples)
     identity = identify(suite, cells, checked.triples)
     folder = RunFolder(out if out is not None else Path("runs") / suite.name)
     _check_folder(folder, identity)
@@ -62,8 +69,6 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         todo = [cell for cell in prepared.cells if cell.name in failures]
         if todo:
             with _clock(prepared):
-                if suite.judge is not None:
-                    suite.judge.at(folder.judging).prepare()
                 execution = suite.file.execution
                 run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
     return prepared.failures
@@ -92,9 +97,14 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
 
 @contextmanager
 def _clock(prepared: Prepared) -> Iterator[None]:
-    """Keep environment.json: written before the work, and its ``seconds`` (summed over sittings) after it."""
+    """Keep environment.json: written before the cells, and its ``seconds`` (summed over sittings) after them.
+
+    The judges are prepared first, because what they say of themselves (such as a reward model's accuracy) is in it.
+    """
     path = prepared.folder.path / "environment.json"
     before = read_json(path) or {}
+    start, seconds = time.monotonic(), before.get("seconds", 0.0)
+    _prepare_judges(prepared)
     described = describe_environment(
         prepared.suite,
         prepared.checked.triples,
@@ -102,9 +112,21 @@ def _clock(prepared: Prepared) -> Iterator[None]:
         folder=prepared.folder.path,
     )
     environment = {**described, "created": before.get("created", described["created"])}
-    start, seconds = time.monotonic(), before.get("seconds", 0.0)
     write_json(path, {**environment, "seconds": seconds})
     try:
         yield
     finally:
         write_json(path, {**environment, "seconds": round(seconds + time.monotonic() - start, 1)})
+
+
+def _prepare_judges(prepared: Prepared) -> None:
+    """`Judge.prepare` of all judges; what libraries print meanwhile goes to a log beside what the judges keep."""
+    folder = prepared.folder.judging
+    printed = StringIO()
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            for judge in prepared.suite.judges.values():
+                judge.at(folder).prepare()
+    finally:
+        if printed.getvalue():
+            write_text(folder / "log.txt", printed.getvalue())

@@ -40,6 +40,12 @@ class JudgeSection(BaseModel):
     kind: str
 
 
+class SecondJudgeSection(JudgeSection):
+    """A judge that looks at the same answers again; ``benchmarks`` are those whose answers it judges."""
+
+    benchmarks: tuple[str, ...] | None = Field(default=None, description="by default all that need a judge")
+
+
 class VariantSection(_Section):
     """One row of the comparison: a method with hyper-parameters, and optionally values to sweep over."""
 
@@ -77,6 +83,9 @@ class SuiteFile(_Section):
     )
     seeds: int = Field(default=1, ge=1)
     judge: JudgeSection | None = None
+    second_judge: SecondJudgeSection | None = Field(
+        default=None, description="judges the same answers again, to see how far two judges agree"
+    )
     benchmarks: tuple[BenchmarkSection, ...] = Field(min_length=1)
     variants: tuple[VariantSection, ...] = Field(min_length=1)
     report: ReportSection = ReportSection()

@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from harness.benchmark import Benchmark
 from harness.compute import Meter
+from harness.experiment.replay import Completions, Replayed, completion_keys
 from harness.experiment.store import CellFolder
 from harness.judges import Judge
 from harness.method import AlignmentMethod
@@ -52,37 +53,65 @@ def evaluate(
     folder: CellFolder,
     notify: Callable[[int], object],
 ) -> None:
-    """Run ``benchmark``; records and diagnostics go to ``folder``, the number of records to ``notify``."""
+    """Run ``benchmark``; records, answers and diagnostics go to ``folder``, the number of records to ``notify``."""
     notify(0)
-    model = _Watched.of(aligned, lambda figures: folder.save_diagnostics(name, figures))
+    said = Completions.read(folder.completions(name))
+    model = _Watched.of(aligned, said, lambda figures: folder.save_diagnostics(name, figures))
     set_seed(seed)
     records = benchmark.run(model, judge=judge, seed=seed, folder=folder.path / (benchmark.files or name))
     for count, _ in enumerate(folder.write_records(name, records), 1):
         notify(count)
 
 
+def judge_again(
+    aligned: AlignedModel,
+    name: str,
+    benchmark: Benchmark,
+    *,
+    judge: Judge,
+    seed: int,
+    folder: CellFolder,
+    notify: Callable[[int], object],
+) -> None:
+    """Have ``judge`` look at the answers of a benchmark that was run; its records go to ``folder.second``.
+
+    Raises ValueError when they turn out to be about other answers than the first judge's (they had to be generated
+    again, elsewhere).
+    """
+    notify(0)
+    model = Replayed.of(aligned, Completions.read(folder.completions(name)))
+    set_seed(seed)
+    records = benchmark.run(model, judge=judge, seed=seed, folder=folder.second.path / (benchmark.files or name))
+    for count, _ in enumerate(folder.second.write_records(name, records), 1):
+        notify(count)
+    if not folder.judged_alike(name):
+        raise ValueError("the second judge was shown other answers than the first; remove the cell's records and rerun")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Watched(AlignedModel):
-    """Hands its diagnostics to ``keep`` whenever it was used.
+    """Keeps what it ``said``, and hands its diagnostics to ``keep`` whenever it was used.
 
-    They are kept as soon as they exist, because a benchmark that is interrupted later may find its answers
-    again and never ask the model a second time. They are those of one benchmark: the intervention starts with
-    nothing counted.
+    Both are kept as soon as they exist, because a benchmark that is interrupted later may find its answers
+    again and never ask the model a second time. The diagnostics are those of one benchmark: the intervention
+    starts with nothing counted.
     """
 
+    said: Completions
     keep: Callable[[dict[str, float]], object]
 
     @classmethod
-    def of(cls, aligned: AlignedModel, keep: Callable[[dict[str, float]], object]) -> "_Watched":
+    def of(cls, aligned: AlignedModel, said: Completions, keep: Callable[[dict[str, float]], object]) -> "_Watched":
         values = {f.name: getattr(aligned, f.name) for f in fields(AlignedModel)}
         intervention = aligned.intervention
         if intervention is not None:
             state = intervention.tensors(), intervention.params(), str(aligned.device)
             values["intervention"] = type(intervention).restore(*state)
-        return cls(**values, keep=keep)
+        return cls(**values, said=said, keep=keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> list[Completion]:
         completions = super().generate(*args, **kwargs)
+        self.said.keep(completion_keys(*args, **kwargs), completions)
         self.keep(self.diagnostics())
         return completions
 

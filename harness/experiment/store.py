@@ -1,10 +1,13 @@
 """The run folder. Whenever a process is killed, what is in the folder is whole and a rerun goes on from it.
 
 suite.yaml  identity.json  environment.json
+judging/                                  what the judge keeps: replies, each as it comes, and the ledger
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
 cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
 cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
 cells/<cell>/<benchmark>/                 files in the evaluator's own formats
+cells/<cell>/completions/<benchmark>.jsonl what the model answered, for a second judge
+cells/<cell>/second/                      the second judge's records and files, laid out like a cell's
 cells/<cell>/diagnostics/<benchmark>.json what the intervention did during the benchmark
 cells/<cell>/cell.json                    last: the cell is over
 cells/<cell>/traceback.txt                only of a failed cell
@@ -100,8 +103,9 @@ class RunFolder:
             partial = cell / "artifact.partial"
             if partial.is_dir() and not partial.is_symlink():
                 shutil.rmtree(partial)
-            for records in (cell / "records").glob("[!.]*.jsonl.partial"):
-                records.unlink()
+            for home in (cell, cell / "second"):
+                for records in (home / "records").glob("[!.]*.jsonl.partial"):
+                    records.unlink()
             for folder, below, files in os.walk(cell):
                 below[:] = [name for name in below if not name.startswith(".")]
                 for name in files:
@@ -122,6 +126,15 @@ class CellFolder:
     @property
     def fitted(self) -> bool:
         return self.artifact.is_dir()
+
+    @property
+    def second(self) -> "CellFolder":
+        """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
+        return CellFolder(self.path / "second")
+
+    def completions(self, benchmark: str) -> Path:
+        """Where the model's answers of a benchmark are kept."""
+        return self.path / "completions" / f"{benchmark}.jsonl"
 
     @property
     def log(self) -> Path:
@@ -145,28 +158,41 @@ class CellFolder:
         except ValueError as problem:
             raise ValueError(f"{path}: broken: {problem}; remove it and run again") from None
 
-    def failures(self, benchmarks: Iterable[str]) -> list[str]:
-        """Why this cell is not all there: a line per reason, none when nothing is left to do."""
+    def failures(self, benchmarks: Iterable[str], judged_twice: Iterable[str] = ()) -> list[str]:
+        """Why this cell is not all there: a line per reason, none when nothing is left to do.
+
+        ``judged_twice`` are the benchmarks that a second judge is to look at too.
+        """
         state = self.state()
         if state is None:
             return ["not run to its end"]
         if state["status"] == "failed":
             return [state["error"]]
-        reasons = []
-        for benchmark in benchmarks:
-            records = self.records(benchmark)
-            if records is None:
-                reasons.append(f"{benchmark}: not run")
-                continue
-            errors = [record["error"] for record in records if record["error"] is not None]
-            if errors:
-                reasons.append(f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}")
+        reasons = [reason for name in benchmarks if (reason := self._failure(name)) is not None]
+        for name in judged_twice:
+            reason = self.second._failure(name)
+            if reason is None and not self.judged_alike(name):
+                reason = f"{name}: judged other answers than there are now"
+            if reason is not None:
+                reasons.append(f"second judge, {reason}")
         return reasons
 
     def settled(self, benchmark: str) -> bool:
         """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
+        return self._failure(benchmark) is None
+
+    def judged_alike(self, benchmark: str) -> bool:
+        """Whether both judges' records are about the same items, with the same answers where both name theirs."""
+        mine, others = (_answers(folder.records(benchmark) or ()) for folder in (self, self.second))
+        return mine.keys() == others.keys() and all(None in (a, others[i]) or a == others[i] for i, a in mine.items())
+
+    def _failure(self, benchmark: str) -> str | None:
+        """What is wrong with the records of ``benchmark``; None when nothing is."""
         records = self.records(benchmark)
-        return records is not None and all(record["error"] is None for record in records)
+        if records is None:
+            return f"{benchmark}: not run"
+        errors = [record["error"] for record in records if record["error"] is not None]
+        return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
 
     def save_bill(self, bill: Any) -> None:
         """Write compute.json; to be done before the artifact is renamed into place."""
@@ -217,3 +243,8 @@ class CellFolder:
 
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"
+
+
+def _answers(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """(metric, item) -> the answer that was judged; None where a record keeps none."""
+    return {(record["metric"], record["item"]): record["raw"].get("answer") for record in records}

@@ -47,6 +47,23 @@ class Suite:
     variants: tuple[Variant, ...]
     benchmarks: Mapping[str, Benchmark]
     judge: Judge | None
+    second_judge: Judge | None = None
+
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """Key of the suite file -> the judge it describes."""
+        found = {"judge": self.judge, "second_judge": self.second_judge}
+        return {key: judge for key, judge in found.items() if judge is not None}
+
+    @property
+    def judged_twice(self) -> tuple[str, ...]:
+        """The benchmarks whose answers the second judge judges too; none without one."""
+        section = self.file.second_judge
+        if section is None:
+            return ()
+        if section.benchmarks is not None:
+            return section.benchmarks
+        return tuple(name for name, benchmark in self.benchmarks.items() if benchmark.needs_judge)
 
     @property
     def name(self) -> str:
@@ -86,12 +103,13 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         key: Key = ("benchmarks", index)
         settings = entry.model_extra or {}
         benchmarks[entry.name] = _build(source, BENCHMARKS, entry.name, settings, context, key, (*key, "name"))
-    judge: Judge | None = None
-    if file.judge is not None:
-        settings = file.judge.model_extra or {}
-        judge = _build(source, JUDGES, file.judge.kind, settings, context, ("judge",), ("judge", "kind"))
+    judges: dict[str, Judge | None] = {}
+    for name, section in (("judge", file.judge), ("second_judge", file.second_judge)):
+        judges[name] = section and _build(
+            source, JUDGES, section.kind, section.model_extra or {}, context, (name,), (name, "kind")
+        )
     variants = tuple(_variant(source, file, i, v) for i, v in enumerate(file.variants))
-    return Suite(source, file, variants, benchmarks, judge)
+    return Suite(source, file, variants, benchmarks, **judges)
 
 
 def _file(source: Source) -> SuiteFile:
@@ -123,6 +141,10 @@ def _check_names(source: Source, file: SuiteFile) -> None:
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise source.error((section, index), f"the name {name!r} is taken by another entry of {section}")
+    for index, name in enumerate((file.second_judge and file.second_judge.benchmarks) or ()):
+        if name not in [entry.name for entry in file.benchmarks]:
+            text = f"no benchmark is called {name!r}; the suite has: {', '.join(b.name for b in file.benchmarks)}"
+            raise source.error(("second_judge", "benchmarks", index), text)
     names = [v.name for v in file.variants]
     if file.report.baseline is not None and file.report.baseline not in names:
         text = f"no variant is called {file.report.baseline!r}; the suite has: {', '.join(names)}"
@@ -187,8 +209,9 @@ def _map_suite_paths(data: dict[str, Any], change: Any) -> dict[str, Any]:
         {**v, "params": map_paths(_class(METHODS, v["method"]), v["params"], change)} if v.get("params") else v
         for v in data["variants"]
     ]
-    if data.get("judge"):
-        data["judge"] = map_paths(_class(JUDGES, data["judge"]["kind"]), data["judge"], change)
+    for key in ("judge", "second_judge"):
+        if data.get(key):
+            data[key] = map_paths(_class(JUDGES, data[key]["kind"]), data[key], change)
     return data
 
 

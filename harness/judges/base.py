@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, get_args, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.preferences import Conversation, Message
 from harness.registry import Registry
+
+Verb = Literal["rate", "compare", "harm", "refusal"]
+"""What can be asked of a judge."""
+VERBS: frozenset[Verb] = frozenset(get_args(Verb))
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,14 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Verdicts come back in the order of the requests.
+    """Verdicts come back in the order of the requests. ``verbs`` are those it can answer; others give errors.
 
     A run calls `check` before any work, `at` with a folder of its own in every process, and `prepare` once, before
     the first cell, on what `at` gave.
     """
 
     name: ClassVar[str]
+    verbs: ClassVar[frozenset[Verb]]
 
     @property
     def label(self) -> str:
@@ -99,6 +104,10 @@ class Judge(Protocol):
 
     def check(self) -> None:
         """Raise ValueError, before any work, for settings, files or keys that cannot serve."""
+        ...
+
+    def prompts(self) -> list[str]:
+        """The user prompts it was made from; training data that contains one of them is contaminated."""
         ...
 
     def at(self, folder: Path) -> "Judge":
@@ -127,13 +136,23 @@ class Judge(Protocol):
 
 
 class JudgeConfig(BaseModel):
-    """Base for judges whose settings come from a suite file: unknown keys are refused."""
+    """Base for judges whose settings come from a suite file: unknown keys are refused.
+
+    ``operational`` names the settings that no verdict depends on (how many requests at once, what may be spent):
+    they may change between two sittings of one run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+    verbs: ClassVar[frozenset[Verb]] = VERBS
+    operational: ClassVar[frozenset[str]] = frozenset()
 
     def check(self) -> None:
         """Nothing outside its settings to check by default."""
+
+    def prompts(self) -> list[str]:
+        """None by default: most judges are made from no data that a method could be trained on."""
+        return []
 
     def at(self, folder: Path) -> Self:
         """Itself: by default a judge keeps nothing."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.adapters.quiet import quiet
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that its command line draws the same examples."""
 
+Shots = Annotated[int, Field(ge=0)]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "tasks": ("mmlu", "arc_easy", "truthfulqa_mc2", "hellaswag", "winogrande"),
+        "num_fewshot": {"mmlu": 5, "arc_easy": 25, "hellaswag": 10, "winogrande": 5},
+        "metric": {"arc_easy": "acc_norm", "hellaswag": "acc_norm"},
+    },
+    # The files of these tasks say the rest.
+    "paper_local": {
+        "tasks": ("mmlu_local", "arc_easy_local", "truthfulqa_mc2_local", "hellaswag_local", "winogrande_local"),
+    },
+}
+"""arXiv 2603.21461: MMLU 5-shot, ARC-Easy 25 (acc_norm), TruthfulQA mc2 0, HellaSwag 10 (acc_norm), Winogrande 5."""
+
 
 @register_benchmark("multiple_choice")
 class MultipleChoice(BenchmarkConfig):
@@ -37,14 +52,37 @@ class MultipleChoice(BenchmarkConfig):
     files: ClassVar[str | None] = "lm_eval"
     needs_judge: ClassVar[bool] = False
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="lm-eval task or group names")
+    preset: Literal["paper", "paper_local"] | None = Field(
+        None, description="the paper's five tasks, examples and metrics; from the hub or the data folder's files"
+    )
+    tasks: tuple[str, ...] = Field((), description="lm-eval task or group names, unless a preset is given")
     task_folder: Path | None = Field(
         None, description="folder of task YAMLs; relative data_files in them are relative to it"
     )
-    num_fewshot: int | None = Field(None, ge=0, description="examples in the context; unless given, the task's")
+    num_fewshot: Shots | dict[str, Shots] | None = Field(
+        None, description="examples in the context, for all or by task name; unless given, the task's"
+    )
     limit: int | None = Field(None, ge=1, description="first items of each task; all unless given")
     metric: str | dict[str, str] | None = Field(None, description="e.g. acc_norm, for all or by task name")
     batch_size: int = Field(64, ge=1, description="continuations scored together")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, settings: Any) -> Any:
+        """A preset stands for the settings that it names."""
+        if not isinstance(settings, dict) or settings.get("preset") not in PRESETS:
+            return settings
+        preset = PRESETS[settings["preset"]]
+        if twice := set(preset) & set(settings):
+            name, keys = settings["preset"], ", ".join(sorted(twice))
+            raise ValueError(f"preset {name!r} sets {keys}; leave them out, or leave out the preset")
+        return {**settings, **preset}
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> "MultipleChoice":
+        if not self.tasks:
+            raise ValueError(f"missing 'tasks' (lm-eval names); give them, or 'preset': {' or '.join(PRESETS)}")
+        return self
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -52,9 +90,10 @@ class MultipleChoice(BenchmarkConfig):
 
     def check(self) -> None:
         """Load the tasks and their data, which is when lm-eval finds out what is wrong with them."""
-        if isinstance(self.metric, dict) and not set(self.metric) <= set(self.tasks):
-            extra = ", ".join(sorted(set(self.metric) - set(self.tasks)))
-            raise ValueError(f"`metric:` names tasks that are not in `tasks:`: {extra}")
+        for key, value in (("metric", self.metric), ("num_fewshot", self.num_fewshot)):
+            if isinstance(value, dict) and not set(value) <= set(self.tasks):
+                extra = ", ".join(sorted(set(value) - set(self.tasks)))
+                raise ValueError(f"`{key}:` names tasks that are not in `tasks:`: {extra}")
         for name in self.tasks:
             for leaf in self._loaded[name]["tasks"].values():
                 if leaf.OUTPUT_TYPE != "multiple_choice":
@@ -91,7 +130,7 @@ class MultipleChoice(BenchmarkConfig):
             for leaf_name, items in samples.items():
                 leaf = self._loaded[name]["tasks"][leaf_name]
                 metric = self._metric(name, leaf)
-                yield from (_record(name, leaf, metric, item) for item in items)
+                yield from (_record(name, leaf, metric, item, aligned.cut_tokens) for item in items)
         if folder is not None:
             whole = {"model": aligned.get_model_info(), "limit": self.limit, "tasks": written}
             write_text(folder / "results.json", json.dumps(whole, indent=2, default=handle_non_serializable) + "\n")
@@ -99,12 +138,12 @@ class MultipleChoice(BenchmarkConfig):
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         """lm-eval's TaskDict (leaf tasks, groups) of each name."""
-        from lm_eval.tasks import TaskManager
+        from harness.adapters.lm_eval import task_manager
 
         with quiet():
-            manager = TaskManager(include_path=self._folder, include_defaults=False)
+            manager = task_manager(self._folder, include_defaults=False)
             if not set(self.tasks) <= set(manager.all_tasks):
-                manager = TaskManager(include_path=self._folder)  # reads thousands of files
+                manager = task_manager(self._folder)  # reads thousands of files
         for name in self.tasks:
             if name not in manager.all_tasks:
                 local = "" if self._folder is None else f" and not among the readable YAMLs in {self._folder}"
@@ -130,8 +169,9 @@ class MultipleChoice(BenchmarkConfig):
         for leaf in loaded["tasks"].values():
             # As in lm-eval's simple_evaluate: a task that says 0 examples keeps them.
             own = leaf.get_config("num_fewshot")
-            if own is None or (self.num_fewshot is not None and own != 0):
-                leaf.set_config(key="num_fewshot", value=self.num_fewshot or 0)
+            wanted = self.num_fewshot.get(name) if isinstance(self.num_fewshot, dict) else self.num_fewshot
+            if own is None or (wanted is not None and own != 0):
+                leaf.set_config(key="num_fewshot", value=wanted or 0)
         return loaded
 
     def _metric(self, name: str, leaf: "Task") -> str:
@@ -146,8 +186,10 @@ class MultipleChoice(BenchmarkConfig):
         return wanted
 
 
-def _record(name: str, leaf: "Task", metric: str, sample: Mapping[str, Any]) -> Record:
-    """One item of lm-eval's samples."""
+def _record(
+    name: str, leaf: "Task", metric: str, sample: Mapping[str, Any], cut: Mapping[tuple[str, str], int]
+) -> Record:
+    """One item of lm-eval's samples; ``cut`` says how many tokens a (context, choice) lost on the left."""
     contexts, choices = zip(*sample["arguments"], strict=True)
     scores = [score for score, _ in sample["filtered_resps"]]
     finite = all(math.isfinite(score) for score in scores)
@@ -165,5 +207,6 @@ def _record(name: str, leaf: "Task", metric: str, sample: Mapping[str, Any]) -> 
             "loglikelihoods": [str(score) if not math.isfinite(score) else score for score in scores],
             "gold": leaf.doc_to_text(sample["doc"]) if several else sample["target"],
             "scored_by": metric,
+            "cut_tokens": max(cut.get((context, choice), 0) for context, choice in sample["arguments"]),
         },
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.judges import Answer, Comparison, Rating, Verdict
+from harness.judges.base import VERBS
 from harness.model import Completion
 from harness.preferences import Conversation
 
@@ -33,6 +34,7 @@ class ScriptedJudge:
     """Verdicts by function; a function that returns None gives a failed verdict with raw text."""
 
     name = "scripted"
+    verbs = VERBS
     label = "scripted-v1"
     statement = "Made up by a test."
 
@@ -41,6 +43,9 @@ class ScriptedJudge:
         self.asked: list[Rating | Comparison | Answer] = []
 
     def check(self) -> None: ...
+
+    def prompts(self) -> list[str]:
+        return []
 
     def at(self, folder: Path) -> "ScriptedJudge":
         return self

@@ -75,7 +75,7 @@ def test_the_judge_sees_every_pair_in_both_positions_under_its_own_instruction(r
 
 
 def test_an_answer_equal_to_the_reference_is_a_tie_without_asking(references):
-    judge = ScriptedJudge(compare=lambda c: 2.0 if c.second == "x" else 1.0)
+    judge = ScriptedJudge(compare=lambda c: 2.0 if c.answers[1] == "x" else 1.0)
     records = run(references, lambda c: "bb" if "b" in c[0]["content"] else "x", judge)
     assert [r.value for r in records] == [100.0, 50.0, 100.0, 100.0]
     assert len(judge.asked) == 6
@@ -220,6 +220,127 @@ def test_malformed_references_are_reported_with_their_place(references, text, co
 def test_missing_references_are_reported(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         AlpacaEval(references=tmp_path / "no.json").check()
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with references, and difficulties of eight instructions."""
+    folder = tmp_path / "data" / "alpaca_eval"
+    (folder / "model_outputs").mkdir(parents=True)
+    rows = [{"instruction": f"Say {i}", "output": "o" * (3 + i), "generator": "ref"} for i in range(8)]
+    for name in ("gpt4_1106_preview", "text_davinci_003"):
+        (folder / "model_outputs" / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    lines = [",difficulty", *(f"{i},{(i - 4) / 3}" for i in range(8))]
+    (folder / "instruction_difficulty.csv").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path / "data"))
+    return folder
+
+
+def test_references_go_by_name_and_lengths_are_controlled_where_the_inputs_are(data, folder):
+    benchmark = AlpacaEval.model_validate({"reference": "v2"})
+    benchmark.check()
+    assert benchmark.metrics == ("alpaca_eval", "alpaca_eval_lc")
+    assert "without its regularisation" in benchmark.notes[0]
+    records = list(
+        benchmark.run(
+            ScriptedModel(lambda c: "x" * (int(c[-1]["content"][-1]) ** 2 % 7 + 1)),
+            judge=ScriptedJudge(compare=lambda c: 1.1 if "o" in c.answers[0] else 1.9),
+            seed=1,
+            folder=folder,
+        )
+    )
+    row = leaderboard(folder)
+    for metric, column in (("alpaca_eval", "win_rate"), ("alpaca_eval_lc", "length_controlled_winrate")):
+        values = [r.value for r in records if r.metric == metric]
+        assert len(values) == 8
+        assert sum(values) / 8 == pytest.approx(row[column], abs=1e-9)
+    assert {"standard_error", "lc_standard_error", "avg_length"} <= set(row.index)
+    assert all("glm_preference" in a for a in json.loads((folder / "annotations.json").read_text(encoding="utf-8")))
+
+
+def test_what_fails_has_no_length_controlled_value_either(data, folder):
+    benchmark = AlpacaEval.model_validate({"reference": "v1"})
+
+    def reply(conversation):
+        if "Say 2" in conversation[0]["content"]:
+            raise ValueError("too long")
+        return "x" * (int(conversation[-1]["content"][-1]) ** 2 % 7 + 1)
+
+    judge = ScriptedJudge(
+        compare=lambda c: None if c.prompt[0]["content"] == "Say 5" else 1.1 + 0.8 * ("x" in c.answers[0])
+    )
+    records = {(r.metric, r.item): r for r in benchmark.run(ScriptedModel(reply), judge=judge, seed=1, folder=folder)}
+    assert len(records) == 16
+    for metric in ("alpaca_eval", "alpaca_eval_lc"):
+        assert records[metric, "2"].error == "no answer: too long"
+        assert records[metric, "5"].error == "cannot be parsed"
+    values = [r.value for (metric, _), r in records.items() if metric == "alpaca_eval_lc" and r.value is not None]
+    assert sum(values) / 6 == pytest.approx(leaderboard(folder)["length_controlled_winrate"], abs=1e-9)
+
+
+def test_a_regression_that_cannot_be_fitted_is_the_records_error(data):
+    benchmark = AlpacaEval.model_validate({"reference": "v1"})
+    judge = ScriptedJudge(compare=lambda c: None if c.prompt[0]["content"] > "Say 2" else 1.4)
+    records = list(benchmark.run(ScriptedModel(lambda _: "xx"), judge=judge, seed=1))
+    reasons = {r.error for r in records if r.metric == "alpaca_eval_lc"}
+    assert "at least 5 verdicts are needed, there are 3" in reasons
+    assert sum(r.value is not None for r in records if r.metric == "alpaca_eval") == 3
+
+
+def test_without_its_inputs_there_is_no_length_control_and_the_notes_say_why(data, references):
+    other = AlpacaEval(references=references)
+    assert other.metrics == ("alpaca_eval",)
+    assert "4 of 4 instructions are not AlpacaEval's own" in other.notes[0]
+    assert AlpacaEval(references=references, length_control="off").notes == ()
+    with pytest.raises(ValueError, match=r"length_control: v1 is not available: .*df_gamed\.csv is missing"):
+        AlpacaEval.model_validate({"reference": "v2", "length_control": "v1"}).check()
+    (data / "instruction_difficulty.csv").unlink()
+    missing = AlpacaEval.model_validate({"reference": "v2"})
+    missing.check()
+    assert "get them with `dspa-bench data fetch alpaca_eval`" in missing.notes[0]
+
+
+def test_the_inputs_of_the_length_control_are_part_of_the_identity(data):
+    before = AlpacaEval.model_validate({"reference": "v2"}).model_dump()["length_control_inputs"]
+    assert before.startswith("length_controlled_noreg ")
+    text = (data / "instruction_difficulty.csv").read_text().replace("7,1.0", "7,1.5")
+    (data / "instruction_difficulty.csv").write_text(text)
+    assert AlpacaEval.model_validate({"reference": "v2"}).model_dump()["length_control_inputs"] != before
+    assert AlpacaEval.model_validate({"reference": "v2", "length_control": "off"}).length_control_inputs == "none"
+
+
+def test_named_references_that_are_not_there_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"text_davinci_003\.json is missing; get it with `dspa-bench data fetch"):
+        AlpacaEval.model_validate({"reference": "v1"}).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"reference": "v1", "references": "x.json"}, "either `reference`"),
+        ({"reference": "v3"}, "Input should be 'v1' or 'v2'"),
+        ({}, "references"),
+        ({"reference": "v1", "annotator": "a", "annotator_config": "b"}, "either `annotator`"),
+        ({"reference": "v1", "annotator_url": "http://x/v1"}, "need `annotator`"),
+        ({"reference": "v1", "annotator": "a", "annotator_url": "x"}, "is no address"),
+    ],
+)
+def test_contradictory_settings_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        AlpacaEval.model_validate(settings)
+
+
+def test_an_annotator_of_the_package_takes_the_judges_place(references, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEYS", raising=False)
+    monkeypatch.delenv("OPENAI_CLIENT_CONFIG_PATH", raising=False)
+    benchmark = AlpacaEval(references=references, annotator="alpaca_eval_llama3_70b_fn", length_control="off")
+    assert (benchmark.needs_judge, benchmark.asks) == (False, frozenset())
+    assert "alpaca_eval's annotator alpaca_eval_llama3_70b_fn" in benchmark.notes[0]
+    with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
+        benchmark.check()
+    assert AlpacaEval(references=references).needs_judge
 
 
 def test_published_verdicts_give_the_published_win_rate(data_folder):

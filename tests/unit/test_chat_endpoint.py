@@ -1,90 +1,13 @@
 """The chat client against a server on this machine that answers, refuses, stammers and hangs."""
 
-import json
-import threading
-from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import asyncio
+import time
 
 import pytest
 
-from harness.judges.chat import ChatEndpoint
+from harness.judges.chat import ChatEndpoint, NotAsked, Reply, Watch
 from harness.preferences import conversation
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with the user's words in capitals; ``script`` maps these words to earlier (status, body) answers."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, script):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script = {words: list(answers) for words, answers in script.items()}
-        self.seen: Counter[str] = Counter()
-        self.requests: list[tuple[dict, dict]] = []
-        self.open = self.most_open = 0
-        self.lock, self.release = threading.Lock(), threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        server = self.server
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        words = request["messages"][-1]["content"]
-        with server.lock:
-            server.seen[words] += 1
-            server.requests.append(({k.lower(): v for k, v in self.headers.items()}, request))
-            server.open += 1
-            server.most_open = max(server.open, server.most_open)
-            planned = server.script.get(words, [])
-            status, body = planned.pop(0) if planned else (200, completion(words.upper()))
-        if status == "hang":
-            server.release.wait()
-            status = 500
-        if words.startswith("together"):
-            server.release.wait(0.05)
-        with server.lock:
-            server.open -= 1
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            self.send_header("content-type", "text/html" if payload.startswith(b"<") else "application/json")
-            self.send_header("content-length", str(len(payload)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(payload)
-        except OSError:  # the client of a hanging request is gone
-            pass
-
-    def log_message(self, *_):
-        pass
-
-
-def completion(text, reason="stop", **changes):
-    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage} | (
-        changes
-    )
-
-
-@contextmanager
-def serving(**script):
-    server = Server(script)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+from tests.judge_server import completion, serving
 
 
 def ask(server, *texts, **settings):
@@ -188,3 +111,121 @@ def test_no_more_requests_are_open_at_once_than_allowed():
 def test_settings_that_cannot_work_are_refused(settings, error):
     with pytest.raises(ValueError, match=error):
         ChatEndpoint(**({"base_url": "http://localhost/v1", "model": "m"} | settings))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:k-secret@localhost/v1", "http://localhost/v1?key=k-secret", "https://", "http://[::1/v1"]
+)
+def test_an_address_that_holds_a_key_or_no_host_is_refused_without_repeating_the_key(url):
+    with pytest.raises(ValueError, match=r"must hold no user|is no address") as problem:
+        ChatEndpoint(url, "m")
+    assert "k-secret" not in str(problem.value)
+
+
+def test_a_key_is_needed_only_away_from_this_machine(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for local in ("http://localhost:1/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"):
+        ChatEndpoint(local, "m").check_key()
+    with pytest.raises(ValueError, match="set the environment variable OPENAI_API_KEY"):
+        ChatEndpoint("https://example.org/v1", "m").check_key()
+    monkeypatch.setenv("OPENAI_API_KEY", " ")
+    with pytest.raises(ValueError, match="needs a key"):
+        ChatEndpoint("https://example.org/v1", "m").check_key()
+    monkeypatch.setenv("OPENAI_API_KEY", "k-\u00e9")
+    with pytest.raises(ValueError, match="characters that no key has") as problem:
+        ChatEndpoint("http://localhost/v1", "m").check_key()
+    assert "k-" not in str(problem.value)
+
+
+def test_a_key_that_the_server_repeats_is_taken_out_of_texts_too(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k-secret\n")
+    with serving(reply=lambda text: f"you sent k-secret and {text}") as server:
+        assert ask(server, "a")[0].text == "you sent *** and a"
+        assert server.requests[0][0]["authorization"] == "Bearer k-secret"
+
+
+def test_a_cut_off_answer_keeps_what_there_was_as_raw_text():
+    with serving(a=[(200, completion("half an ans", reason="length"))]) as server:
+        (reply,) = ask(server, "a")
+    assert (reply.text, reply.raw, reply.completion_tokens, reply.model) == (None, "half an ans", 3, "m")
+
+
+def test_an_answer_that_trickles_for_ever_is_given_up_after_the_timeout():
+    with serving(a=[("trickle", {})]) as server:
+        began = time.monotonic()
+        (reply,) = ask(server, "a", attempts=1, timeout=0.3)
+        assert time.monotonic() - began < 3
+    assert reply.text is None and "APITimeoutError" in reply.error
+
+
+def test_a_server_that_is_gone_does_not_get_every_attempt_for_every_conversation():
+    down = {f"w{i}": [(503, {})] * 9 for i in range(8)}
+    with serving(**down) as server:
+        replies = ask(server, *down, "good", *(f"late {i}" for i in range(2)), concurrency=2, attempts=3)
+        counts = [server.seen[words] for words in down]
+    assert [r.text for r in replies[-3:]] == ["GOOD", "LATE 0", "LATE 1"]
+    assert all(r.error for r in replies[:-3])
+    assert sorted(counts) == [1] * 6 + [3] * 2, "two at once, both in vain: then one attempt each"
+
+
+class Listener(Watch):
+    def __init__(self, *, spare=(), forbid=()):
+        self.spare, self.forbid, self.told = spare, forbid, []
+
+    async def ready(self, index):
+        return Reply("spared") if index in self.spare else None
+
+    async def sending(self, index):
+        await asyncio.sleep(0)
+        if index in self.forbid:
+            raise NotAsked("no money")
+        self.told.append(("sending", index))
+
+    def refused(self, index, why):
+        self.told.append(("refused", index, why))
+
+    def lost(self, index, why):
+        self.told.append(("lost", index, why))
+
+    def came(self, index, reply):
+        self.told.append(("came", index, reply.text))
+
+
+def watched(server, watch, *texts, **settings):
+    endpoint = ChatEndpoint(server.url, "m", **({"attempts": 2, "concurrency": 1} | settings))
+    return endpoint.ask_all([conversation(text) for text in texts], watch)
+
+
+def test_the_watch_is_told_of_every_attempt_and_what_became_of_it():
+    watch = Listener()
+    with serving(a=[(429, {})], b=[("hang", {})]) as server:
+        watched(server, watch, "a", "b", timeout=0.3)
+    assert watch.told == [
+        *[("sending", 0), ("refused", 0, "status 429"), ("sending", 0), ("came", 0, "A")],
+        *[("sending", 1), ("lost", 1, "timeout"), ("sending", 1), ("came", 1, "B")],
+    ]
+
+
+def test_a_server_that_was_not_reached_has_not_worked():
+    with serving() as server:
+        pass
+    watch = Listener()
+    watched(server, watch, "a", attempts=1)
+    assert watch.told == [("sending", 0), ("refused", 0, "ConnectError"), ("came", 0, None)]
+
+
+def test_the_watch_can_spare_and_forbid_requests():
+    watch = Listener(spare={0}, forbid={1})
+    with serving() as server:
+        spared, forbidden, asked = watched(server, watch, "a", "b", "c")
+        assert server.seen == {"c": 1}
+    assert (spared.text, forbidden.text, forbidden.error, asked.text) == ("spared", None, "no money", "C")
+
+
+def test_what_a_watch_cannot_go_on_with_ends_everything_as_it_is():
+    class Full(Watch):
+        def came(self, index, reply):
+            raise OSError("the disk is full")
+
+    with serving() as server, pytest.raises(OSError, match="the disk is full"):
+        watched(server, Full(), "a", "b")

@@ -15,6 +15,7 @@ from harness.cli.app import app, main
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
+COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval"]
 
 
 @pytest.fixture

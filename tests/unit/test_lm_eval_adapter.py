@@ -236,6 +236,32 @@ def test_chat_rendering_is_refused_where_it_would_differ(tiny_base):
         AlignedLM(base.derive(system_prompt="w3")).apply_chat_template(history)
 
 
+def test_the_hh_format_is_rendered_to_the_ids_the_model_was_aligned_on(tiny_base):
+    from dataclasses import replace
+
+    from harness.chat import ChatFormat
+    from harness.preferences import conversation
+
+    base = tiny_base("llama")
+    hh = base.derive(base=replace(base.base, chat=ChatFormat(base.tokenizer, "hh")))
+    lm = AlignedLM(hh)
+    text = lm.apply_chat_template([{"role": "user", "content": "w1 w2"}])
+    assert text == "<bos>\n\nHuman: w1 w2\n\nAssistant:"
+    assert lm.tok_encode(text) == hh.prompt_ids(conversation("w1 w2"))
+    assert lm.chat_template(True) == "hh"
+    with pytest.raises(ValueError, match="no template called 'tool'"):
+        lm.chat_template("tool")
+
+
+def test_a_context_is_tokenised_once_for_its_choices(tiny_base, monkeypatch):
+    lm = AlignedLM(tiny_base("llama"))
+    seen = []
+    encode = lm.tokenizer.encode
+    monkeypatch.setattr(lm.tokenizer, "encode", lambda text, **options: seen.append(text) or encode(text, **options))
+    loglikelihoods(lm, [("w1 w2", " w3"), ("w1 w2", " w4"), ("w1 w2", " w5")])
+    assert seen.count("w1 w2") == 1
+
+
 def test_a_missing_artifact_is_reported(tmp_path):
     with pytest.raises(ValueError, match="is not an artifact folder"):
         AlignedLM(str(tmp_path))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.adapters import fastchat
-from harness.adapters.fastchat import Judgment, ModelAnswer
+from harness.adapters import fastchat_judgments as judgments_of
+from harness.adapters.fastchat import ModelAnswer
+from harness.adapters.fastchat_judgments import Judgment
 from tasks.mt_bench import MTBench
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 
@@ -27,11 +29,14 @@ def score_by_length(request):
     return float(1 + len(request.conversation[-1]["content"]) % 10)
 
 
-@pytest.fixture
-def questions(tmp_path):
-    path = tmp_path / "question.jsonl"
+def write_questions(path):
     path.write_text("".join(json.dumps(q, ensure_ascii=False) + "\n" for q in QUESTIONS), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write_questions(tmp_path / "question.jsonl")
 
 
 def run(benchmark, model, judge, folder=None, seed=3):
@@ -103,7 +108,7 @@ def test_the_judge_sees_the_references_up_to_the_turn_where_there_are_any(questi
     folder = tmp_path / "out"
     run(MTBench(questions=questions, references=references), ScriptedModel(echo), judge, folder)
     assert [request.references for request in judge.asked] == [(), (), ("4",), ("4", "6"), (), ()]
-    judgments = fastchat.load_judgments(fastchat.judgment_path(folder, judge.label))
+    judgments = judgments_of.load_judgments(judgments_of.judgment_path(folder, judge.label))
     assert [j.judge[1] for j in judgments[1:4]] == [
         "single-v1-multi-turn",
         "single-math-v1",
@@ -116,7 +121,7 @@ def test_fastchats_show_result_prints_the_means_of_our_records(questions, tmp_pa
     records = run(MTBench(questions=questions), ScriptedModel(echo), judge, tmp_path)
     turns = [[r.value for r in records if r.raw["turn"] == turn] for turn in (1, 2)]
     means = [sum(v) / len(v) for v in (*turns, turns[0] + turns[1])]
-    assert show_result(capsys, fastchat.judgment_path(tmp_path, judge.label)) == pytest.approx(means, abs=1e-5)
+    assert show_result(capsys, judgments_of.judgment_path(tmp_path, judge.label)) == pytest.approx(means, abs=1e-5)
 
 
 def test_fastchats_reader_finds_our_answers_under_the_models_name(questions, tmp_path):
@@ -134,7 +139,7 @@ def test_a_failed_judgment_is_an_error_with_its_raw_text_and_no_score(questions,
     failed = [r for r in records if r.error is not None]
     assert [(r.item, r.value, r.error) for r in failed] == [("111:2", None, "cannot be parsed")]
     assert failed[0].raw["judgment"] == "no rating in here"
-    path = fastchat.judgment_path(tmp_path, judge.label)
+    path = judgments_of.judgment_path(tmp_path, judge.label)
     rows = lines(path)
     assert [row["score"] for row in rows] == [6.0, 6.0, 6.0, -1, 6.0, 6.0]
     assert rows[3]["judgment"] == "no rating in here"
@@ -206,7 +211,7 @@ def test_judgments_of_replaced_answers_are_gone_even_if_judging_then_fails(quest
     judge = ScriptedJudge(rate=broken)
     with pytest.raises(RuntimeError, match="killed"):
         run(MTBench(questions=questions), ScriptedModel(echo), judge, tmp_path, seed=99)
-    assert not fastchat.judgment_path(tmp_path, judge.label).exists()
+    assert not judgments_of.judgment_path(tmp_path, judge.label).exists()
 
 
 def test_a_conversation_that_does_not_fit_fails_its_turns_and_no_others(questions, tmp_path):
@@ -285,12 +290,12 @@ def test_missing_files_are_reported(tmp_path, questions):
 
 def test_a_judgment_survives_writing_and_reading(tmp_path):
     judgment = Judgment(81, "m", ("j", "single-v1"), "prompt\u2028", "Rating: [[7]]", 7, 1, 1.5)
-    fastchat.write_judgments(tmp_path / "j.jsonl", [judgment])
-    assert fastchat.load_judgments(tmp_path / "j.jsonl") == [judgment]
+    judgments_of.write_judgments(tmp_path / "j.jsonl", [judgment])
+    assert judgments_of.load_judgments(tmp_path / "j.jsonl") == [judgment]
 
 
 def test_published_judgments_give_the_published_turn_means(data_folder, capsys, tmp_path):
-    published = fastchat.load_judgments(data_folder / "mt_bench" / "judgments_gpt-4_single.jsonl")
+    published = judgments_of.load_judgments(data_folder / "mt_bench" / "judgments_gpt-4_single.jsonl")
     means = {
         (model, turn): sum(scores) / len(scores)
         for model in {j.model for j in published}
@@ -299,13 +304,13 @@ def test_published_judgments_give_the_published_turn_means(data_folder, capsys, 
     }
     assert sorted(means.values()) == sorted([7.59375, 6.65, 7.7375, 6.8875])
     one = [j for j in published if j.model == "mamba_0_5_dpo_ep1"]
-    fastchat.write_judgments(tmp_path / "one.jsonl", one)
+    judgments_of.write_judgments(tmp_path / "one.jsonl", one)
     rewritten = show_result(capsys, tmp_path / "one.jsonl")
     assert rewritten[:2] == [means["mamba_0_5_dpo_ep1", 1], means["mamba_0_5_dpo_ep1", 2]]
 
 
 def test_failures_in_a_published_file_are_failures(data_folder):
-    judgments = fastchat.load_judgments(data_folder / "mt_bench" / "judgments_with_failures.jsonl")
+    judgments = judgments_of.load_judgments(data_folder / "mt_bench" / "judgments_with_failures.jsonl")
     assert (len(judgments), sum(j.failed for j in judgments)) == (160, 120)
 
 
@@ -314,3 +319,31 @@ def test_the_real_questions_and_references_are_readable(data_folder):
     benchmark = MTBench(questions=folder / "question.jsonl", references=folder / "reference_answer" / "gpt-4.jsonl")
     benchmark.check()
     assert len(benchmark.prompts()) == 160
+
+
+def test_without_questions_those_of_the_data_folder_are_asked_with_its_references(data_folder, monkeypatch):
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(data_folder))
+    benchmark = MTBench.model_validate({})
+    benchmark.check()
+    assert len(benchmark.prompts()) == 160
+    assert benchmark.references == data_folder / "mt_bench" / "reference_answer" / "gpt-4.jsonl"
+    assert MTBench.model_validate({"references": None}).references is None
+
+
+def test_a_data_folder_without_them_is_refused_with_the_way_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match="dspa-bench data fetch mt_bench"):
+        MTBench.model_validate({}).check()
+
+
+def test_answers_that_have_no_second_turn_do_not_cost_the_judgments_of_the_others(questions, tmp_path):
+    def reply(conversation):
+        if "3+3" in conversation[-1]["content"]:
+            raise ValueError("too long")
+        return echo(conversation)
+
+    run(MTBench(questions=questions), ScriptedModel(reply), ScriptedJudge(rate=lambda r: 5.0), tmp_path)
+    judge = ScriptedJudge(rate=lambda r: 9.0)
+    records = run(MTBench(questions=questions), ScriptedModel(reply), judge, tmp_path)
+    assert judge.asked == []
+    assert [r.value for r in records] == [5.0, 5.0, 5.0, None, 5.0, 5.0]

@@ -152,3 +152,68 @@ def test_a_task_of_another_kind_is_refused(folder):
     (folder / "gen.yaml").write_text(text.split("metric_list")[0], encoding="utf-8")
     with pytest.raises(ValueError, match="of type 'generate_until'"):
         MultipleChoice(tasks=("words_gen",), task_folder=folder).check()
+
+
+def test_the_papers_settings_are_a_preset():
+    paper = MultipleChoice(preset="paper")
+    assert paper.tasks == ("mmlu", "arc_easy", "truthfulqa_mc2", "hellaswag", "winogrande")
+    assert paper.num_fewshot == {"mmlu": 5, "arc_easy": 25, "hellaswag": 10, "winogrande": 5}
+    assert paper.metric == {"arc_easy": "acc_norm", "hellaswag": "acc_norm"}
+    assert MultipleChoice(preset="paper_local").tasks == tuple(f"{name}_local" for name in paper.tasks)
+
+
+def test_the_local_tasks_have_the_papers_settings():
+    import yaml
+
+    from harness.adapters.task_folders import TASK_FOLDERS
+
+    (folder,) = (path for path in TASK_FOLDERS if path.parent.name == "multiple_choice")
+    configs = [yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) for path in sorted(folder.glob("*.yaml"))]
+    settings = {
+        c.get("group", c["task"]): (c["num_fewshot"], c["metric_list"][0]["metric"])
+        for c in configs
+        if "num_fewshot" in c
+    }
+    assert settings == {
+        "mmlu_local": ("5", "acc"),
+        "arc_easy_local": ("25", "acc_norm"),
+        "truthfulqa_mc2_local": ("0", "acc"),
+        "hellaswag_local": ("10", "acc_norm"),
+        "winogrande_local": ("5", "acc"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({}, "missing 'tasks'"),
+        ({"preset": "paper", "num_fewshot": 3}, "preset 'paper' sets num_fewshot; leave them out"),
+        ({"preset": "papers"}, "paper_local"),
+    ],
+)
+def test_a_preset_excludes_what_it_sets(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        MultipleChoice(**settings)
+
+
+def test_examples_by_task(folder, tiny_base):
+    text = (
+        (folder / "one.yaml")
+        .read_text(encoding="utf-8")
+        .replace("test_split: test", "test_split: test\nfewshot_split: test")
+    )
+    (folder / "one.yaml").write_text(text, encoding="utf-8")
+    benchmark = MultipleChoice(tasks=("words_one", "words_two"), task_folder=folder, num_fewshot={"words_one": 2})
+    benchmark.check()
+    prompts = {r.metric: r.raw["prompt"] for r in run(benchmark, tiny_base("llama")) if r.item == "0"}
+    assert prompts["words_one"].count("\n\n") == 2
+    assert prompts["words_two"] == "w0 w1"
+    with pytest.raises(ValueError, match="`num_fewshot:` names tasks that are not in `tasks:`: words_two"):
+        MultipleChoice(tasks=("words_one",), task_folder=folder, num_fewshot={"words_two": 1}).check()
+
+
+def test_tokens_cut_to_fit_are_counted_in_the_record(folder, tiny_base):
+    item = {"query": " ".join(["w1"] * 300), "choices": ["w1 w2", "w3", "w4 w5 w6"], "gold": 0}
+    (folder / "items.jsonl").write_text(json.dumps(item) + "\n" + json.dumps(ITEMS[0]) + "\n", encoding="utf-8")
+    records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), tiny_base("llama"))
+    assert [r.raw["cut_tokens"] for r in records] == [300 + 3 - 257, 0]

@@ -151,6 +151,10 @@ def test_a_run_without_judge_git_or_any_finished_cell_still_gets_a_report(tmp_pa
     (folder / "environment.json").write_text(json.dumps(environment))
     text = write_report(folder).read_text(encoding="utf-8")
     assert "No judge was used" in text
+    environment["notes"] = ["The verdicts are those of somebody else.", "Lengths count."]
+    (folder / "environment.json").write_text(json.dumps(environment))
+    noted = write_report(folder).read_text(encoding="utf-8")
+    assert "The suite has no judge. The verdicts are those of somebody else. Lengths count." in noted
     assert "not in a git checkout" in text
     assert "| command | ``dspa-bench run `s`.yaml --set a=b\\|c`` |" in text
     assert not (folder / "report" / "figures").exists()

@@ -104,6 +104,49 @@ def test_a_malformed_request_is_reported_with_file_and_line(files, row, complain
         Safety(**files).check()
 
 
+def test_a_transcript_becomes_its_turns(files):
+    text = "\n\nHuman: a\n\nb\n\nAssistant: c\n\nAssistant: d\n\nHuman: e: Assistant: f\n\nAssistant:"
+    files["harmful"].write_text(json.dumps({"prompt": text}) + "\n", encoding="utf-8")
+    model = ScriptedModel(lambda _: "no")
+    run(Safety(**files), model, ScriptedJudge(harm=lambda _: 1.0, refusal=lambda _: 0.0))
+    assert [(m["role"], m["content"]) for m in model.calls[0]["conversations"][0]] == [
+        ("user", "a\n\nb"),
+        ("assistant", "c\n\nd"),
+        ("user", "e: Assistant: f"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("Human: a\n\nAssistant: b\n\nAssistant:", "must end with a turn of Human"),
+        ("Human:\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "a turn of the transcript in 'prompt' is empty"),
+    ],
+)
+def test_a_broken_transcript_is_refused(files, text, complaint):
+    files["harmful"].write_text(json.dumps({"prompt": text}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"harmful\.jsonl:1: .*{complaint}"):
+        Safety(**files).check()
+
+
+def test_what_only_looks_like_a_transcript_is_one_turn(files):
+    text = "Human: who says so?"
+    files["harmful"].write_text(json.dumps({"prompt": text}) + "\n", encoding="utf-8")
+    assert Safety(**files).prompts()[0] == text
+
+
+def test_the_harmless_test_prompts_of_hh_rlhf_serve_as_harmful_requests(files, data_folder):
+    benchmark = Safety(harmful=data_folder / "preferences" / "hh_harmless_test.jsonl", harmless=files["harmless"])
+    benchmark.check()
+    model = ScriptedModel(lambda _: "no")
+    judge = ScriptedJudge(harm=lambda _: 1.0, refusal=lambda _: 0.0)
+    records = run(benchmark, model, judge)
+    assert sum(r.metric == "safety_rate" for r in records) == 2303
+    for conversation in model.calls[0]["conversations"]:
+        roles = [message["role"] for message in conversation]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+
+
 def test_missing_and_empty_files_are_reported(files, tmp_path):
     with pytest.raises(ValueError, match=r"harmful request file .* does not exist"):
         Safety(harmful=tmp_path / "no.jsonl", harmless=files["harmless"]).check()

@@ -1,0 +1,136 @@
+"""FastChat's MT-Bench judgments: a rating of one answer, or which of two models answered better, asked twice.
+
+Formats as in fastchat/llm_judge/{common,gen_judgment,show_result}.py of fschat 0.2.36.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from harness.adapters.fastchat import file_name
+from harness.files import read_jsonl, write_jsonl
+
+FAILED_SCORE = -1
+"""FastChat's mark for a judgment without a rating; its show_result drops these rows."""
+
+Winner = Literal["model_1", "model_2", "tie", "error"]
+"""``error``: the judge gave no verdict that can be read."""
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A judge's rating of one turn; ``score`` is `FAILED_SCORE` where the raw text ``judgment`` has none."""
+
+    question_id: int
+    model: str
+    judge: tuple[str, str]
+    user_prompt: str
+    judgment: str
+    score: float
+    turn: int
+    tstamp: float
+
+    @property
+    def failed(self) -> bool:
+        return self.score == FAILED_SCORE
+
+
+@dataclass(frozen=True)
+class PairJudgment:
+    """A judge's word on two models' answers to one turn: game 1 shows model_1 first, game 2 shows model_2 first."""
+
+    question_id: int
+    model_1: str
+    model_2: str
+    g1_winner: Winner
+    g2_winner: Winner
+    judge: tuple[str, str]
+    g1_user_prompt: str
+    g1_judgment: str
+    g2_user_prompt: str
+    g2_judgment: str
+    turn: int
+    tstamp: float
+
+    @property
+    def failed(self) -> bool:
+        """Without a verdict in either order; show_result drops these rows."""
+        return "error" in (self.g1_winner, self.g2_winner)
+
+    @property
+    def winner(self) -> Winner:
+        """FastChat's rule: who wins in both orders wins, everything else is a tie (and a failure is an error)."""
+        if self.failed:
+            return "error"
+        return self.g1_winner if self.g1_winner == self.g2_winner else "tie"
+
+    def win_rate(self, model: str) -> float:
+        """100, 50 or 0 for one of the two models; ValueError for a failure or another model."""
+        if self.failed or model not in (self.model_1, self.model_2):
+            raise ValueError(f"question {self.question_id}, turn {self.turn}: no verdict about {model!r}")
+        if self.winner == "tie":
+            return 50.0
+        return 100.0 if (self.model_1 if self.winner == "model_1" else self.model_2) == model else 0.0
+
+
+AnyJudgment = TypeVar("AnyJudgment", Judgment, PairJudgment)
+
+
+def load_judgments(path: str | Path) -> list[Judgment]:
+    """Read a single-grading judgment file; ValueError with file:line for what is not one."""
+    return [_judgment(row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment")]
+
+
+def load_pair_judgments(path: str | Path) -> list[PairJudgment]:
+    """Read a file of pairwise judgments; ValueError with file:line for what is not one."""
+    return [_pair(row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment")]
+
+
+def is_pair_file(path: str | Path) -> bool:
+    """Whether a judgment file compares models (then its first row names two)."""
+    return "model_1" in read_jsonl(path, "MT-Bench judgment")[0][1]
+
+
+def write_judgments(path: str | Path, judgments: Iterable[Judgment] | Iterable[PairJudgment]) -> None:
+    """Write a judgment file of either kind."""
+    write_jsonl(path, ({**vars(judgment), "judge": list(judgment.judge)} for judgment in judgments))
+
+
+def judgment_path(folder: Path, judge: str, mode: Literal["single", "pair"] = "single") -> Path:
+    """Where FastChat looks for a judge's judgments below a benchmark's folder."""
+    return folder / "model_judgment" / f"{file_name(judge)}_{mode}.jsonl"
+
+
+def prompt_name(turn: int, *, reference: bool, mode: Literal["single", "pair"] = "single") -> str:
+    """FastChat's name of the kind of judging: second turns and answers with a reference have their own."""
+    plain = "single-v1" if mode == "single" else "pair-v2"
+    return f"{f'{mode}-math-v1' if reference else plain}{'-multi-turn' if turn == 2 else ''}"
+
+
+def _judgment(row: dict[str, Any], place: str) -> Judgment:
+    values = _values(Judgment, row, place)
+    score = row["score"]
+    if isinstance(score, bool) or not isinstance(score, int | float) or not (score == FAILED_SCORE or 0 <= score <= 10):
+        raise ValueError(f"{place}: 'score' must be 0..10, or {FAILED_SCORE} for a failure; got {score!r}")
+    return Judgment(**values)
+
+
+def _pair(row: dict[str, Any], place: str) -> PairJudgment:
+    values = _values(PairJudgment, row, place)
+    for key in ("g1_winner", "g2_winner"):
+        if row[key] not in get_args(Winner):
+            raise ValueError(f"{place}: {key!r} must be one of {', '.join(get_args(Winner))}; got {row[key]!r}")
+    return PairJudgment(**values)
+
+
+def _values(kind: type[AnyJudgment], row: dict[str, Any], place: str) -> dict[str, Any]:
+    names = [field.name for field in fields(kind)]
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise ValueError(f"{place}: not an MT-Bench judgment of this kind, missing {', '.join(missing)}")
+    if not isinstance(row["judge"], list) or len(row["judge"]) != 2:
+        raise ValueError(f"{place}: 'judge' must be [judge, prompt name], got {row['judge']!r}")
+    if row["turn"] not in (1, 2):
+        raise ValueError(f"{place}: 'turn' must be 1 or 2, got {row['turn']!r}")
+    return {name: row[name] for name in names} | {"judge": cast(tuple[str, str], tuple(row["judge"]))}

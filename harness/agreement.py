@@ -1,0 +1,173 @@
+"""How far two judges of the same answers agree: correlations, equal verdicts, kappa, and the order of the models.
+
+Every figure comes with a 95 % interval over prompts and seeds (`harness.statistics.estimate_statistic`). Spearman's
+ranks and the models' means are worked out anew in every replicate.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from harness.statistics import estimate_statistic
+
+MIDDLE_RATING = 5.5
+"""Ratings from 1 to 10 above this are on the good side."""
+EVEN = 50.0
+"""Win rate of a tie, in percent: a verdict above it is a win, below it a loss."""
+
+STATISTICS = {
+    "pearson": "linear correlation of the two judges' values",
+    "spearman": "correlation of their ranks, so only the order counts",
+    "mean_abs_difference": "mean distance between the two values of an answer, in the metric's unit",
+    "mean_difference": "second judge minus first, in the metric's unit",
+    "same_side": f"% of answers that both rate above {MIDDLE_RATING} or both do not",
+    "kappa_side": "Cohen's kappa of these two sides: 0 is what chance gives, 1 is full agreement",
+    "equal": "% of answers with the same verdict: win, tie or loss",
+    "kappa": "Cohen's kappa of the three verdicts",
+    "equal_decided": "% of equal verdicts among the answers that neither judge calls a tie",
+    "kappa_decided": "Cohen's kappa among these",
+    "ties_first": "% of the first judge's verdicts that are ties",
+    "ties_second": "% of the second judge's verdicts that are ties",
+    "kendall": "Kendall's tau-b of the models' means: 1 if both judges put the models in the same order",
+}
+"""What each figure is, for whoever reads a table of them."""
+
+Kind = Literal["rating", "verdict", "value"]
+"""Ratings from 1 to 10; verdicts in percent (100 a win, 50 a tie, 0 a loss); numbers of which nothing more is known."""
+Weights = Float[np.ndarray, "pair"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two judges said of one answer; ``model`` gave it to a question (``cluster``) under a ``seed``."""
+
+    model: str
+    seed: Hashable
+    cluster: Hashable
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One figure over ``n`` pairs (``kendall``: ``n`` models) with its 95 % interval; nan where it is undefined."""
+
+    statistic: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def agreement(pairs: Sequence[Pair], kind: Kind) -> list[Agreement]:
+    """The figures that fit ``kind``; `STATISTICS` says what each is.
+
+    ``kendall`` is there when the answers come from at least two models. Raises ValueError when there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("no answer was judged by both judges, so there is no agreement to measure")
+    a, b = np.array([p.first for p in pairs], float), np.array([p.second for p in pairs], float)
+    figures = _verdict_figures(a, b) if kind == "verdict" else _value_figures(a, b)
+    if kind == "rating":
+        figures |= _side_figures(a, b)
+    found = [_estimate(pairs, name, figure) for name, figure in figures.items()]
+    if kind == "verdict":
+        decided = [p for p in pairs if EVEN not in (p.first, p.second)]
+        found[2:2] = _decided(decided)
+    models = list(dict.fromkeys(p.model for p in pairs))
+    if len(models) > 1:
+        of_model = np.array([models.index(p.model) for p in pairs])
+        order = _estimate(pairs, "kendall", lambda w: _kendall_of_means(a, b, of_model, len(models), w))
+        found.append(Agreement(order.statistic, order.value, order.low, order.high, len(models)))
+    return found
+
+
+def _value_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
+    ranks_a, ranks_b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
+    return {
+        "pearson": lambda w: pearson(a, b, w),
+        "spearman": lambda w: pearson(_midranks(ranks_a, w), _midranks(ranks_b, w), w),
+        "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
+        "mean_difference": lambda w: float(np.average(b - a, weights=w)),
+    }
+
+
+def _side_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
+    side_a, side_b = (a > MIDDLE_RATING).astype(int), (b > MIDDLE_RATING).astype(int)
+    return {
+        "same_side": lambda w: 100 * float(np.average(side_a == side_b, weights=w)),
+        "kappa_side": lambda w: cohen_kappa(side_a, side_b, w),
+    }
+
+
+def _verdict_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
+    x, y = _verdicts(a), _verdicts(b)
+    return {
+        "equal": lambda w: 100 * float(np.average(x == y, weights=w)),
+        "kappa": lambda w: cohen_kappa(x, y, w),
+        "ties_first": lambda w: 100 * float(np.average(a == EVEN, weights=w)),
+        "ties_second": lambda w: 100 * float(np.average(b == EVEN, weights=w)),
+        "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
+        "mean_difference": lambda w: float(np.average(b - a, weights=w)),
+    }
+
+
+def _decided(pairs: Sequence[Pair]) -> list[Agreement]:
+    """``equal`` and ``kappa`` of the pairs without a tie, undefined (n = 0) where there are none."""
+    if not pairs:
+        nan = float("nan")
+        return [Agreement(name, nan, nan, nan, 0) for name in ("equal_decided", "kappa_decided")]
+    figures = _verdict_figures(np.array([p.first for p in pairs]), np.array([p.second for p in pairs]))
+    return [_estimate(pairs, f"{name}_decided", figures[name]) for name in ("equal", "kappa")]
+
+
+def _estimate(pairs: Sequence[Pair], name: str, figure: Callable[[Weights], float]) -> Agreement:
+    value, low, high = estimate_statistic(figure, [p.seed for p in pairs], [p.cluster for p in pairs])
+    return Agreement(name, value, low, high, len(pairs))
+
+
+def _verdicts(percent: Weights) -> Int[np.ndarray, "pair"]:
+    """0 for a loss, 1 for a tie, 2 for a win."""
+    return np.sign(percent - EVEN).astype(int) + 1
+
+
+def pearson(a: Weights, b: Weights, w: Weights) -> float:
+    """Weighted linear correlation; nan where one side is constant."""
+    a, b = a - np.average(a, weights=w), b - np.average(b, weights=w)
+    scale = np.sqrt((w * a * a).sum() * (w * b * b).sum())
+    # Deviations of a constant are rounding noise, not a correlation.
+    return float((w * a * b).sum() / scale) if scale > 1e-12 * w.sum() else float("nan")
+
+
+def cohen_kappa(a: Int[np.ndarray, "pair"], b: Int[np.ndarray, "pair"], w: Weights) -> float:
+    """Cohen's kappa of two classifications with weights; nan where chance alone gives full agreement."""
+    n = int(max(a.max(), b.max())) + 1
+    table = np.bincount(a * n + b, weights=w, minlength=n * n).reshape(n, n)
+    total = float(table.sum())
+    # Times total squared: with whole weights these are whole numbers, so full agreement is 1 exactly.
+    seen, expected = total * float(np.trace(table)), float(table.sum(axis=1) @ table.sum(axis=0))
+    return (seen - expected) / (total * total - expected) if total * total > expected else float("nan")
+
+
+def kendall(a: Float[np.ndarray, "model"], b: Float[np.ndarray, "model"]) -> float:
+    """Kendall's tau-b; nan where one side is all equal."""
+    x, y = np.sign(np.subtract.outer(a, a)), np.sign(np.subtract.outer(b, b))
+    scale = np.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / scale) if scale else float("nan")
+
+
+def _midranks(ranks: Int[np.ndarray, "pair"], w: Weights) -> Weights:
+    """Ranks of weighted values (up to a constant), equal values sharing the middle of theirs."""
+    weight = np.bincount(ranks, weights=w)
+    return (np.cumsum(weight) - weight / 2)[ranks]
+
+
+def _kendall_of_means(a: Weights, b: Weights, model: Int[np.ndarray, "pair"], n_models: int, w: Weights) -> float:
+    """tau-b of the models' weighted means, those left out that a replicate did not draw."""
+    weight = np.bincount(model, weights=w, minlength=n_models)
+    drawn = weight > 0
+    means = [np.bincount(model, weights=w * x, minlength=n_models)[drawn] / weight[drawn] for x in (a, b)]
+    return kendall(*means)

@@ -1,0 +1,139 @@
+"""Token sequences encoded on others' key-value caches: what a row shares with its parent is not encoded again."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from harness.intervention import find_decoder
+from harness.padding import pad_rows, positions_of
+from harness.shared_prefix import Tokens
+
+if TYPE_CHECKING:
+    from harness.model import AlignedModel
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Encoded sequences: token t of row r is in column ``first[r] + t`` of the cache."""
+
+    layers: list[DynamicLayer]
+    first: Int[Tensor, " row"]
+    lengths: Int[Tensor, " row"]
+
+
+def can_share(aligned: "AlignedModel") -> bool:
+    """Whether a cached token serves every sequence that begins alike.
+
+    Not where anything is steered: a condition is computed from the whole context, and with ``positions: all`` the
+    prefix itself is edited by it. Not where a layer keeps anything else than the keys and values of tokens.
+    """
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return aligned.intervention is None and all(type(layer) in plain for layer in _cache_layers(aligned))
+
+
+def encode(aligned: "AlignedModel", sequences: Sequence[Tokens]) -> CachedRows:
+    """Whole sequences, in one forward.
+
+    Padded on the right and without a mask: no token sees what is behind it, and attention is faster so.
+    """
+    device = aligned.device
+    ids, _ = pad_rows(sequences, aligned.chat.pad_id, side="right", device=device)
+    layers = _empty_layers(aligned)
+    layers[-1] = _LastLayer()
+    with suppress(_Filled):
+        find_decoder(aligned.model).stack(input_ids=ids, past_key_values=Cache(layers=[*layers]), use_cache=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    return CachedRows(layers, torch.zeros_like(lengths), lengths)
+
+
+def extend(
+    aligned: "AlignedModel", parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
+) -> CachedRows:
+    """Sequences of which row r begins with parent ``owner[r]``, in one forward of ``fed`` tokens a row.
+
+    The rows are those of a left-padded batch of whole sequences, cut behind one column: in front of it they are taken
+    from the parents, the last ``fed`` tokens are encoded. So ``fed`` is what the row with most behind its parent
+    needs, and at least 1; the others have some tokens of their parent encoded again, where there would be padding.
+    """
+    batch = _Extension(aligned, parents, owner, sequences, fed, stop=True)
+    with suppress(_Filled):
+        find_decoder(aligned.model).stack(**batch.inputs)
+    return CachedRows(batch.layers, batch.width - batch.lengths, batch.lengths)
+
+
+def extended_logits(
+    aligned: "AlignedModel", parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
+) -> Float[Tensor, "row fed vocab"]:
+    """The same forward for its logits."""
+    return aligned.model(**_Extension(aligned, parents, owner, sequences, fed, stop=False).inputs).logits
+
+
+class _Extension:
+    """The inputs of the forward that `extend` describes."""
+
+    def __init__(
+        self,
+        aligned: "AlignedModel",
+        parents: CachedRows,
+        owner: Sequence[int],
+        sequences: Sequence[Tokens],
+        fed: int,
+        *,
+        stop: bool,
+    ) -> None:
+        ids, mask = pad_rows(sequences, aligned.chat.pad_id, side="left", device=aligned.device)
+        rows = torch.tensor(owner, device=aligned.device)
+        self.lengths, self.width = mask.sum(-1), ids.shape[1]
+        assert bool((self.lengths - fed <= parents.lengths[rows]).all())
+        kept = max(0, self.width - fed)
+        self.layers = _empty_layers(aligned)
+        if kept:
+            # Columns of padding have no counterpart: whatever is taken for them is masked.
+            before = parents.first[rows] - (self.width - self.lengths)
+            columns = (before[:, None] + torch.arange(kept, device=aligned.device)).clamp(min=0)
+            for layer, parent in zip(self.layers, parents.layers, strict=True):
+                layer.update(_taken(parent.keys, rows, columns), _taken(parent.values, rows, columns))
+        if stop:
+            self.layers[-1].__class__ = _LastLayer  # only now: the columns above went through its update, too
+        self.inputs = {
+            "input_ids": ids[:, kept:],
+            "attention_mask": mask,
+            "position_ids": positions_of(mask)[:, kept:],
+            "past_key_values": Cache(layers=[*self.layers]),
+            "use_cache": True,
+        }
+
+
+class _Filled(Exception):
+    """Ends a forward when the last layer's keys and values are there: what follows serves logits alone."""
+
+
+class _LastLayer(DynamicLayer):
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        super().update(*args, **kwargs)
+        raise _Filled
+
+
+def _cache_layers(aligned: "AlignedModel") -> list[Any]:
+    """As the model's configuration asks for them, empty."""
+    return DynamicCache(config=aligned.model.config).layers
+
+
+def _empty_layers(aligned: "AlignedModel") -> list[DynamicLayer]:
+    """One for each of the model's layers that has its own; none is told of its sliding window, so that it forgets no
+    token which a shorter descendant of a row needs (the model's masks keep to the windows)."""
+    return [DynamicLayer() for _ in _cache_layers(aligned)]
+
+
+def _taken(
+    states: Float[Tensor, "parent head pos d_head"] | None, rows: Int[Tensor, " row"], columns: Int[Tensor, "row kept"]
+) -> Float[Tensor, "row head kept d_head"]:
+    assert states is not None
+    return states.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)

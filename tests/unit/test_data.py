@@ -1,0 +1,439 @@
+"""External files: a sound catalogue, downloads that resume, contents that are checked, nothing half-written."""
+
+import errno
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import urllib.error
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import harness.data.download as downloads
+from harness.cli.app import main
+from harness.data.catalogue import DataFile, benchmarks, external_files, select
+from harness.data.download import DownloadError, download, part_path
+from harness.data.fetch import fetch
+from harness.data.folder import DATA_VARIABLE, data_file, data_folder
+from harness.data.state import digest, missing, state
+
+CONTENT = bytes(range(256)) * 1200  # 300 kB: several chunks
+
+
+class Server:
+    """Serves `content` with Range and ETag; `plan` holds one oddity per request, in order."""
+
+    def __init__(self, address):
+        self.url = f"http://127.0.0.1:{address[1]}/file.bin"
+        self.content, self.etag = CONTENT, '"1"'
+        self.plan, self.ranges = [], []
+
+
+@pytest.fixture
+def server():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_): ...
+
+        def do_GET(self):
+            here, oddity = self.server.state, (self.server.state.plan or [None]).pop(0)
+            here.ranges.append(self.headers.get("Range"))
+            if isinstance(oddity, int):
+                self.send_error(oddity)
+                return
+            body, status = here.content, 200
+            if self.headers.get("Range") and self.headers.get("If-Range") == here.etag and oddity != "no ranges":
+                start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                if start >= len(body):
+                    self.send_error(416)
+                    return
+                body, status = body[start:], 206
+            self.send_response(status)
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {start}-{len(here.content) - 1}/{len(here.content)}")
+            if here.etag:
+                self.send_header("ETag", here.etag)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: oddity[1]] if isinstance(oddity, tuple) else body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.state = Server(httpd.server_address)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
+        thread.start()
+        yield httpd.state
+        httpd.shutdown()
+        thread.join()
+
+
+def entry(url, **options):
+    return DataFile(path="here/file.bin", benchmarks=("mt_bench",), licence="MIT", url=url, **options)
+
+
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def left(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_catalogue_is_sound():
+    files = external_files()
+    assert len({f.path for f in files}) == len(files)
+    assert {"mt_bench", "alpaca_eval", "safety", "multiple_choice"} <= set(benchmarks())
+    for file in files:
+        assert file.url is None or file.url.startswith("https://")
+        assert (file.size is None) == (file.sha256 is None)
+    # What a benchmark cannot run without can be had without asking anybody.
+    assert [f.path for f in files if f.needed and f.url is None] == []
+
+
+def test_the_shared_folder_is_what_the_catalogue_says(data_folder):
+    small = [f for f in external_files() if f.size is not None and f.size < 5_000_000]
+    assert {f.path: state(data_folder, f).status for f in small} == {f.path: "ok" for f in small}
+    listed = {f.path for f in external_files()} | {"README.md"}
+    unknown = [p for p in left(data_folder) if not any(p == path or p.startswith(f"{path}/") for path in listed)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"path": "../x"}, "not a place inside the data folder"),
+        ({"path": "/x"}, "not a place inside the data folder"),
+        ({"url": None}, "a note must say where it comes from"),
+        ({"exact": True}, "exact needs a url"),
+        ({"sha256": "abc"}, "sha256"),
+    ],
+)
+def test_an_unsound_entry_is_refused(change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        DataFile(**{"path": "x", "benchmarks": ("a",), "licence": "MIT", "url": "https://x/y", **change})
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"is called 'mtbench'; benchmarks: mt_bench, "):
+        select(["mtbench"])
+
+
+def test_a_file_is_fetched_checked_and_put_in_its_place(server, tmp_path):
+    seen = []
+    file = entry(server.url, sha256=sha(CONTENT), size=len(CONTENT), exact=True)
+    found = fetch(tmp_path, file, progress=lambda *a: seen.append(a))
+    assert (found.status, (tmp_path / "here/file.bin").read_bytes() == CONTENT) == ("ok", True)
+    assert seen[0] == (0, len(CONTENT))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert left(tmp_path) == ["fetched.json", "here/file.bin"]
+    assert fetch(tmp_path, file).status == "ok"
+    assert len(server.ranges) == 1
+
+
+def test_a_lost_connection_is_taken_up_where_it_was_lost(server, tmp_path):
+    server.plan = [("cut", 100_000), ("cut", 50_000), None]
+    assert fetch(tmp_path, entry(server.url), pause=0).status == "pinned"
+    assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
+    assert (tmp_path / "here/file.bin").read_bytes() == CONTENT
+
+
+def test_an_interrupted_download_goes_on_with_the_next_command(server, tmp_path):
+    server.plan = [("cut", 70_000)] + [503] * (downloads.ATTEMPTS - 1)
+    with pytest.raises(DownloadError, match=r"503 Service Unavailable, 4 times; 70,000 bytes are kept"):
+        fetch(tmp_path, entry(server.url), pause=0)
+    assert not (tmp_path / "here/file.bin").exists()
+    fetch(tmp_path, entry(server.url), pause=0)
+    assert server.ranges[-1] == "bytes=70000-"
+    assert (tmp_path / "here/file.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_in_between_is_fetched_from_its_beginning(server, tmp_path):
+    server.plan = [("cut", 70_000)] + [500] * (downloads.ATTEMPTS - 1)
+    with pytest.raises(DownloadError):
+        download(server.url, tmp_path / "file.bin", pause=0)
+    server.content, server.etag = CONTENT[::-1], '"2"'
+    assert download(server.url, tmp_path / "file.bin", pause=0).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"1"'])
+def test_without_a_firm_sign_that_it_is_the_same_nothing_is_appended(server, tmp_path, etag):
+    server.etag = etag
+    server.plan = [("cut", 70_000), None]
+    assert download(server.url, tmp_path / "file.bin", pause=0).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+
+
+def test_a_server_without_ranges_is_asked_from_the_beginning(server, tmp_path):
+    server.plan = [("cut", 70_000), "no ranges"]
+    assert download(server.url, tmp_path / "file.bin", pause=0).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_already_is_not_taken_for_a_failure(server, tmp_path):
+    whole = download(server.url, tmp_path / "file.bin", pause=0)
+    assert download(server.url, tmp_path / "file.bin", pause=0) == whole
+    assert whole.read_bytes() == CONTENT
+
+
+def test_an_address_that_is_gone_is_said_and_leaves_nothing(server, tmp_path):
+    server.plan = [404]
+    with pytest.raises(DownloadError, match=r"404 Not Found; the address may have changed: get the file by hand"):
+        fetch(tmp_path, entry(server.url))
+    assert left(tmp_path) == []
+    assert len(server.ranges) == 1
+
+
+def test_a_wrong_content_is_refused_and_nothing_is_kept(server, tmp_path):
+    with pytest.raises(DownloadError, match=rf"sha256 {sha(CONTENT)}, expected {'0' * 64}; nothing was kept"):
+        fetch(tmp_path, entry(server.url, sha256="0" * 64, size=1, exact=True))
+    assert left(tmp_path) == []
+
+
+def test_an_unknown_content_is_pinned_by_the_first_fetch(server, tmp_path):
+    file = entry(server.url)
+    assert fetch(tmp_path, file).detail.startswith("as fetched on 20")
+    row = json.loads((tmp_path / "fetched.json").read_text())["here/file.bin"]
+    assert (row["sha256"], row["size"], row["url"]) == (sha(CONTENT), len(CONTENT), server.url)
+    (tmp_path / "here/file.bin").write_bytes(b"damaged")
+    assert state(tmp_path, file).status == "differs"
+    with pytest.raises(DownloadError, match="remove it and fetch it again"):
+        fetch(tmp_path, file)
+    (tmp_path / "here/file.bin").unlink()
+    assert fetch(tmp_path, file).status == "pinned"
+
+
+def test_the_states_of_a_file(tmp_path):
+    path = tmp_path / "here/file.bin"
+    known, inexact = entry("https://x/y", sha256=sha(b"a"), size=1, exact=True), entry("https://x/y", sha256=sha(b"a"))
+    assert state(tmp_path, known).status == "missing"
+    path.parent.mkdir()
+    path.write_bytes(b"a")
+    assert [state(tmp_path, f).status for f in (known, inexact)] == ["ok", "ok"]
+    path.write_bytes(b"b")
+    assert [state(tmp_path, f).status for f in (known, inexact)] == ["differs", "unknown"]
+    assert state(tmp_path, entry("https://x/y")).detail.startswith("its sha256 is not known")
+
+
+def test_a_damaged_record_of_fetched_files_is_named(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/file.bin").write_bytes(b"b")
+    for text in ("[1]", "{", '{"here/file.bin": 3}'):
+        (tmp_path / "fetched.json").write_text(text)
+        with pytest.raises(ValueError, match=r"fetched\.json: .*; remove it"):
+            state(tmp_path, entry("https://x/y"))
+
+
+def test_a_full_disk_is_said_and_the_file_does_not_appear(server, tmp_path, monkeypatch):
+    def full(response, file, have, total, progress):
+        file.write(response.read(1000))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+    monkeypatch.setattr(downloads, "_copy", full)
+    with pytest.raises(DownloadError, match=r"cannot write .*file\.bin\.part: No space left on device; 1,000 bytes"):
+        fetch(tmp_path, entry(server.url), pause=0)
+    assert not (tmp_path / "here/file.bin").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(server, tmp_path):
+    (tmp_path / "here").write_text("a file where a folder is needed")
+    with pytest.raises(DownloadError, match=r"cannot write .*here"):
+        fetch(tmp_path, entry(server.url), pause=0)
+
+
+def test_nobody_home_is_tried_again_and_named(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
+    with pytest.raises(DownloadError, match=r"cannot be reached \(.*\), 2 times$"):
+        download("http://127.0.0.1:9/x", tmp_path / "x", pause=0)
+
+    def unknown(*_, **__):
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr("urllib.request.urlopen", unknown)
+    with pytest.raises(DownloadError, match=r"no address is known for nowhere\.invalid \(Name or service not known\)"):
+        download("http://nowhere.invalid/x", tmp_path / "x", pause=0)
+
+
+def tar(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_an_archive_becomes_a_folder_without_what_is_not_needed(server, tmp_path):
+    server.content = tar({"data/dev/a.csv": b"1", "data/test/b.csv": b"2", "data/auxiliary_train/c.csv": b"3"})
+    found = fetch(tmp_path, entry(server.url, unpack="tar"))
+    assert left(tmp_path / "here/file.bin") == ["dev/a.csv", "test/b.csv"]
+    assert found.status == "pinned"
+    (tmp_path / "here/file.bin/dev/a.csv").write_bytes(b"9")
+    assert state(tmp_path, entry(server.url, unpack="tar")).status == "differs"
+
+
+@pytest.mark.parametrize("content", [b"no archive", tar({"data/../../evil": b"1"}), tar({"top.txt": b"1"})])
+def test_a_bad_archive_is_refused_and_leaves_nothing(server, tmp_path, content):
+    server.content = content
+    folder = tmp_path / "data"
+    with pytest.raises(DownloadError, match=f"{server.url}: "):
+        fetch(folder, entry(server.url, unpack="tar"))
+    assert left(tmp_path) == []
+    assert list((folder / "here").iterdir()) == []
+
+
+def test_transcripts_become_triples(server, tmp_path):
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    pairs = [
+        (f"{start} yes", f"{start} no"),
+        (f"{start} same", f"{start} same"),
+        (f"{start} x", f"{start} "),
+        ("?", "!"),
+    ]
+    lines = [json.dumps({"chosen": c, "rejected": r}) + "\n" for c, r in pairs]
+    server.content = gzip.compress("".join(lines).encode())
+    fetch(tmp_path, entry(server.url, unpack="hh_triples"))
+    rows = [json.loads(line) for line in (tmp_path / "here/file.bin").read_text().splitlines()]
+    assert rows == [{"prompt": start.lstrip(), "chosen": "yes", "rejected": "no", "source": "hh_harmless_test"}]
+
+
+def test_what_is_no_transcript_is_refused(server, tmp_path):
+    for content in (b"plain", gzip.compress(b"{}\n"), gzip.compress(b"{\n"), gzip.compress(b"[]\n"), CONTENT[:40]):
+        server.content = content
+        with pytest.raises(DownloadError, match="what was downloaded is no hh_triples input"):
+            fetch(tmp_path, entry(server.url, unpack="hh_triples"))
+    assert left(tmp_path) == []
+
+
+def test_a_sample_is_spread_over_the_file(server, tmp_path):
+    server.content = "".join(f"{i}\n" for i in range(10_042)).encode()
+    fetch(tmp_path, entry(server.url, unpack="sample_1000"))
+    lines = (tmp_path / "here/file.bin").read_text().split()
+    assert (len(lines), lines[0], lines[1], lines[-1]) == (1000, "0", "10", "10031")
+    server.content = b"1\n2\n"
+    with pytest.raises(DownloadError, match="1000 lines are wanted, the download has 2"):
+        fetch(tmp_path, DataFile(**{**entry(server.url, unpack="sample_1000").model_dump(), "path": "other"}))
+
+
+def test_the_data_folder_is_the_environments_or_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert data_folder() == tmp_path
+    with pytest.raises(ValueError, match=r"a\.json is missing; get it with `dspa-bench data fetch alpaca_eval`"):
+        data_file("a.json", "alpaca_eval")
+    (tmp_path / "a.json").write_text("")
+    assert data_file("a.json", "alpaca_eval") == tmp_path / "a.json"
+    monkeypatch.delenv(DATA_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert data_folder() == Path("/somewhere/dspa-bench")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, server, tmp_path):
+    """The command line with two files: one that the server has, one without an address."""
+    files = (
+        entry(server.url),
+        DataFile(path="hand.txt", benchmarks=("mt_bench",), licence="MIT", needed=False, note="made by hand"),
+    )
+    monkeypatch.setattr("harness.data.catalogue.external_files", lambda: files)
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "data"))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dspa-bench", "data", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_list_fetch_and_verify_from_the_command_line(call, server, tmp_path):
+    code, out, _ = call("list")
+    assert code == 0
+    assert "missing  here/file.bin  (needed by mt_bench)\n         unknown size, MIT, sha256 not known yet\n" in out
+    assert "no public address\n         made by hand\n" in out
+    assert "mt_bench: missing or wrong: here/file.bin; without: hand.txt" in out
+    code, out, err = call("verify")
+    assert (code, err) == (2, f"error: there is no data folder '{tmp_path}/data'; `dspa-bench data fetch` makes it\n")
+    code, out, err = call("fetch", "mt_bench")
+    assert (code, err) == (0, "")
+    assert "fetched  here/file.bin: as fetched on 20" in out
+    assert "mt_bench: all that it needs is there; without: hand.txt" in out
+    assert call("fetch")[:1] == (0,)
+    assert len(server.ranges) == 1
+    assert call("verify", "mt_bench")[0] == 0
+    assert call("verify", "hand.txt")[0] == 1
+    (tmp_path / "data/here/file.bin").write_bytes(b"damaged")
+    code, out, _ = call("verify")
+    assert code == 1
+    assert "differs  here/file.bin: sha256 is " in out
+    code, out, _ = call("list", "--csv")
+    assert out.splitlines()[0] == "path,benchmarks,needed,licence,size,sha256,exact,state,url,note"
+    assert out.splitlines()[1].startswith("here/file.bin,mt_bench,True,MIT,,,False,differs,http://127.0.0.1")
+
+
+def test_what_a_benchmark_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.data.state.external_files", lambda: (entry("https://x/y"),))
+    assert missing(tmp_path) == {"mt_bench": ["here/file.bin"]}
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/file.bin").write_text("")
+    assert missing(tmp_path) == {}
+
+
+def test_a_file_that_cannot_be_fetched_is_exit_code_1_and_the_others_are_fetched(call, server):
+    server.plan = [404]
+    code, out, err = call("fetch")
+    assert code == 1
+    assert err.startswith("failed: here/file.bin: http://127.0.0.1")
+    assert "mt_bench: missing or wrong: here/file.bin" in out
+
+
+def test_bad_names_and_folders_are_exit_code_2(call, tmp_path):
+    for command in ("list", "fetch", "verify"):
+        code, _, err = call(command, "nothing")
+        assert code == 2
+        assert err.startswith("error: no external file or benchmark is called 'nothing'")
+    (tmp_path / "file").write_text("")
+    code, _, err = call("fetch", "--folder", str(tmp_path / "file"))
+    assert code == 2
+    assert err.startswith(f"error: cannot write to the data folder '{tmp_path}/file'")
+
+
+def test_two_processes_do_not_fetch_into_one_folder(call, tmp_path):
+    folder = tmp_path / "data"
+    with held(folder):
+        code, _, err = call("fetch")
+    assert (code, err) == (2, f"error: another process is fetching into '{folder}'; wait for it\n")
+
+
+@contextmanager
+def held(folder):
+    folder.mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held'); input()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code, folder / ".fetch.lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.communicate("\n")
+
+
+def test_digests_of_folders_depend_on_names_and_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "x").write_text("1")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    (tmp_path / "b" / "sub" / "x").rename(tmp_path / "b" / "sub" / "y")
+    assert digest(tmp_path / "a") != digest(tmp_path / "b")
+
+
+def test_the_part_lies_beside_its_target():
+    assert part_path(Path("a/b.json")) == Path("a/.b.json.part")
