@@ -17,6 +17,7 @@ Table = list[dict[str, Any]]
 
 # Okabe and Ito's palette, told apart under every common colour blindness; markers say the same in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+_LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GREY = "#6B6B6B"
 
@@ -139,7 +140,9 @@ def _series(axis: "Axes", run: Run, variant: str, facts: Metric, x: list[float],
         mean,
         yerr=[below, above],
         color=_COLOURS[index % len(_COLOURS)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        # After one round of colours the markers move on by one and the line changes, so that no two look alike.
+        marker=_MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
+        linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
         markersize=5,
         linewidth=1.2,
         elinewidth=1,

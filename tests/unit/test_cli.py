@@ -15,7 +15,8 @@ from harness.cli.app import app, main
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
-COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval"]
+COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
+COMMANDS += ["mt-bench judge", "audit", "finetune-sae"]
 
 
 @pytest.fixture
@@ -169,6 +170,19 @@ def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, 
         code, _, err = call(*wrong)
         assert code == 2, err
         assert expected in err
+
+
+def test_fit_stops_at_the_bill_it_is_given(call, suite_path, tmp_path, tiny_folders):
+    fit = ["--base", tiny_folders["llama"], "--triples", suite_path.parent / "triples.jsonl"]
+    code, out, err = call("fit", "sft", *fit, "--param", "batch_size=4", "--flops", 2e7, "--out", tmp_path / "sft")
+    assert (code, err) == (0, "")
+    assert re.search(r"stopped at the bill of 2e\+07: step \d+, epoch \d", out)
+    bill = json.loads((tmp_path / "sft" / "aligned.json").read_text())["bill"]
+    assert bill["executed_flops"] >= bill["flops_limit"] == 20_000_000
+    code, out, err = call("fit", "caa", *fit, "--param", "layer=1", "--flops", 1000, "--out", tmp_path / "caa")
+    assert code == 2
+    assert "does not pay for one triple of caa" in err
+    assert not (tmp_path / "caa").exists()
 
 
 @pytest.mark.parametrize(

@@ -235,3 +235,23 @@ def test_a_benchmark_that_a_finished_cell_lacks_is_named(tmp_path):
     text = write_report(folder).read_text(encoding="utf-8")
     assert "1 benchmark of finished cells not run." in text
     assert "Cell `base__n0__s0` has no records of safety; rerun the suite" in text
+
+
+def test_costs_by_the_papers_convention_have_their_ratios_beside_the_measured_ones(tmp_path, without_figures):
+    folder = write_run(tmp_path / "run")
+    for path in folder.glob("cells/dpo__n*/compute.json"):  # as if it were the other method that has a paper's figure
+        bill = json.loads(path.read_text())
+        path.write_text(json.dumps(bill | {"paper_flops": 358e12 * bill["n_triples"]}))
+    text = write_report(folder).read_text(encoding="utf-8")
+    costs = pd.read_csv(folder / "report/tables/compute.csv").set_index(["variant", "budget"])
+    dspa, dpo = (costs.loc[(name, 300)] for name in ("dspa_paper", "dpo"))
+    (row,) = [line for line in text.splitlines() if re.match(r"\| [^|]* : [^|]* \|", line)]
+    executed, formula, paper = (float(cell) for cell in row.split("|")[2:5])
+    assert executed == pytest.approx(dpo["executed_flops"] / dspa["executed_flops"], abs=0.051)
+    assert formula == pytest.approx(dpo["formula_flops"] / dspa["formula_flops"], abs=0.051)
+    assert paper == pytest.approx(dpo["paper_flops"] / dspa["paper_flops"], abs=5e-5)
+
+
+def test_what_the_suite_sets_is_in_the_report(text):
+    assert "## Settings" in text
+    assert re.search(r"\| `dpo` \|", text)
