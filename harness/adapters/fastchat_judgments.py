@@ -129,6 +129,11 @@ def _values(kind: type[AnyJudgment], row: dict[str, Any], place: str) -> dict[st
     missing = [name for name in names if name not in row]
     if missing:
         raise ValueError(f"{place}: not an MT-Bench judgment of this kind, missing {', '.join(missing)}")
+    if not isinstance(row["question_id"], int):
+        raise ValueError(f"{place}: 'question_id' must be an integer, got {row['question_id']!r}")
+    for name in ("model", "model_1", "model_2"):
+        if name in names and not isinstance(row[name], str):
+            raise ValueError(f"{place}: {name!r} must be a string, got {row[name]!r}")
     if not isinstance(row["judge"], list) or len(row["judge"]) != 2:
         raise ValueError(f"{place}: 'judge' must be [judge, prompt name], got {row['judge']!r}")
     if row["turn"] not in (1, 2):

@@ -135,6 +135,22 @@ class AlignedLM(_HFLM):
         _log.warning("cut %d tokens from the left of a context to fit the context length %d", excess, self.max_length)
         return context[excess:]
 
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """As HFLM's for the prompts of ``generate_until``; those it cuts on the left are counted, too."""
+        ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len is None or ids.shape[1] <= left_truncate_len:
+            return ids, mask
+        cut = int((mask.sum(-1) > left_truncate_len).sum())
+        self.truncated_requests += cut
+        _log.warning("cut %d prompts on the left to %d tokens, to leave room for the answer", cut, left_truncate_len)
+        return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         # Past a stop token a row is not steered any more, so its generation has to end there.
         with self.aligned.steering():

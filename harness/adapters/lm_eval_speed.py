@@ -1,6 +1,6 @@
 """Is the ``aligned`` class as fast as it should be? The same requests through it and through lm-eval's ``hf``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,6 @@ def measure_task(
     batch_size: int,
     rounds: int,
     seed: int,
-    progress: Callable[[int], object] = lambda _round: None,
 ) -> TaskSpeed:
     """Tokenise and score the first ``limit`` items of ``task`` (of a group: about as many, alike from each task).
 
@@ -64,7 +63,6 @@ def measure_task(
         rounds=rounds,
         warmup=0,  # both have just run
         seed=seed,
-        progress=progress,
     )
     return TaskSpeed(
         task,

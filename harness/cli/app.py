@@ -49,7 +49,11 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     max_cost: Annotated[
         float | None,
-        typer.Option(min=0, help="What judging may cost in all sittings together.", show_default="the suite's"),
+        typer.Option(
+            min=0,
+            help="What the suite's judges may cost in all sittings together (not AlpacaEval's own annotators).",
+            show_default="the suite's",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,

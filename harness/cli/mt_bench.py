@@ -1,5 +1,6 @@
 """``dspa-bench mt-bench judge``: judgments of answer files that are already there."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -8,7 +9,8 @@ from typing import Any, Literal, cast
 
 from harness.adapters import fastchat
 from harness.adapters.fastchat_scores import pair_scores, single_scores
-from harness.experiment.store import RunFolder, check_can_make
+from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
+from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
 from harness.experiment.suite import Suite, load_suite
 from harness.judges import Judge
 from harness.scores import Score, write_scores
@@ -17,6 +19,9 @@ from tasks.mt_bench.answers import Answers, keep_answers
 from tasks.mt_bench.judging import Judging
 
 Mode = Literal["single", "pairwise-baseline", "pairwise-all"]
+
+IDENTITY = "judged_by.json"
+"""What the judgments in the folder depend on besides the answers."""
 
 
 def judge_command(
@@ -42,7 +47,10 @@ def judge_command(
     if not out.exists():
         check_can_make(out)
     folder = RunFolder(out)
+    identity = _identity(benchmark.judging(judge, None))
     with folder.lock():
+        _check_same(out, identity)
+        write_json(out / IDENTITY, identity)
         judge = judge.at(folder.judging)
         judge.prepare()
         for name in given:
@@ -64,6 +72,22 @@ def _checked_judge(suite: Suite, mode: Mode) -> Judge:
         raise ValueError(f"judge {suite.judge.name!r} cannot {verb}, which --mode {mode} asks for; take another judge")
     suite.judge.check()
     return suite.judge
+
+
+def _identity(judging: Judging) -> Identity:
+    """The judge's settings, and the content of what it is shown beside the answers."""
+    questions = [vars(question) for question in judging.questions]
+    references = {str(number): turns for number, turns in judging.references.items()}
+    shown = {"questions": identity_hash({"": questions}), "references": identity_hash(references)}
+    identity = {"judge": {"kind": judging.judge.name, **decisive_settings(judging.judge)}, "shown": shown}
+    return json.loads(json.dumps(identity))
+
+
+def _check_same(out: Path, here: Identity) -> None:
+    """Judgments in one folder are by one judge on the same questions; those that are there are not judged again."""
+    found = differences(read_json(out / IDENTITY) or {}, here)
+    if found:
+        raise ValueError(f"{str(out)!r} has judgments made otherwise; give another --out\n  " + "\n  ".join(found))
 
 
 def _chosen(there: Sequence[str], mode: Mode, baseline: str | None, models: Sequence[str]) -> list[str]:

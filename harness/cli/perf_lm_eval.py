@@ -13,7 +13,8 @@ from harness.model import AlignedModel
 from harness.perf import Goal
 
 TASKS = ("mmlu_local:0", "arc_easy_local:2", "truthfulqa_mc2_local:0", "hellaswag_local:1", "winogrande_local:5")
-"""The paper's tasks with as many of its examples as leave at least 19 of 20 requests uncut in 512 tokens."""
+"""The paper's tasks with as many of its examples as leave at least 19 of 20 requests of the stories260K model uncut in
+its 512 tokens. No number does for MMLU: with 0 examples 8 of 9 requests are uncut, with 1 two of 3."""
 
 GOAL, GOALS = 2.0, {"hellaswag_local": 3.0}
 TOLERANCE = 1e-4

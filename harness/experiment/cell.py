@@ -81,7 +81,7 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
     code_commit()  # asked before the work, because the checkout may change during it
     folder = work.folder.cell(cell.name)
-    attempts = _Attempts()
+    attempts, again = _Attempts(), _Attempts()
     aligned = attempts.run("fit", lambda: _artifact(work, cell, folder, notify))
     if aligned is not None:
         for name in work.suite.benchmarks:
@@ -91,7 +91,7 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
             settled = folder.second.settled(name) and folder.judged_alike(name)
             if folder.records(name) is not None and not settled:
                 part = f"second judge, {name}"
-                attempts.run(part, lambda n=name: _judge_again(work, cell, folder, aligned, n, notify))
+                again.run(part, lambda n=name: _judge_again(work, cell, folder, aligned, n, notify))
     figures = {name: folder.diagnostics(name) for name in work.suite.benchmarks}
     state = {
         **cell.describe(),
@@ -100,9 +100,11 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
         "fingerprint": aligned and aligned.fingerprint,
         "status": "failed" if attempts.errors else "done",
         "error": "; ".join(attempts.errors) or None,
+        # Apart, because what the first judge said stands without it.
+        "second_judge_error": "; ".join(again.errors) or None,
         "diagnostics": {f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     }
-    folder.finish(state, "\n".join(attempts.tracebacks) or None)
+    folder.finish(state, "\n".join(attempts.tracebacks + again.tracebacks) or None)
 
 
 def _artifact(work: Workplace, cell: Cell, folder: CellFolder, notify: Notify) -> AlignedModel:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from harness.base_model import base_shape, check_weights
 from harness.benchmark import Benchmark
 from harness.chat import ChatFormat
+from harness.experiment.identity import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judges import Judge
@@ -103,8 +104,11 @@ def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
         return prompts
     if first is None:
         problems.add(("second_judge",), "a second judge needs a first one to agree with; add `judge:` to the suite")
-    elif second == first:
-        problems.add(("second_judge",), "this is the first judge again, which always agrees with itself; give another")
+    elif len(prompts) == 2 and type(second) is type(first) and decisive_settings(second) == decisive_settings(first):
+        # Its replies are kept once for both, whatever server each names.
+        text = "this is the first judge again, which always agrees with itself; give another"
+        how = "" if second == first else " (where it is asked, or how, makes no other judge)"
+        problems.add(("second_judge",), text + how)
     for name in suite.judged_twice:
         problems.of(("second_judge",), lambda name=name: _check_asks(second, suite.benchmarks[name]))
         if not suite.benchmarks[name].needs_judge:

@@ -23,7 +23,7 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
     was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
     """
     file = suite.file
-    judges = {key: {"kind": judge.name, **_settings(judge)} for key, judge in suite.judges.items()}
+    judges = {key: {"kind": judge.name, **decisive_settings(judge)} for key, judge in suite.judges.items()}
     units: Identity = {
         "suite": {
             "name": file.name,
@@ -37,7 +37,7 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
     if "second_judge" in judges:
         units["second_judge"] = judges["second_judge"]
     for name, benchmark in suite.benchmarks.items():
-        settings = _settings(benchmark)
+        settings = decisive_settings(benchmark)
         # Answers do not depend on the batch size, and running out of memory is a reason to change it.
         settings.pop("batch_size", None)
         units[f"benchmarks.{name}"] = settings
@@ -48,7 +48,7 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
     return json.loads(json.dumps(units))
 
 
-def _settings(thing: Any) -> dict[str, Any]:
+def decisive_settings(thing: Any) -> dict[str, Any]:
     """All settings of a benchmark or judge, defaults included, with contents in place of paths.
 
     Those that a judge calls operational change no verdict and are left out.

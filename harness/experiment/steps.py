@@ -85,7 +85,10 @@ def judge_again(
     for count, _ in enumerate(folder.second.write_records(name, records), 1):
         notify(count)
     if not folder.judged_alike(name):
-        raise ValueError("the second judge was shown other answers than the first; remove the cell's records and rerun")
+        raise ValueError(
+            "the second judge was shown other answers than the first; remove records, completions, second and "
+            f"{benchmark.files or name} from {folder.path} and rerun"
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -168,6 +168,8 @@ class CellFolder:
             return ["not run to its end"]
         if state["status"] == "failed":
             return [state["error"]]
+        if state.get("second_judge_error"):
+            return [state["second_judge_error"]]
         reasons = [reason for name in benchmarks if (reason := self._failure(name)) is not None]
         for name in judged_twice:
             reason = self.second._failure(name)
@@ -245,6 +247,6 @@ class CellFolder:
         return self.path / "records" / f"{benchmark}.jsonl"
 
 
-def _answers(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Any]:
-    """(metric, item) -> the answer that was judged; None where a record keeps none."""
-    return {(record["metric"], record["item"]): record["raw"].get("answer") for record in records}
+def _answers(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Any]:
+    """(metric, item, whose) -> the answer that was judged, or what it was compared with; None where none is kept."""
+    return {(r["metric"], r["item"], k): r["raw"].get(k) for r in records for k in ("answer", "baseline_answer")}

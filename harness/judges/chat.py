@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -91,6 +92,9 @@ class ChatEndpoint:
                 "the address of the endpoint must hold no user, password, '?' or '#' (it is written to files); "
                 "give a key in the environment variable that api_key_env names"
             )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            # Not repeated either: it may be the key itself.
+            raise ValueError("api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
         if not self.model:
             raise ValueError("the endpoint needs the name of a model")
         if min(self.max_tokens, self.concurrency, self.attempts) < 1 or self.timeout <= 0 or self.temperature < 0:
@@ -219,7 +223,7 @@ def _reply(completion: object, max_tokens: int) -> Reply:
     try:
         choice = completion.choices[0]  # type: ignore[attr-defined]
         text, reason = choice.message.content, choice.finish_reason
-    except (AttributeError, IndexError, TypeError):
+    except (AttributeError, LookupError, TypeError):
         return Reply(None, f"the endpoint's answer is not a chat completion: {str(completion)[:120]!r}")
     usage, model = getattr(completion, "usage", None), getattr(completion, "model", None)
     known = {

@@ -107,6 +107,11 @@ class RewardJudge(JudgeConfig):
         scorer = RewardModel.load(self._trained_ref(partial), device=self.device)
         rows = [ids for pair in answer_rows(self._form, held_out) for ids in pair]
         scores = scorer.scores(rows, batch_size=self.score_batch_size)
+        if not all(map(math.isfinite, scores)):
+            raise ValueError(
+                f"reward model {self.label} gives scores that are no finite numbers; "
+                + ("lower `training.learning_rate`" if self.base else "give another `model`, or another `dtype` for it")
+            )
         standing = Standing.of(held_out, scores[::2], scores[1::2], trained_on=len(trained) if self.base else 0)
         standing.write(partial / "reward.json", settings=self._settings, seconds=round(time.monotonic() - start, 1))
         partial.rename(folder)
@@ -171,7 +176,8 @@ class RewardJudge(JudgeConfig):
                 rows.append(str(problem))
         fitting = [row for row in rows if not isinstance(row, str)]
         scores = iter(self._scorer.scores(fitting, batch_size=self.score_batch_size))
-        return [row if isinstance(row, str) else next(scores) for row in rows]
+        found = [row if isinstance(row, str) else next(scores) for row in rows]
+        return [f"its score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in found]
 
     @property
     def _ref(self) -> ModelRef:

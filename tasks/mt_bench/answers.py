@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.adapters import fastchat
 from harness.adapters.fastchat import ModelAnswer, Question
+from harness.files import read_jsonl, write_jsonl
 from harness.preferences import Conversation, Message
 
 if TYPE_CHECKING:
@@ -109,16 +109,25 @@ class Answering:
 
 
 def keep_answers(folder: Path, name: str, answers: Sequence[ModelAnswer]) -> None:
-    """Write an answer file, unless it has these answers already.
+    """Write an answer file, unless it has these answers already; without any answer there is no file.
 
-    Judgments always belong to the answers that are there, so those of other answers, whoever made them, go first.
+    Judgments always belong to the answers that are there, so all judges' judgments of this model's others go first.
     """
     path = fastchat.answer_path(folder, name)
     before = fastchat.load_answers(path) if path.is_file() else None
     if before is not None and _said(before) == _said(answers):
         return
-    shutil.rmtree(folder / "model_judgment", ignore_errors=True)
-    fastchat.write_answers(path, answers)
+    for judged in (folder / "model_judgment").glob("*.jsonl"):
+        rows = [row for _, row in read_jsonl(judged, "MT-Bench judgment")]
+        kept = [row for row in rows if name not in (row.get("model"), row.get("model_1"), row.get("model_2"))]
+        if kept:
+            write_jsonl(judged, kept)
+        else:
+            judged.unlink()
+    if answers:
+        fastchat.write_answers(path, answers)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def conversation(question: Question, answers: Sequence[str], turn: int, *, answered: bool = False) -> Conversation:

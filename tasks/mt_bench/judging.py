@@ -59,9 +59,10 @@ class Judging:
                 tstamp=time.time(),
             )
         found = {a.name: {key: done[a.name, key] for key in self._answered(a)} for a in models}
-        if path:
-            others = [j for j in there if j.model not in found]
-            write_judgments(path, [*others, *(j for of_model in found.values() for j in of_model.values())])
+        others = [j for j in there if j.model not in found]
+        kept = [*others, *(j for of_model in found.values() for j in of_model.values())]
+        if path and kept:
+            write_judgments(path, kept)
         return found, failed
 
     def compare(self, pairs: Sequence[tuple[Answers, Answers]]) -> "Compared":
@@ -89,8 +90,9 @@ class Judging:
             reasons = [f"{order}: {v.error}" for order, v in new.items() if v.error is not None]
             if reasons:
                 failed[place] = "; ".join(reasons)
-        if path:
-            write_judgments(path, [*(j for place, j in done.items() if place not in found), *found.values()])
+        kept = [*(j for place, j in done.items() if place not in found), *found.values()]
+        if path and kept:
+            write_judgments(path, kept)
         return Compared(found, failed)
 
     def _pair(

@@ -192,15 +192,19 @@ def _record(
     """One item of lm-eval's samples; ``cut`` says how many tokens a (context, choice) lost on the left."""
     contexts, choices = zip(*sample["arguments"], strict=True)
     scores = [score for score, _ in sample["filtered_resps"]]
-    finite = all(math.isfinite(score) for score in scores)
+    value, error = 100.0 * float(sample[metric]), None
+    if not all(math.isfinite(score) for score in scores):
+        error = f"log-likelihoods are not all finite: {scores}"
+    elif not math.isfinite(value):  # mc2, where the probability of every choice is 0 as a float
+        error = f"{metric} cannot be computed from the log-likelihoods {scores}"
     several = getattr(leaf, "multiple_input", 0)  # as in Winogrande: the choices are in the context
     key = f"{sample['doc_id']}" if leaf.task_name == name else f"{leaf.task_name}:{sample['doc_id']}"
     return Record(
         item=key,
         cluster=key,
         metric=name,
-        value=100.0 * float(sample[metric]) if finite else None,
-        error=None if finite else f"log-likelihoods are not all finite: {scores}",
+        value=value if error is None else None,
+        error=error,
         raw={
             "prompt": list(contexts) if several else contexts[0],
             "choices": list(choices),

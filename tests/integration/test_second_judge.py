@@ -109,6 +109,7 @@ def test_failed_verdicts_are_named_and_a_rerun_asks_only_the_second_judge(
     trouble.write_text("broken")
     failures = run(suite, tmp_path / "run")
     assert failures[CELLS[0]] == ["second judge, toy_rated: RuntimeError: the toy judge broke"]
+    assert all(cell.done for cell in read_run(tmp_path / "run").cells), "what the first judge said stands"
     trouble.unlink()
     no_generation_after()
     assert run(suite, tmp_path / "run") == {}
@@ -202,6 +203,13 @@ def test_a_missing_second_pass_is_reported(finished, tmp_path):
     [
         ({"judge": None}, "second_judge: a second judge needs a first one"),
         ({"second_judge": JUDGES["judge"]}, "the first judge again"),
+        (
+            {
+                "judge": {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:1/v1"},
+                "second_judge": {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:2/v1"},
+            },
+            "the first judge again.*where it is asked",
+        ),
         ({"second_judge": {"kind": "oracle of delphi"}}, "unknown judge 'oracle of delphi'"),
         ({"second_judge": {"kind": "toy_rule", "strict": 1}}, "unknown key 'strict'"),
         ({"second_judge": {"kind": "toy_rule", "rule": "length", "benchmarks": ["x"]}}, "no benchmark is called 'x'"),

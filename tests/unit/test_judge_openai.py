@@ -62,6 +62,7 @@ def test_all_four_verbs_go_over_the_wire(tmp_path):
         ({"base_url": "localhost:8000"}, "is no address"),
         ({"base_url": "http://me:k-secret@localhost/v1"}, "must hold no user"),
         ({"model": ""}, "name of a model"),
+        ({"api_key_env": "k-secret"}, "the name of an environment variable"),
         ({"max_cost": 5}, "max_cost needs price_in and price_out"),
         ({"price_in": 1}, "belong together"),
         ({"base_url": "https://example.org/v1"}, "set the environment variable SOME_KEY"),

@@ -145,6 +145,17 @@ def test_what_does_not_fit_is_a_failure_and_the_others_have_their_verdicts(judge
     assert verdict.value is None and "context" in (verdict.error or "")
 
 
+def test_a_score_that_is_no_finite_number_is_a_failure_and_never_a_verdict(judge, triples_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(RewardModel, "scores", lambda _self, rows, *, batch_size: [float("nan")] * len(rows))
+    pair = Comparison.of(conversation("w11"), "w1", "w31")
+    for verdict in judge.rate([rated("w11", "w1")]) + judge.compare([pair]):
+        assert verdict.value is None and verdict.error == "its score is nan"
+    given = RewardJudge(model={"path": str(folder_of(judge))}, triples=triples_file).at(tmp_path)
+    with pytest.raises(ValueError, match="no finite numbers"):
+        given.prepare()
+    assert not folder_of(given).exists()
+
+
 def test_harm_and_refusal_are_failures_and_never_made_up(judge):
     answers = [Answer(conversation("w11"), "w1")] * 2
     assert [v.value for v in judge.harm(answers) + judge.refusal(answers)] == [None] * 4

@@ -177,6 +177,18 @@ def test_left_truncation_is_counted_and_logged(tiny_base, caplog):
     assert lm.get_model_info()["truncated_requests"] == 1
 
 
+def test_prompts_cut_to_leave_room_for_an_answer_are_counted_and_cut_as_by_hf(tiny_base, caplog):
+    aligned = tiny_base("llama")
+    arguments = [("w1 w2", {"max_gen_toks": 2}), ("w1 w2 w3 w4 w5 w6", {"max_gen_toks": 2})]
+    lm = AlignedLM(aligned, max_length=6)
+    with caplog.at_level(logging.WARNING):
+        ours = lm.generate_until(requests("generate_until", arguments), disable_tqdm=True)
+    assert lm.truncated_requests == 1
+    assert "cut 1 prompts on the left to 4 tokens" in caplog.text
+    hf = HFLM(pretrained=aligned.model, tokenizer=aligned.tokenizer, max_length=6)
+    assert ours == hf.generate_until(requests("generate_until", arguments), disable_tqdm=True)
+
+
 def test_a_continuation_longer_than_the_context_length_is_refused(tiny_base):
     with pytest.raises(ValueError, match="a continuation of 3 tokens exceeds the context length 2"):
         loglikelihoods(AlignedLM(tiny_base("llama"), max_length=2), [("w1", " w2 w3 w4")])

@@ -182,8 +182,9 @@ def test_judgments_of_another_model_or_of_replaced_answers_are_not_taken_for_thi
     one, two = ScriptedModel(echo, "1" * 64), ScriptedModel(echo, "2" * 64)
     run(benchmark, one, ScriptedJudge(rate=lambda r: 4.0), tmp_path)
     run(benchmark, two, ScriptedJudge(rate=lambda r: 8.0), tmp_path)
-    records = run(benchmark, one, ScriptedJudge(rate=lambda r: 5.0), tmp_path)
-    assert {r.value for r in records} == {5.0}
+    again = ScriptedJudge(rate=lambda r: 5.0)
+    assert {r.value for r in run(benchmark, one, again, tmp_path)} == {4.0}  # its own, which the other's did not cost
+    assert again.asked == []
     other = ScriptedJudge(rate=lambda r: 7.0)
     other.label = "other"
     run(benchmark, one, other, tmp_path, seed=99)
@@ -230,6 +231,22 @@ def test_a_conversation_that_does_not_fit_fails_its_turns_and_no_others(question
     assert len(judge.asked) == 3
     assert sum(r.value == 5.0 for r in records) == 3
     assert run(MTBench(questions=questions), ScriptedModel(reply), judge, tmp_path) == records
+
+
+@pytest.mark.parametrize("modes", [("single",), ("single", "pairwise-baseline")])
+def test_a_model_without_any_answer_can_be_run_again(questions, tmp_path, modes):
+    def reply(_):
+        raise ValueError("too long")
+
+    baseline = tmp_path / "before.jsonl"
+    fastchat.write_answers(baseline, [ModelAnswer(q["question_id"], "a", "before", ("1", "2"), 0.0) for q in QUESTIONS])
+    benchmark = MTBench(questions=questions, modes=modes, baseline=baseline if len(modes) == 2 else None)
+    out = tmp_path / "out"
+    judge = ScriptedJudge(rate=lambda r: 5.0, compare=lambda r: 1.0)
+    first = run(benchmark, ScriptedModel(reply), judge, out)
+    assert {r.error for r in first} == {"no answer to turn 1: too long"}
+    assert run(benchmark, ScriptedModel(reply), judge, out) == first
+    assert {r.value for r in run(benchmark, ScriptedModel(echo), judge, out) if r.metric == "mt_bench"} == {5.0}
 
 
 def test_a_second_turn_that_did_not_fit_is_tried_again(questions, tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from tasks.multiple_choice import MultipleChoice
+from tasks.multiple_choice.benchmark import _record
+from tasks.multiple_choice.local import local_data
 
 YAML = """task: NAME
 custom_dataset: !function local.items
@@ -117,6 +120,23 @@ def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base
     assert [(r.item, r.value) for r in failed] == [("1", None)]
     assert "not all finite" in failed[0].error
     json.dumps(failed[0].to_json(), allow_nan=False)
+
+
+def test_an_item_whose_metric_is_not_a_number_is_an_error():
+    leaf = SimpleNamespace(task_name="mc2")
+    sample = {"arguments": [("c", " a"), ("c", " b")], "filtered_resps": [(-800.0, False), (-900.0, False)]}
+    record = _record("mc2", leaf, "acc", {**sample, "acc": math.nan, "doc_id": 0, "target": 0}, {})
+    assert (record.value, record.error) == (None, "acc cannot be computed from the log-likelihoods [-800.0, -900.0]")
+
+
+@pytest.mark.parametrize("answer", ["", "AB", "E", "a"])
+def test_an_mmlu_answer_that_is_not_a_letter_is_refused(tmp_path, monkeypatch, answer):
+    monkeypatch.setenv("DSPA_BENCH_DATA", str(tmp_path))
+    for split in ("test", "dev"):
+        (tmp_path / "mc/mmlu" / split).mkdir(parents=True)
+        (tmp_path / f"mc/mmlu/{split}/anatomy_{split}.csv").write_text(f"q,1,2,3,4,{answer}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"anatomy_test\.csv: record 1 is not question,A,B,C,D,answer"):
+        local_data.mmlu("anatomy")
 
 
 def test_running_it_prints_nothing(folder, tiny_base, capfd):

@@ -128,6 +128,8 @@ def test_without_questions_there_are_no_categories_and_it_says_so(call, tmp_path
     [
         (["no.jsonl"], "does not exist"),
         (["q.jsonl"], "q.jsonl:1: not an MT-Bench judgment"),
+        (["text.jsonl"], "text.jsonl:1: 'question_id' must be an integer, got '81'"),
+        (["list.jsonl"], "list.jsonl:1: 'model' must be a string, got ['m']"),
         (["j.jsonl", "--baseline", "a"], "--baseline is for pairwise judgments"),
         (["p.jsonl", "--baseline", "x"], "the baseline 'x'; there are a, b"),
         (["far.jsonl", "--questions", "q.jsonl"], "question 999 is not among the questions"),
@@ -138,6 +140,8 @@ def test_what_cannot_be_scored_is_one_message_and_exit_2(call, tmp_path, monkeyp
     write_questions(tmp_path / "q.jsonl")
     write_judgments(tmp_path / "j.jsonl", [rating()])
     write_judgments(tmp_path / "far.jsonl", [rating(question_id=999)])
+    write_judgments(tmp_path / "text.jsonl", [rating(question_id="81")])
+    write_judgments(tmp_path / "list.jsonl", [rating(model=["m"])])
     write_judgments(tmp_path / "p.jsonl", [pair()])
     code, rows, err = call("score", "mt-bench", *arguments)
     assert (code, rows) == (2, [])
@@ -152,7 +156,9 @@ class LikesLong(JudgeConfig):
     label: ClassVar[str] = "likes_long-v1"
     statement: ClassVar[str] = "Long is good."
     asked: ClassVar[list] = []  # by all of its kind
+    operational: ClassVar[frozenset[str]] = frozenset({"silent_on"})
     silent_on: str = ""
+    reason: str = "because"
 
     def rate(self, requests):
         return [self._say(r.conversation, min(10.0, len(r.conversation[-1]["content"]))) for r in requests]
@@ -164,7 +170,7 @@ class LikesLong(JudgeConfig):
         self.asked.append(conversation)
         if self.silent_on and self.silent_on in conversation[-2]["content"]:
             return Verdict(None, "?", "shown", "cannot be parsed")
-        return Verdict(float(value), "because", "shown")
+        return Verdict(float(value), self.reason, "shown")
 
 
 @pytest.fixture
@@ -234,6 +240,22 @@ def test_the_same_command_again_asks_only_for_what_failed(call, suite, answers, 
     assert asked == []
 
 
+def test_judgments_made_otherwise_are_not_taken_for_this_judges(call, suite, answers, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["mt-bench", "judge", answers, "--suite", suite, "--out", out]
+    assert call(*arguments)[0] == 0
+    before = (out / "model_judgment" / "likes_long-v1_single.jsonl").read_bytes()
+    code, _, err = call(*arguments, "--set", "judge.reason=so")
+    assert code == 2
+    assert "has judgments made otherwise; give another --out" in err
+    assert 'judge.reason: "because" there, "so" here' in err
+    question = tmp_path / "question.jsonl"
+    question.write_text(question.read_text(encoding="utf-8").replace("poem", "song"), encoding="utf-8")
+    code, _, err = call(*arguments)
+    assert (code, "shown.questions" in err) == (2, True)
+    assert (out / "model_judgment" / "likes_long-v1_single.jsonl").read_bytes() == before
+
+
 def test_single_answers_of_chosen_models_are_rated(call, suite, answers, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["mt-bench", "judge", answers, "--suite", suite, "--out", out]
@@ -246,6 +268,7 @@ def test_single_answers_of_chosen_models_are_rated(call, suite, answers, tmp_pat
     _, rows, _ = call(*arguments, "--model", "middle")
     assert len(asked) == 6
     assert {row["model"] for row in rows} == {"middle"}
+    assert {j.model for j in load_judgments(path)} == {"long", "short", "middle"}
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def _jsonl(path: Path) -> list[tuple[int, Row]]:
 def _mmlu(path: Path, subject: str) -> Iterator[Row]:
     text = read_text(path, "MMLU")
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
-        if len(row) != 6 or row[5] not in _LETTERS:
+        if len(row) != 6 or row[5] not in tuple(_LETTERS):
             raise ValueError(f"{path}: record {number} is not question,A,B,C,D,answer: {row}")
         yield {"question": row[0], "choices": row[1:5], "answer": _LETTERS.index(row[5]), "subject": subject}
 
