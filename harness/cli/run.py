@@ -29,7 +29,8 @@ def run_command(
     if max_cost is not None:
         overrides = [*overrides, *_cap(load_suite(suite, overrides), max_cost)]
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
-    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
     prepared = prepare(suite, out, overrides)
     if dry_run:
         print_plan(prepared, console)
