@@ -68,7 +68,8 @@ def ratio_table(run: Run, compute: "pd.DataFrame") -> str:
 
     At each variant's largest budget; empty unless two such variants stand at the same one.
     """
-    priced = [row for row in largest_budget(rows_where(compute)) if row["paper_flops"] > 0]
+    rows = [row for row in rows_where(compute) if flops_of(row["budget"]) is None]  # a bill makes costs alike
+    priced = [row for row in largest_budget(rows) if row["paper_flops"] > 0]
     if len({row["budget"] for row in priced}) != 1 or len({row["paper_flops"] for row in priced}) < 2:
         return ""
     least = min(priced, key=lambda row: row["paper_flops"])
