@@ -8,6 +8,7 @@ import typer
 
 from harness.cli.data_app import data
 from harness.cli.mt_bench_app import mt_bench
+from harness.cli.options import Device, Overrides
 from harness.cli.perf_app import perf
 from harness.cli.sae_commands import audit, finetune_sae
 from harness.cli.sandbox_app import sandbox
@@ -30,7 +31,6 @@ app.add_typer(mt_bench, name="mt-bench")
 app.add_typer(data, name="data")
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 Param = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="K=V", help="A hyper-parameter, as in a suite's params; a.b=c reaches inside."),
@@ -55,10 +55,7 @@ def run(
             show_default="the suite's",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Run a suite: fit every method at every budget and seed, evaluate, and write the report.
 
@@ -112,8 +109,10 @@ def fit(
     """
     from harness.cli.artifacts import fit_command
 
-    options = {"budget": budget, "flops": flops, "params": param or [], "seed": seed, "chat": chat, "device": device}
-    fit_command(method, base, triples, out, **options)  # type: ignore[arg-type]
+    params = param or []
+    fit_command(
+        method, base, triples, out, budget=budget, flops=flops, params=params, seed=seed, chat=chat, device=device
+    )
 
 
 @app.command(
@@ -128,10 +127,7 @@ def eval(
         list[str] | None,
         typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all"),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
 

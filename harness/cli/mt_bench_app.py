@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.options import Overrides
+
 mt_bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="MT-Bench on FastChat's files.")
 
 
@@ -24,10 +26,7 @@ def judge(
     model: Annotated[
         list[str] | None, typer.Option(help="Only this model; may be repeated.", show_default="all")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Judge answers that are already there, whoever gave them, and print the scores as `score mt-bench` does.
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.options import Device
+
 perf = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -17,7 +19,6 @@ Ratios = Annotated[
     typer.Option("--ratio", help="Size of one SAE over the model's; may be repeated.", show_default="0.03 and 0.13"),
 ]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Dtype of the model; SAEs are in float32.")]
-Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's choice")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, texts and the order in rounds.")]
 Out = Annotated[Path | None, typer.Option(help="File to keep the report in, .md or .json.", show_default="none")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
+from harness.cli.options import Device
 
 
 def audit(
