@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,55 @@ if TYPE_CHECKING:
     from harness.judges import Judge
     from harness.judges.base import Verb
     from harness.model import AlignedModel
+
+
+class Sample(BaseModel):
+    """How a report shows a few of a metric's answers, every variant's beside each other.
+
+    ``heading`` is a format string over the keys of a record's ``raw``, its ``cluster`` and its ``number`` (1, 2, ... in
+    the order shown). With ``spread``, a key of ``raw``, the first cluster of each of its first ``count`` values is
+    shown with all its records; without it the first ``count`` records. ``prompt`` and ``reference`` are the keys of
+    ``raw`` that hold what the model was asked and what it was compared with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    heading: str
+    count: int
+    spread: str | None = None
+    prompt: str = "prompt"
+    reference: str | None = None
+
+
+class Metric(BaseModel):
+    """A column of the comparison, declared by the benchmark that measures it.
+
+    ``name`` is the column in comparison.csv, ``title`` what a reader sees. Values are in ``unit``, shown with
+    ``digits`` decimals, and below 0 only where ``signed``. ``made_of`` says what a value rests on: a judge's
+    "ratings"; a judge's "verdicts" on each item (win, tie, loss; yes, no); "predictions" of a model of such verdicts;
+    "choices" between given answers by log-likelihood; other "loglikelihoods" of given texts; or "measurements" of any
+    other kind.
+
+        Metric(name="toxicity", title="Toxicity", unit="% of answers", higher_is_better=False)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool = True
+    digits: int = 1
+    signed: bool = False
+    made_of: Literal["ratings", "verdicts", "predictions", "choices", "loglikelihoods", "measurements"] = "measurements"
+    sample: Sample | None = None
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether the value ``a`` is better than ``b``."""
+        return a > b if self.higher_is_better else a < b
+
+    @property
+    def least_span(self) -> float:
+        """The least range of values worth filling a plot with, in ``unit``."""
+        return 50 * 10.0**-self.digits
 
 
 @dataclass(frozen=True)

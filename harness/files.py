@@ -73,3 +73,29 @@ def content_hash(path: str | Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def read_json(path: str | Path) -> Any | None:
+    """The JSON in ``path``, or None when there is no such file; ValueError naming the file when it is broken."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(read_text(path, "run"))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`write_text` of ``value`` as indented JSON; a NaN raises ValueError (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_can_make(path: Path) -> None:
+    """Raise ValueError when the folder ``path``, given as --out, could not be made; makes nothing."""
+    path = path.absolute()
+    there = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not there.is_dir():
+        raise ValueError(f"--out {str(path)!r} cannot be made: {str(there)!r} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {str(path)!r} cannot be made: no permission to write to {str(there)!r}")

@@ -1,6 +1,6 @@
 """What an alignment method is: a class whose fields are its hyper-parameters and whose `fit` makes an artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -36,12 +36,14 @@ class AlignmentMethod(Protocol):
 
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
-    ``meter.exhausted``.
+    ``meter.exhausted``. ``diagnostics`` explains each figure that the method's intervention reports of itself: name ->
+    a sentence for the report's legend.
     """
 
     name: ClassVar[str]
     uses_triples: ClassVar[bool]
     single_pass: ClassVar[bool]
+    diagnostics: ClassVar[Mapping[str, str]]
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
@@ -67,6 +69,7 @@ class MethodConfig(BaseModel):
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
+    diagnostics: ClassVar[Mapping[str, str]] = {}
 
     def check(self, base: BaseShape) -> None:
         """Nothing to check by default."""

@@ -1,0 +1,205 @@
+"""The folder of one cell: what came of it, its bill, its records, and what is left to do."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from harness.benchmark import Metric, Record
+from harness.compute.bill import Bill
+from harness.files import read_json, read_text, write_json, write_text
+from harness.run_folder.document import Document, read_document
+
+
+class CellState(Document):
+    """cell.json: how a cell that is over went. What describes it is in the plan.
+
+    ``error`` says why the cell failed, ``second_judge_error`` what the second judge could not do (the first judge's
+    results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
+    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
+    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value.
+    """
+
+    status: Literal["done", "failed"]
+    error: str | None
+    second_judge_error: str | None = None
+    triples_hash: str | None = None
+    fingerprint: str | None = None
+    commit: str | None = None
+    diagnostics: dict[str, float] = Field(default={})
+
+    @model_validator(mode="after")
+    def _has_reason(self) -> Self:
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError("error must say why exactly when status is failed")
+        return self
+
+
+class CellFolder:
+    """The folder of one cell. Only one process at a time writes to it (see `RunFolder.lock`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact"
+
+    @property
+    def fitted(self) -> bool:
+        return self.artifact.is_dir()
+
+    @property
+    def second(self) -> "CellFolder":
+        """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
+        return CellFolder(self.path / "second")
+
+    def completions(self, benchmark: str) -> Path:
+        """Where the model's answers of a benchmark are kept."""
+        return self.path / "completions" / f"{benchmark}.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def state(self) -> CellState | None:
+        """The content of cell.json; None while the cell is not over. ValueError when it is not a cell's."""
+        path = self.path / "cell.json"
+        return CellState.read(path) if path.is_file() else None
+
+    @property
+    def bill(self) -> Bill | None:
+        """What the fit cost; None before there is a bill. ValueError when it is no bill, or a cell is done without."""
+        path, state = self.path / "compute.json", self.state
+        done = state is not None and state.status == "done"
+        return read_document(path, Bill) if done or path.is_file() else None
+
+    @property
+    def measured(self) -> list[str]:
+        """The benchmarks that are over, by name."""
+        return sorted(path.stem for path in (self.path / "records").glob("*.jsonl"))
+
+    def records(self, benchmark: str) -> tuple[Record, ...] | None:
+        """The records of a benchmark that is over, None otherwise.
+
+        Raises ValueError naming file:line for a line that is no record and for an item that is recorded twice.
+        """
+        path = self._records(benchmark)
+        return tuple(_read_records(path)) if path.is_file() else None
+
+    def failures(self, benchmarks: Iterable[str], judged_twice: Iterable[str] = ()) -> list[str]:
+        """Why this cell is not all there: a line per reason, none when nothing is left to do.
+
+        ``judged_twice`` are the benchmarks that a second judge is to look at too.
+        """
+        state = self.state
+        if state is None:
+            return ["not run to its end"]
+        if state.error is not None:
+            return [state.error]
+        if state.second_judge_error is not None:
+            return [state.second_judge_error]
+        reasons = [reason for name in benchmarks if (reason := self._failure(name)) is not None]
+        for name in judged_twice:
+            reason = self.second._failure(name)
+            if reason is None and not self.judged_alike(name):
+                reason = f"{name}: judged other answers than there are now"
+            if reason is not None:
+                reasons.append(f"second judge, {reason}")
+        return reasons
+
+    def settled(self, benchmark: str) -> bool:
+        """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
+        return self._failure(benchmark) is None
+
+    def judged_alike(self, benchmark: str) -> bool:
+        """Whether both judges' records are about the same items, with the same answers where both name theirs."""
+        mine, others = (_answers(folder.records(benchmark) or ()) for folder in (self, self.second))
+        return mine.keys() == others.keys() and all(None in (a, others[i]) or a == others[i] for i, a in mine.items())
+
+    def _failure(self, benchmark: str) -> str | None:
+        """What is wrong with the records of ``benchmark``; None when nothing is."""
+        records = self.records(benchmark)
+        if records is None:
+            return f"{benchmark}: not run"
+        errors = [record.error for record in records if record.error is not None]
+        return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
+
+    def save_bill(self, bill: Bill | Mapping[str, Any]) -> None:
+        """Write compute.json; to be done before the artifact is renamed into place."""
+        write_json(self.path / "compute.json", bill.model_dump(mode="json") if isinstance(bill, BaseModel) else bill)
+
+    def save_diagnostics(self, benchmark: str, figures: Mapping[str, float]) -> None:
+        write_json(self.path / "diagnostics" / f"{benchmark}.json", dict(figures))
+
+    def diagnostics(self, benchmark: str) -> dict[str, float]:
+        """What `save_diagnostics` wrote; empty when there is nothing."""
+        return read_json(self.path / "diagnostics" / f"{benchmark}.json") or {}
+
+    def write_records(self, benchmark: str, metrics: Sequence[Metric], records: Iterable[Record]) -> Iterator[Record]:
+        """Pass ``records`` on, each appended to a file and synced, which is renamed when they are over.
+
+        An earlier file of the same benchmark stays in place until then. When ``records`` raises, the part that was
+        written is removed: a benchmark is there as a whole or not at all. ValueError for a metric that is not one of
+        ``metrics``, those that the benchmark declares, and for a metric and item seen twice.
+        """
+        path = self._records(benchmark)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        declared = [metric.name for metric in metrics]
+        seen = set()
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                for record in records:
+                    if record.metric not in declared:
+                        raise ValueError(
+                            f"benchmark {benchmark!r} made a record of metric {record.metric!r}, which it does not "
+                            f"declare; it declares: {', '.join(declared) or 'none'}"
+                        )
+                    if (record.metric, record.item) in seen:
+                        raise ValueError(f"{benchmark}: two records for item {record.item!r} of {record.metric}")
+                    seen.add((record.metric, record.item))
+                    # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
+                    file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    yield record
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
+
+    def finish(self, state: CellState, traceback: str | None = None) -> None:
+        """Declare the cell over: writes cell.json, and traceback.txt for a failed one."""
+        path = self.path / "traceback.txt"
+        if traceback is not None:
+            write_text(path, traceback)
+        else:
+            path.unlink(missing_ok=True)
+        state.write(self.path / "cell.json")
+
+    def _records(self, benchmark: str) -> Path:
+        return self.path / "records" / f"{benchmark}.jsonl"
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    lines: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(read_text(path, "records").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError) as problem:
+            raise ValueError(f"{where}: not a record: {problem}; remove the file and rerun the suite") from None
+        first = lines.setdefault((record.metric, record.item), number)
+        if first != number:
+            raise ValueError(f"{where}: item {record.item!r} of {record.metric} is already on line {first}")
+        yield record
+
+
+def _answers(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:
+    """(metric, item, whose) -> the answer that was judged, or what it was compared with; None where none is kept."""
+    return {(r.metric, r.item, key): r.raw.get(key) for r in records for key in ("answer", "baseline_answer")}

@@ -1,0 +1,181 @@
+"""plan.json: what a run consists of - its variants, benchmarks with their metrics, and cells.
+
+It is written when the run begins and again only when its suite grew. The workers take their cells from it, and a
+report needs no other description of the run.
+"""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from harness.benchmark import Metric
+from harness.run_folder.document import Document
+
+BudgetName = int | str
+"""A number of triples (0: the method uses none), or a bill in FLOPs as `flops_budget` calls it."""
+_FLOPS = "flops"
+
+
+def flops_budget(flops: int) -> str:
+    """``1e+11flops`` for 100 000 000 000: exact, and as short as scientific notation allows."""
+    return f"{Decimal(flops).normalize():e}{_FLOPS}"
+
+
+def flops_of(budget: BudgetName) -> int | None:
+    """The bill that ``budget`` stands for; None for a number of triples."""
+    return int(Decimal(budget.removesuffix(_FLOPS))) if isinstance(budget, str) else None
+
+
+def budget_order(budget: BudgetName) -> tuple[int, int]:
+    """Sorts bills before numbers of triples: the last is the largest number of triples where there is one."""
+    flops = flops_of(budget)
+    return (0, flops) if flops is not None else (1, int(budget))
+
+
+def budget_text(budget: BudgetName) -> str:
+    """``300 triples`` or ``1e+11 FLOPs``."""
+    return f"{budget} triples" if isinstance(budget, int) else f"{budget.removesuffix(_FLOPS)} FLOPs"
+
+
+def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, Any] | None = None) -> str:
+    """``dspa__n300__s0``, ``dspa__1e+11flops__s0``, and ``dspa@alpha=0.2,top=5__n300__s0`` for a point of a sweep.
+
+    It names a folder, so odd characters of swept values turn into '-'.
+    """
+    point = ",".join(f"{k}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(v))}" for k, v in (sweep or {}).items())
+    data = f"n{budget}" if isinstance(budget, int) else budget
+    return f"{variant}@{point}__{data}__s{seed}" if point else f"{variant}__{data}__s{seed}"
+
+
+class PlannedVariant(Document):
+    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers."""
+
+    name: str
+    label: str
+    method: str
+    uses_triples: bool
+
+
+class PlannedBenchmark(Document):
+    """A benchmark: the metrics its records may carry, whether a second judge judges its answers too.
+
+    ``files`` is the folder of a cell that the evaluator's own files go to.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    judged_twice: bool = False
+    files: str
+
+
+class PlannedCell(Document):
+    """One unit of work and of distribution: one variant at one budget with one seed.
+
+    ``budget`` is the number of triples (0 for a method that uses none) or the name of a bill (see `flops_limit`),
+    ``seed`` the repeat (0, 1, ...), ``sweep`` the swept hyper-parameters of a sweep cell, ``params`` all resolved
+    hyper-parameters of ``method``. Paths in them are relative to the run folder; SAEs of the suite's table keep their
+    names.
+    """
+
+    name: str
+    variant: str
+    label: str
+    method: str
+    budget: BudgetName
+    seed: int
+    uses_triples: bool
+    sweep: dict[str, Any] | None = None
+    params: dict[str, Any]
+
+    @property
+    def point(self) -> str:
+        """The variant, with the swept values of a sweep cell: ``dspa`` or ``dspa@alpha=0.2``."""
+        return self.name.split("__")[0]
+
+    @property
+    def flops_limit(self) -> int | None:
+        """The bill at which the fit stops; None where the budget is a number of triples."""
+        return flops_of(self.budget)
+
+
+class Plan(Document):
+    """A whole run. ``cells`` come in the order they are run in: those that take longest first.
+
+    ``baseline`` is the variant that others are compared with, ``budgets`` all budgets by `budget_order` (the last one
+    is what a report is about), ``seeds`` the number of repeats, ``diagnostics`` name -> legend of the figures that
+    methods report of themselves.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    baseline: str
+    budgets: tuple[BudgetName, ...]
+    seeds: int
+    variants: tuple[PlannedVariant, ...]
+    benchmarks: tuple[PlannedBenchmark, ...]
+    diagnostics: dict[str, str] = Field(default={})
+    cells: tuple[PlannedCell, ...]
+
+    @property
+    def triple_budgets(self) -> list[int]:
+        """The budgets that are numbers of triples, by size."""
+        return [budget for budget in self.budgets if isinstance(budget, int)]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Name -> label of every variant, in the order of the suite."""
+        return {variant.name: variant.label for variant in self.variants}
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Name -> metric, in the order of the suite's benchmarks."""
+        return {metric.name: metric for benchmark in self.benchmarks for metric in benchmark.metrics}
+
+    def benchmark_of(self, metric: str) -> str:
+        """The name of the benchmark that measures ``metric``."""
+        return next(b.name for b in self.benchmarks if metric in [m.name for m in b.metrics])
+
+    @property
+    def judged_twice(self) -> tuple[str, ...]:
+        """The benchmarks whose answers a second judge judges too."""
+        return tuple(benchmark.name for benchmark in self.benchmarks if benchmark.judged_twice)
+
+    @cached_property
+    def in_table_order(self) -> tuple[PlannedCell, ...]:
+        """The cells by variant (as in the suite), budget, seed and swept values."""
+        variants = list(self.labels)
+        return tuple(
+            sorted(
+                self.cells,
+                key=lambda c: (variants.index(c.variant), budget_order(c.budget), c.seed, _by_value(c.sweep)),
+            )
+        )
+
+    def cells_of(self, variant: str, budget: BudgetName) -> list[PlannedCell]:
+        """The cells of one row of the comparison, by seed; those without triples belong to every budget. No sweeps."""
+        return [
+            cell
+            for cell in self.in_table_order
+            if cell.variant == variant and not cell.sweep and (cell.budget == budget or not cell.uses_triples)
+        ]
+
+    @property
+    def sweeps(self) -> list[list[PlannedCell]]:
+        """The cells of every swept point, in table order."""
+        points: dict[tuple, list[PlannedCell]] = {}
+        for cell in self.in_table_order:
+            if cell.sweep:
+                points.setdefault((cell.variant, cell.budget, *sorted(cell.sweep.items())), []).append(cell)
+        return list(points.values())
+
+
+def _by_value(sweep: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:
+    """A sort key for swept points: numbers by size, everything else by its text."""
+    return [
+        (key, float(value) if isinstance(value, int | float) else 0.0, str(value))
+        for key, value in (sweep or {}).items()
+    ]
