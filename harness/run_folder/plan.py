@@ -52,12 +52,16 @@ def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, A
 
 
 class PlannedVariant(Document):
-    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers."""
+    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers.
+
+    ``settings`` are the hyper-parameters that the suite sets; all others are the method's defaults.
+    """
 
     name: str
     label: str
     method: str
     uses_triples: bool
+    settings: dict[str, Any] = Field(default={})
 
 
 class PlannedBenchmark(Document):
@@ -106,8 +110,8 @@ class Plan(Document):
     """A whole run. ``cells`` come in the order they are run in: those that take longest first.
 
     ``baseline`` is the variant that others are compared with, ``budgets`` all budgets by `budget_order` (the last one
-    is what a report is about), ``seeds`` the number of repeats, ``diagnostics`` name -> legend of the figures that
-    methods report of themselves.
+    is what a report is about), ``seeds`` the number of repeats, whose seeds are derived from ``seed``, ``diagnostics``
+    name -> legend of the figures that methods report of themselves.
     """
 
     schema_version: Literal[1] = 1
@@ -115,6 +119,7 @@ class Plan(Document):
     baseline: str
     budgets: tuple[BudgetName, ...]
     seeds: int
+    seed: int = 0
     variants: tuple[PlannedVariant, ...]
     benchmarks: tuple[PlannedBenchmark, ...]
     diagnostics: dict[str, str] = Field(default={})

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reports.metrics import metric
 
 from baselines import CAA
 from harness.benchmark import BENCHMARKS
 from harness.compute import Meter
 from harness.experiment import check_suite, load_suite
 from harness.preferences import Triple, conversation, load_triples
-from reports.metrics import metric
 from tasks.preference import Preference
 from tests.toys import write_suite
 from tests.unit.test_caa import ReferenceSteering
