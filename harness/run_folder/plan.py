@@ -41,14 +41,19 @@ def budget_text(budget: BudgetName) -> str:
     return f"{budget} triples" if isinstance(budget, int) else f"{budget.removesuffix(_FLOPS)} FLOPs"
 
 
-def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, Any] | None = None) -> str:
-    """``dspa__n300__s0``, ``dspa__1e+11flops__s0``, and ``dspa@alpha=0.2,top=5__n300__s0`` for a point of a sweep.
+def point_name(variant: str, sweep: Mapping[str, Any] | None = None) -> str:
+    """``dspa``, or ``dspa@alpha=0.2,top=5`` for a point of a sweep.
 
-    It names a folder, so odd characters of swept values turn into '-'.
+    It names folders, so odd characters of swept values turn into '-'.
     """
-    point = ",".join(f"{k}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(v))}" for k, v in (sweep or {}).items())
+    values = ",".join(f"{k}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(v))}" for k, v in (sweep or {}).items())
+    return f"{variant}@{values}" if values else variant
+
+
+def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, Any] | None = None) -> str:
+    """``dspa__n300__s0``, ``dspa__1e+11flops__s0``, and ``dspa@alpha=0.2,top=5__n300__s0`` for a point of a sweep."""
     data = f"n{budget}" if isinstance(budget, int) else budget
-    return f"{variant}@{point}__{data}__s{seed}" if point else f"{variant}__{data}__s{seed}"
+    return f"{point_name(variant, sweep)}__{data}__s{seed}"
 
 
 class PlannedVariant(Document):
@@ -93,8 +98,8 @@ class PlannedCell(Document):
 
     @property
     def point(self) -> str:
-        """The variant, with the swept values of a sweep cell: ``dspa`` or ``dspa@alpha=0.2``."""
-        return self.name.split("__")[0]
+        """The variant, with the swept values of a sweep cell (see `point_name`)."""
+        return point_name(self.variant, self.sweep)
 
     @property
     def flops_limit(self) -> int | None:
