@@ -10,7 +10,8 @@ import torch
 from baselines import CAA
 from harness.benchmark import BENCHMARKS
 from harness.compute import Meter
-from harness.experiment import check_suite, load_suite
+from harness.experiment.check import check_suite
+from harness.experiment.suite import load_suite
 from harness.preferences import Triple, conversation, load_triples
 from tasks.preference import Preference
 from tests.toys import write_suite
