@@ -36,12 +36,14 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
         baseline=suite.file.report.baseline or suite.variants[0].name,
         budgets=tuple(sorted(_budgets(suite), key=budget_order)),
         seeds=suite.file.seeds,
+        seed=suite.file.seed,
         variants=tuple(
             PlannedVariant(
                 name=section.name,
                 label=variant.label,
                 method=section.method,
                 uses_triples=variant.method.uses_triples,
+                settings=suite.settings(section, variant.method, folder),
             )
             for section, variant in pairs
         ),

@@ -175,6 +175,10 @@ class Suite:
         resolved = cast(BaseModel, method).model_dump(mode="json", context=dict(context))
         return {key: _named(variant.params.get(key), value, self.file.saes) for key, value in resolved.items()}
 
+    def settings(self, variant: VariantSection, method: AlignmentMethod, folder: Path) -> dict[str, Any]:
+        """The hyper-parameters that the suite gives ``variant``, as given; paths are relative to ``folder``."""
+        return _as_given(variant.params, _dumped(method, folder))
+
     def method_of(self, cell: PlannedCell, folder: Path) -> AlignmentMethod:
         """The method of ``cell``, a cell of the run in ``folder``."""
         cls = cast(type[BaseModel], METHODS[cell.method])
@@ -182,17 +186,12 @@ class Suite:
 
     def to_yaml(self, folder: Path) -> str:
         """The suite as it was run (overrides applied); paths are relative to ``folder``, its future home."""
-
-        def dumped(thing: Any) -> dict[str, Any]:
-            keys = set(type(thing).model_fields)  # not what is computed, which may take long
-            return thing.model_dump(mode="json", include=keys, context={"folder": folder})
-
-        resolved = dumped(self.file)
-        resolved["benchmarks"] = [{"name": name, **dumped(one)} for name, one in self.benchmarks.items()]
+        resolved = _dumped(self.file, folder)
+        resolved["benchmarks"] = [{"name": name, **_dumped(one, folder)} for name, one in self.benchmarks.items()]
         for section, variant in zip(resolved["variants"], self.variants, strict=True):
-            section["params"] = dumped(variant.method)
+            section["params"] = _dumped(variant.method, folder)
         for key, judge in self.judges.items():
-            resolved[key] = {**resolved[key], **dumped(judge)}
+            resolved[key] = {**resolved[key], **_dumped(judge, folder)}
         return yaml.safe_dump(_as_given(self.source.data, resolved), sort_keys=False, allow_unicode=True)
 
 
@@ -317,6 +316,11 @@ def _named(given: Any, resolved: Any, saes: Mapping[str, Any]) -> Any:
     if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
         return [_named(one, other, saes) for one, other in zip(given, resolved, strict=True)]
     return resolved
+
+
+def _dumped(thing: Any, folder: Path) -> dict[str, Any]:
+    """The settings of ``thing`` as JSON, paths relative to ``folder``; not what is computed, which may take long."""
+    return thing.model_dump(mode="json", include=set(type(thing).model_fields), context={"folder": folder})
 
 
 def _as_given(given: Any, resolved: Any) -> Any:

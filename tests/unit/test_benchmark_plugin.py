@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ class PlainPath(Toxicity):
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory) -> None:
+def plugin(tmp_path_factory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("outside")
     (folder / "toxicity_plugin.py").write_text(PLUGIN)
     sys.path.insert(0, str(folder))
