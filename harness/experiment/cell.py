@@ -9,13 +9,15 @@ from typing import TypeVar
 
 from harness.experiment.environment import code_commit
 from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
+from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.steps import evaluate, fit, judge_again
-from harness.experiment.store import CellFolder, RunFolder
 from harness.experiment.suite import Suite, load_suite
 from harness.judges import Judge
 from harness.model import AlignedModel
 from harness.preferences import Triple, load_triples
+from harness.run_folder.cell import CellFolder, CellState
+from harness.run_folder.layout import RunFolder
+from harness.run_folder.plan import PlannedCell
 
 T = TypeVar("T")
 Notify = Callable[[str, str, int], object]
@@ -35,8 +37,8 @@ class Workplace:
         return cls(load_suite(folder / "suite.yaml"), RunFolder(folder))
 
     @cached_property
-    def cells(self) -> dict[str, Cell]:
-        return {cell.name: cell for cell in plan(self.suite)}
+    def cells(self) -> dict[str, PlannedCell]:
+        return {cell.name: cell for cell in self.folder.plan.cells}
 
     @cached_property
     def base(self) -> AlignedModel:
@@ -77,7 +79,7 @@ class _Attempts:
             return None
 
 
-def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
+def run_cell(work: Workplace, cell: PlannedCell, notify: Notify) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
     code_commit()  # asked before the work, because the checkout may change during it
     folder = work.folder.cell(cell.name)
@@ -93,38 +95,36 @@ def run_cell(work: Workplace, cell: Cell, notify: Notify) -> None:
                 part = f"second judge, {name}"
                 again.run(part, lambda n=name: _judge_again(work, cell, folder, aligned, n, notify))
     figures = {name: folder.diagnostics(name) for name in work.suite.benchmarks}
-    state = {
-        **cell.describe(),
-        "commit": code_commit(),
-        "triples_hash": _triples_hash(work, cell, aligned),
-        "fingerprint": aligned and aligned.fingerprint,
-        "status": "failed" if attempts.errors else "done",
-        "error": "; ".join(attempts.errors) or None,
+    state = CellState(
+        status="failed" if attempts.errors else "done",
+        error="; ".join(attempts.errors) or None,
         # Apart, because what the first judge said stands without it.
-        "second_judge_error": "; ".join(again.errors) or None,
-        "diagnostics": {f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
-    }
+        second_judge_error="; ".join(again.errors) or None,
+        triples_hash=_triples_hash(work, cell, aligned),
+        fingerprint=aligned and aligned.fingerprint,
+        commit=code_commit(),
+        diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
+    )
     folder.finish(state, "\n".join(attempts.tracebacks + again.tracebacks) or None)
 
 
-def _artifact(work: Workplace, cell: Cell, folder: CellFolder, notify: Notify) -> AlignedModel:
+def _artifact(work: Workplace, cell: PlannedCell, folder: CellFolder, notify: Notify) -> AlignedModel:
     """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
     if not folder.fitted:
         notify(cell.name, "fit", 0)
         budget = cell_triples(work.suite, cell, work.triples) if cell.uses_triples else None
-        forecast = work.forecaster.of(cell.method, budget, cell.flops_limit)
+        method = work.suite.method_of(cell, work.folder.path)
+        forecast = work.forecaster.of(method, budget, cell.flops_limit)
         seed = derive_seed(work.suite.file.seed, cell.name, "fit")
         limit, predicted = cell.flops_limit, forecast.stages
-        aligned = fit(
-            cell.method, cell.method_name, work.base, forecast.budget, seed, flops_limit=limit, predicted=predicted
-        )
+        aligned = fit(method, cell.method, work.base, forecast.budget, seed, flops_limit=limit, predicted=predicted)
         folder.save_bill(aligned.bill)
         aligned.save(folder.artifact)
     device = work.suite.file.execution.device
     return AlignedModel.load(folder.artifact, base=work.base.base, device=device)
 
 
-def _triples_hash(work: Workplace, cell: Cell, aligned: AlignedModel | None) -> str | None:
+def _triples_hash(work: Workplace, cell: PlannedCell, aligned: AlignedModel | None) -> str | None:
     """Of the triples the fit was given, which under a bill may be fewer than there are; of all, when it failed."""
     if aligned is not None and aligned.budget is not None:
         return aligned.budget["hash"]
@@ -132,7 +132,7 @@ def _triples_hash(work: Workplace, cell: Cell, aligned: AlignedModel | None) -> 
 
 
 def _evaluate(
-    work: Workplace, cell: Cell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
+    work: Workplace, cell: PlannedCell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
 ) -> None:
     evaluate(
         aligned,
@@ -146,7 +146,7 @@ def _evaluate(
 
 
 def _judge_again(
-    work: Workplace, cell: Cell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
+    work: Workplace, cell: PlannedCell, folder: CellFolder, aligned: AlignedModel, name: str, notify: Notify
 ) -> None:
     assert work.second_judge is not None
     judge_again(

@@ -9,11 +9,11 @@ from transformers import set_seed
 from harness.benchmark import Benchmark
 from harness.compute import Meter
 from harness.experiment.replay import Completions, Replayed, completion_keys
-from harness.experiment.store import CellFolder
 from harness.judges import Judge
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel, Completion
 from harness.preferences import Budget
+from harness.run_folder.cell import CellFolder
 
 
 def fit(
@@ -59,7 +59,7 @@ def evaluate(
     model = _Watched.of(aligned, said, lambda figures: folder.save_diagnostics(name, figures))
     set_seed(seed)
     records = benchmark.run(model, judge=judge, seed=seed, folder=folder.path / (benchmark.files or name))
-    for count, _ in enumerate(folder.write_records(name, records), 1):
+    for count, _ in enumerate(folder.write_records(name, benchmark.metrics, records), 1):
         notify(count)
 
 
@@ -82,7 +82,7 @@ def judge_again(
     model = Replayed.of(aligned, Completions.read(folder.completions(name)))
     set_seed(seed)
     records = benchmark.run(model, judge=judge, seed=seed, folder=folder.second.path / (benchmark.files or name))
-    for count, _ in enumerate(folder.second.write_records(name, records), 1):
+    for count, _ in enumerate(folder.second.write_records(name, benchmark.metrics, records), 1):
         notify(count)
     if not folder.judged_alike(name):
         raise ValueError(
