@@ -39,7 +39,7 @@ class Metric(BaseModel):
     ``digits`` decimals, and below 0 only where ``signed``. ``made_of`` says what a value rests on: a judge's
     "ratings"; a judge's "verdicts" on each item (win, tie, loss; yes, no); "predictions" of a model of such verdicts;
     "choices" between given answers by log-likelihood; other "loglikelihoods" of given texts; or "measurements" of any
-    other kind.
+    other kind. ``note`` is a sentence that every report says of how its numbers are made.
 
         Metric(name="toxicity", title="Toxicity", unit="% of answers", higher_is_better=False)
     """
@@ -53,6 +53,7 @@ class Metric(BaseModel):
     signed: bool = False
     made_of: Literal["ratings", "verdicts", "predictions", "choices", "loglikelihoods", "measurements"] = "measurements"
     sample: Sample | None = None
+    note: str | None = None
 
     def better(self, a: float, b: float) -> bool:
         """Whether the value ``a`` is better than ``b``."""

@@ -8,7 +8,7 @@ from harness.agreement import STATISTICS, Kind, Pair, agreement
 from harness.benchmark import Metric, Record
 from harness.run_folder.plan import BudgetName
 from reports import markdown as md
-from reports.rows import Row, Score, Table
+from reports.rows import NAN, Row, Score, Table
 from reports.run import Cell, Run
 from reports.tables import Comparison, score
 
@@ -24,9 +24,9 @@ class Agreement(Row):
 
     metric: str
     statistic: str | None
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
     n: int
     failed_first: int
     failed_second: int
@@ -63,7 +63,7 @@ def agreement_table(run: Run) -> Table[Agreement]:
             if a.value is not None and b.value is not None
         ]
         if not pairs:
-            rows.append(Agreement(name, None, None, None, None, 0, *failed))
+            rows.append(Agreement(name, None, NAN, NAN, NAN, 0, *failed))
             continue
         for f in agreement(pairs, _KINDS.get(run.metrics[name].made_of, "value")):
             rows.append(Agreement(name, f.statistic, f.value, f.low, f.high, f.n, *failed))

@@ -180,8 +180,9 @@ def judging(run: Run) -> Table[Judging] | None:
     """A row for each judge in the ledger of the run folder; None for a run without one."""
     rows = []
     for judge, account in read_accounts(run.folder / "judging").items():
-        amounts = {key: NAN if getattr(account, key) is None else getattr(account, key) for key in ("cost", "possible")}
-        rows.append(Judging(judge, **vars(account) | amounts | {"models": " ".join(sorted(account.models))}))
+        sums: dict[str, Any] = {key: NAN if value is None else value for key, value in vars(account).items()}
+        sums["models"] = " ".join(sorted(account.models))
+        rows.append(Judging(judge, **sums))
     return Table.of(Judging, rows) if rows else None
 
 

@@ -117,7 +117,7 @@ def _against_data(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
         at = run.plan.triple_budgets
         rows = [r for r in table if r.variant == variant and r.budget in at and not isnan(r.scores[metric.name].mean)]
         shift = 0.36 * (index / max(len(variants) - 1, 1) - 0.5)  # side by side: intervals stay apart
-        x = [at.index(row.budget) + shift for row in rows]
+        x = [at.index(int(row.budget)) + shift for row in rows]
         _series(axis, run, variant, metric, x, rows)
     axis.set_xticks(range(len(run.plan.triple_budgets)), [str(budget) for budget in run.plan.triple_budgets])
     axis.set_xlim(-0.45, len(run.plan.triple_budgets) - 0.55)

@@ -9,6 +9,7 @@ from harness.compute.formulas import PAPER_NOTE
 from harness.run_folder.plan import budget_text
 from harness.statistics import REPLICATES
 from reports import agreement, answers, costs, findings, markdown, sections, tables
+from reports.agreement import Agreement, SecondMean
 from reports.figures import write_figures
 from reports.rows import Table
 from reports.run import Run, read_run
@@ -29,8 +30,8 @@ class Tables:
     operators: Table[costs.Operator]
     failures: Table[tables.Failure]
     judging: Table[costs.Judging] | None
-    agreement: Table[agreement.Agreement] | None
-    second_judge: Table[agreement.SecondMean] | None
+    agreement: Table[Agreement] | None
+    second_judge: Table[SecondMean] | None
 
 
 def write_report(run: Path | Run) -> Path:

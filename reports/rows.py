@@ -1,7 +1,7 @@
 """Typed rows, and the CSV files they are written to."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ NAN = float("nan")
 class Row:
     """A row of a table. By default every field is a cell of the CSV file."""
 
-    def cells(self) -> Mapping[str, Any]:
+    def cells(self) -> dict[str, Any]:
         """The cells of the CSV file by column; nan and None are empty there."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

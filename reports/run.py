@@ -1,6 +1,6 @@
 """A run as a report sees it: the plan, and of every cell that is over how it went, what it cost, what was measured."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ class Cell:
     state: CellState
     folder: CellFolder
     bill: Bill | None
-    records: Mapping[str, tuple[Record, ...]]
-    second: Mapping[str, tuple[Record, ...]]
+    records: dict[str, tuple[Record, ...]]
+    second: dict[str, tuple[Record, ...]]
 
     @property
     def done(self) -> bool:

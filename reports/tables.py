@@ -1,7 +1,7 @@
 """The tables of a run's scores: comparison, sweeps, differences, breakdowns, diagnostics, failures."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ class Comparison(Row):
     method: str
     budget: BudgetName
     n_seeds: int
-    scores: Mapping[str, Score]
+    scores: dict[str, Score]
     cost: Cost
-    sweep: Mapping[str, Any]
+    sweep: dict[str, Any]
 
     def cells(self) -> dict[str, Any]:
         whose = {"variant": self.variant, "method": self.method, "budget": self.budget, "n_seeds": self.n_seeds}
@@ -169,15 +169,12 @@ def diagnostics(run: Run) -> Table[Diagnostic]:
 
 def failures(run: Run) -> Table[Failure]:
     """Every failed record of every cell that is over, the second judge's too."""
-    rows = [
-        Failure(cell.planned.name, name, r.metric, r.item, r.error)
-        for cell in run.cells
-        for name, records in (
-            cell.records | {f"{name}, second judge": found for name, found in cell.second.items()}
-        ).items()
-        for r in records
-        if r.error is not None
-    ]
+    rows = []
+    for cell in run.cells:
+        again = {f"{name}, second judge": found for name, found in cell.second.items()}
+        for name, records in (cell.records | again).items():
+            failed = ((r, r.error) for r in records if r.error is not None)
+            rows += [Failure(cell.planned.name, name, r.metric, r.item, reason) for r, reason in failed]
     return Table.of(Failure, rows)
 
 
@@ -198,7 +195,7 @@ def _compared(
     method: str,
     budget: BudgetName,
     cells: Sequence[Cell],
-    sweep: Mapping[str, Any] | None = None,
+    sweep: dict[str, Any] | None = None,
 ) -> Comparison:
     scores = {metric: score(_records(cells, metric)) for metric in run.metrics}
     return Comparison(variant, method, budget, len(cells), scores, mean_cost(cells), sweep or {})

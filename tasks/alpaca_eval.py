@@ -35,6 +35,7 @@ _WIN_RATE = Metric(
     unit="%",
     made_of="verdicts",
     sample=Sample(heading="AlpacaEval instruction {number}", count=3, prompt="instruction", reference="reference"),
+    note="AlpacaEval's win rate is 100 (preference - 1), against the reference answers.",
 )
 _LENGTH_CONTROLLED = Metric(
     name="alpaca_eval_lc", title="AlpacaEval length-controlled win rate", unit="%", made_of="predictions"

@@ -21,16 +21,14 @@ if TYPE_CHECKING:
     from harness.model import AlignedModel
 
 Mode = Literal["single", "pairwise-baseline"]
+_SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
 _METRICS: dict[Mode, Metric] = {
     "single": Metric(
-        name="mt_bench",
-        title="MT-Bench",
-        unit="rating 1-10",
-        digits=2,
-        made_of="ratings",
-        sample=Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category"),
+        name="mt_bench", title="MT-Bench", unit="rating 1-10", digits=2, made_of="ratings", sample=_SAMPLE
     ),
-    "pairwise-baseline": Metric(name="mt_bench_win", title="MT-Bench win rate", unit="%", made_of="verdicts"),
+    "pairwise-baseline": Metric(
+        name="mt_bench_win", title="MT-Bench win rate", unit="%", made_of="verdicts", sample=_SAMPLE
+    ),
 }
 _VERBS: "dict[Mode, Verb]" = {"single": "rate", "pairwise-baseline": "compare"}
 _WIN = {"model_1": 100.0, "tie": 50.0, "model_2": 0.0}  # ours is model_1

@@ -7,7 +7,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from harness.run_folder import Plan
+from harness.benchmark import Metric
+from harness.run_folder import Plan, PlannedBenchmark
 from reports.figures import pareto_front
 from reports.render import write_report
 from tests.unit.synthetic_run import PLAN, cell_of, write_run
@@ -253,3 +254,32 @@ def test_what_the_suite_sets_is_in_the_report(text):
     assert "## Settings" in text
     assert '| DSPA (paper gate) | `dspa` | gate = "paper" |' in text
     assert re.search(r"\| `dpo` \|", text)
+
+
+def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
+    """Its perplexity is no accuracy, and less of it is better."""
+    folder = write_run(tmp_path / "run")
+    declared = Metric(name="perplexity", title="Perplexity", unit="per token", higher_is_better=False, digits=3)
+    outside = PlannedBenchmark(name="outside", files="outside", metrics=(declared,))
+    Plan.read(folder / "plan.json").model_copy(update={"benchmarks": (outside,)}).write(folder / "plan.json")
+    for path in folder.glob("cells/*/records/alpaca_eval.jsonl"):
+        path.with_name("outside.jsonl").write_text(path.read_text().replace('"alpaca_eval"', '"perplexity"'))
+    directions = []
+
+    def spy(points, *, higher_is_better):
+        directions.append(higher_is_better)
+        front = pareto_front(points, higher_is_better=higher_is_better)
+        assert front[-1][1] == min(quality for _, quality in points)
+        return front
+
+    monkeypatch.setattr("reports.figures.pareto_front", spy)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert directions == [False]
+    opening = text[: text.index("## Results")]
+    assert re.search(
+        r"\*\*Perplexity\*\* \(per token, lower is better\): .* Worse: .*DSPA \(strict gate\) \d+\.\d{3} \[", opening
+    )
+    assert re.search(r"\| DSPA \(strict gate\) \| 3 \| [^|]+ ↓ \|", text)
+    assert "↑ |" not in text
+    assert "Multiple choice" not in text
+    assert "accuracy" not in text
