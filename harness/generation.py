@@ -1,32 +1,16 @@
 """Answers to prompts: batched decoding whose result for a row does not depend on the batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig, LogitsProcessorList
 
 from harness.padding import pad_rows
+from harness.responder import Completion as Completion
 from harness.sampling import GumbelNoise, row_seed
 
 if TYPE_CHECKING:
     from harness.model import AlignedModel
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One generated answer. ``finished``: it ended with a stop token (not by length).
-
-    ``steered_tokens`` counts the steered positions; with an intervention it equals ``len(token_ids)``, without 0.
-    When ``error`` is set nothing was generated and it says why.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
-    steered_tokens: int
-    finished: bool
-    error: str | None = None
 
 
 def generate_completions(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from harness.scoring import score_continuations
 from harness.steering import Steering
 
 Delta = Literal["none", "adapter", "weights"]
+EncodedTriples = dict[tuple[str | None, str], tuple[array, array, array]]
+"""(instruction, key of a triple) -> its ids (see `AlignedModel.triple_ids`), four bytes a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,8 @@ class AlignedModel:
     """What an alignment method returns and a benchmark evaluates.
 
     ``model`` is what runs: the base's own weights, a PEFT model around them (``delta='adapter'``) or fine-tuned
-    ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint.
+    ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint. ``encoded``
+    holds the triples that were tokenised so far: whoever asks for the same ones often gives an empty one.
     """
 
     base: BaseModel
@@ -43,6 +47,7 @@ class AlignedModel:
     system_prompt: str | None = None
     budget: Mapping[str, Any] | None = None
     bill: Mapping[str, Any] | None = None
+    encoded: EncodedTriples | None = None
 
     @classmethod
     def from_base(cls, ref: ModelRef, *, device: str = "cpu") -> "AlignedModel":
@@ -68,6 +73,10 @@ class AlignedModel:
     def derive(self, **changes: Any) -> "AlignedModel":
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+    def unaligned(self) -> "AlignedModel":
+        """The base model that alignment started from."""
+        return AlignedModel(self.base, self.base.model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -141,6 +150,16 @@ class AlignedModel:
 
         Raises ValueError when the longer of the two texts does not fit the context: nothing is cut.
         """
+        if self.encoded is None:
+            return self._triple_ids(triple)
+        place = self.system_prompt, triple.key
+        if place not in self.encoded:
+            prompt, chosen, rejected = self._triple_ids(triple)
+            self.encoded[place] = array("i", prompt), array("i", chosen), array("i", rejected)
+        prompt, chosen, rejected = self.encoded[place]
+        return list(prompt), list(chosen), list(rejected)
+
+    def _triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
         prompt = self.prompt_ids(triple.prompt)
         chosen, rejected = self.chat.response_ids(triple.chosen), self.chat.response_ids(triple.rejected)
         longest = len(prompt) + max(len(chosen), len(rejected)) + 1
@@ -179,6 +198,10 @@ class AlignedModel:
 
         Trailing spaces of the context count as the continuation's, as in lm-eval, so that words stay whole.
         """
+        return self.loglikelihood_tokens(self.token_requests(pairs), batch_size=batch_size)
+
+    def token_requests(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """(context, continuation) as `loglikelihood` hands them to `loglikelihood_tokens`."""
         requests = []
         for context, continuation in pairs:
             if not context or not continuation:
@@ -188,7 +211,7 @@ class AlignedModel:
             context_ids = list(self.tokenizer(context)["input_ids"])  # type: ignore[arg-type]
             whole = list(self.tokenizer(context + continuation)["input_ids"])  # type: ignore[arg-type]
             requests.append((context_ids, whole[len(context_ids) :]))
-        return self.loglikelihood_tokens(requests, batch_size=batch_size)
+        return requests
 
     @torch.no_grad()
     def loglikelihood_tokens(

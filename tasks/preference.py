@@ -15,7 +15,7 @@ from harness.preferences import Triple, load_triples
 
 if TYPE_CHECKING:
     from harness.judges import Judge
-    from harness.model import AlignedModel
+    from harness.responder import Responder
 
 
 @register_benchmark("preference")
@@ -44,7 +44,7 @@ class Preference(BenchmarkConfig):
         return [m["content"] for triple in self._triples for m in triple.prompt if m["role"] == "user"]
 
     def run(
-        self, model: "AlignedModel", *, judge: "Judge | None" = None, seed: int = 0, folder: Path | None = None
+        self, model: "Responder", *, judge: "Judge | None" = None, seed: int = 0, folder: Path | None = None
     ) -> Iterator[Record]:
         """Nothing is drawn and nothing judged, so ``seed`` and ``judge`` have no effect; no files are written."""
         requests, fitting = [], []

@@ -16,7 +16,7 @@ from harness.experiment.check import check_base
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import Key, describe, set_value, split_override
-from harness.experiment.steps import evaluate, fit
+from harness.experiment.cell import evaluate, fit
 from harness.experiment.store import CellFolder, check_can_make
 from harness.experiment.suite import load_suite
 from harness.method import METHODS, AlignmentMethod

@@ -6,7 +6,7 @@ cells/<cell>/compute.json                 the bill of the fit, written before th
 cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
 cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
 cells/<cell>/<benchmark>/                 files in the evaluator's own formats
-cells/<cell>/completions/<benchmark>.jsonl what the model answered, for a second judge
+cells/<cell>/answers/<benchmark>.jsonl    what the model answered, each batch as it comes
 cells/<cell>/second/                      the second judge's records and files, laid out like a cell's
 cells/<cell>/diagnostics/<benchmark>.json what the intervention did during the benchmark
 cells/<cell>/cell.json                    last: the cell is over
@@ -26,6 +26,7 @@ from typing import Any
 
 from harness.benchmark import Record
 from harness.files import read_text, write_text
+from harness.run_folder.answers import AnswerStore
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""
@@ -132,9 +133,9 @@ class CellFolder:
         """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
         return CellFolder(self.path / "second")
 
-    def completions(self, benchmark: str) -> Path:
-        """Where the model's answers of a benchmark are kept."""
-        return self.path / "completions" / f"{benchmark}.jsonl"
+    def answers(self, benchmark: str) -> AnswerStore:
+        """The model's answers of a benchmark, as they came; the second judge is given the same."""
+        return AnswerStore(self.path / "answers" / f"{benchmark}.jsonl")
 
     @property
     def log(self) -> Path:
@@ -247,6 +248,9 @@ class CellFolder:
         return self.path / "records" / f"{benchmark}.jsonl"
 
 
+_ANSWERS = ("answer_key", "answer", "baseline_answer_key", "baseline_answer")
+
+
 def _answers(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Any]:
     """(metric, item, whose) -> the answer that was judged, or what it was compared with; None where none is kept."""
-    return {(r["metric"], r["item"], k): r["raw"].get(k) for r in records for k in ("answer", "baseline_answer")}
+    return {(r["metric"], r["item"], k): r["raw"].get(k) for r in records for k in _ANSWERS}
