@@ -1,6 +1,6 @@
 """What an alignment method is: a class whose fields are its hyper-parameters and whose `fit` makes an artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -67,6 +67,7 @@ class MethodConfig(BaseModel):
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
+    diagnostics: ClassVar[Mapping[str, str]] = {}
 
     def check(self, base: BaseShape) -> None:
         """Nothing to check by default."""
