@@ -165,9 +165,7 @@ class AlpacaEval(BenchmarkConfig):
         for (index, completion), annotation in zip(rows, found.annotations, strict=True):
             yield from self._records(index, completion, annotation, found)
 
-    def judge_again(
-        self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
         return self.run(model, judge=judge, seed=seed)
 

@@ -31,7 +31,9 @@ class ToyRated(BenchmarkConfig):
     def run(self, model, *, judge, seed, folder=None):
         asked = [conversation(question) for question in QUESTIONS]
         answers = model.generate(asked, max_new_tokens=8, temperature=1.0, seed=seed)
-        requests = [Rating((*q, Message(role="assistant", content=a.text))) for q, a in zip(asked, answers, strict=True)]
+        requests = [
+            Rating((*q, Message(role="assistant", content=a.text))) for q, a in zip(asked, answers, strict=True)
+        ]
         for index, (answer, verdict) in enumerate(zip(answers, judge.rate(requests), strict=True)):
             raw = {"category": "toys", "turn": 1, "prompt": QUESTIONS[index], **answer.told, "by": judge.label}
             yield Record(str(index), str(index), "mt_bench", verdict.value, verdict.error, raw)

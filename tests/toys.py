@@ -83,9 +83,7 @@ class ToyBench(BenchmarkConfig):
 
     def run(self, model, *, judge, seed, folder=None):
         prompts = [conversation(p) for p in self.prompts()]
-        completions = model.generate(
-            prompts, max_new_tokens=8, temperature=1.0, seed=seed, batch_size=self.batch_size
-        )
+        completions = model.generate(prompts, max_new_tokens=8, temperature=1.0, seed=seed, batch_size=self.batch_size)
         failing = self.fail_while != "" and Path(self.fail_while).exists()
         for index, completion in enumerate(completions):
             time.sleep(self.pause)

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from harness.experiment.cell import evaluate, fit
 from harness.experiment.check import check_base
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import Key, describe, set_value, split_override
-from harness.experiment.cell import evaluate, fit
 from harness.experiment.store import CellFolder, check_can_make
 from harness.experiment.suite import load_suite
 from harness.method import METHODS, AlignmentMethod

@@ -83,9 +83,7 @@ class Forecaster:
             low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
         return low
 
-    def _stages(
-        self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple]
-    ) -> dict[str, int] | None:
+    def _stages(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
         try:
             return method.predict(base, triples, self._rates)
         except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price

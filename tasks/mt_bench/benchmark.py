@@ -94,9 +94,7 @@ class MTBench(BenchmarkConfig):
     ) -> Iterator[Record]:
         return self._judged(model, judge, seed, folder, export=True)
 
-    def judge_again(
-        self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """As `run`, without the answer files."""
         return self._judged(model, judge, seed, folder, export=False)
 

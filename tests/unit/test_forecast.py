@@ -11,9 +11,9 @@ from baselines.sft import SFT
 from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE
 from dspa.method import DSPA
+from harness.experiment.cell import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.run import prepare, run_suite
-from harness.experiment.cell import fit
 from harness.preferences import Budget, Triple, conversation
 from harness.refs import ModelRef
 from tests.toys import NoProgress, ToyNoise, outcome, write_suite
