@@ -33,6 +33,9 @@ class ScriptedModel:
         answers = self.generate(conversations, **settings)
         yield Batch(tuple(range(len(answers))), tuple(answers), None)
 
+    def unaligned(self) -> "ScriptedModel":
+        return ScriptedModel(self.reply, "b" * 64)
+
     def stored(self, path: Path) -> Answering:
         """This model as a run would ask it: answers are looked up in the file ``path`` first, new ones kept there."""
         return Answering(cast(AlignedModel, self), AnswerStore(path))
