@@ -11,13 +11,13 @@ import pytest
 
 import harness.model
 from dspa import DSPA
-from harness.benchmark import BenchmarkConfig, Metric, Record
+from harness.benchmark import BenchmarkConfig, Record
 from harness.compute import Meter
 from harness.experiment.cell import evaluate, judge_again
+from harness.experiment.store import CellFolder
 from harness.generation import Batch
 from harness.preferences import conversation
 from harness.responder import Completion
-from harness.experiment.store import CellFolder
 from harness.run_folder.answers import AnswerStore, answer_key
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
