@@ -15,7 +15,7 @@ from dspa.sae import ResidualSAE, check_sae, load_sae
 from dspa.select import ablate_set, augment_set
 from harness.compute import Meter
 from harness.compute.rates import Rates
-from harness.intervention import Positions, RowState, register_intervention
+from harness.intervention import Positions, RowState, Sums, register_intervention
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model import AlignedModel
 from harness.preferences import Triple
@@ -95,8 +95,6 @@ class StaticSteering:
         self._latents, self._sign, self._settings = latents, sign[None], settings
         self._sae: ResidualSAE = load_sae(SAERef.model_validate(settings["sae"]), device)
         self._rows = self._sae.gather(latents[None])
-        self._tokens = torch.zeros((), dtype=torch.long, device=device)
-        self._changed = torch.zeros((), dtype=torch.long, device=device)
 
     @property
     def positions(self) -> Positions:
@@ -107,7 +105,11 @@ class StaticSteering:
         return (self._sae.layer,)
 
     def condition(
-        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+        self,
+        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
+        prompt: Bool[Tensor, "batch pos"],
+        *,
+        tally: Sums | None = None,
     ) -> RowState:
         """Nothing depends on the prompt."""
         return {}
@@ -118,6 +120,8 @@ class StaticSteering:
         residual: Float[Tensor, "batch pos d_model"],
         state: RowState,
         steered: Bool[Tensor, "batch pos"],
+        *,
+        tally: Sums | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Decoder rows times the change of the fixed latents."""
         # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
@@ -127,8 +131,8 @@ class StaticSteering:
         movable = movable_latents(latents, self._sign, steered_tokens, active_only=self._settings["active_only"])
         strongest = self._sae.strongest(tokens[0])[None] if self._settings["scale"] == "max" else None
         change = latent_change(latents, self._sign, strongest, movable, alpha=self._settings["alpha"])
-        self._tokens += steered.sum()
-        self._changed += (change != 0).any(-1).sum()
+        if tally is not None:
+            tally.add(tokens=steered.sum(), changed=(change != 0).any(-1).sum())
         return self._sae.decode_change(change, self._rows, scale).view_as(residual)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,7 +148,16 @@ class StaticSteering:
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "StaticSteering":
         return cls(tensors["latents"], tensors["sign"], params, device)
 
-    def diagnostics(self) -> dict[str, float]:
+    def to(self, device: torch.device | str) -> "StaticSteering":
+        return StaticSteering(self._latents.to(device), self._sign[0].to(device), self._settings, str(device))
+
+    def tally(self) -> Sums:
+        return Sums()
+
+    def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Every prompt gets the same set, so its Jaccard similarity is 1 by construction."""
-        edited = {"edited_share": float(self._changed / self._tokens)} if self._tokens else {}
+        if not tallies:
+            return {}
+        tokens, changed = (sum(tally.get(name, 0) for tally in tallies) for name in ("tokens", "changed"))
+        edited = {"edited_share": changed / tokens} if tokens else {}
         return {"jaccard": 1.0, "set_size": float(len(self._latents)), **edited}

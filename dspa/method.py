@@ -1,6 +1,6 @@
 """DSPA as an alignment method: triples -> conditional-difference map -> steered model. No weight changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, ClassVar
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.density import measure_densities
+from dspa.diagnostics import LEGEND
 from dspa.edit import Mode, Scale
 from dspa.predict import predict_densities
 from dspa.sae import check_sae, load_sae, sae_sizes
@@ -30,6 +31,7 @@ class DSPA(MethodConfig):
     the percentile, the strict gate and the steered positions are ours (see README, "Decisions")."""
 
     single_pass: ClassVar[bool] = True
+    diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
     percentile: Annotated[float, Field(ge=0, le=100)] = 95.0

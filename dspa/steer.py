@@ -1,6 +1,6 @@
 """DSPA at inference: per-prompt latent sets from the map, edits of active latents while decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dspa.density import density_of
-from dspa.diagnostics import SelectionLog
+from dspa.diagnostics import SelectionTally, selection_figures
 from dspa.edit import Mode, Scale, latent_change, movable_latents
 from dspa.sae import ResidualSAE, load_sae
 from dspa.select import ablate_set, augment_set, top_prompt_latents
@@ -38,7 +38,6 @@ class DSPASteering:
         self._input_limit, self._output_limit = settings["norm_limits"]
         # On an accelerator, looking which tokens need the full encode would make the host wait at every step.
         self._lazy = torch.device(device).type == "cpu"
-        self.log = SelectionLog(self._map, device)
 
     @property
     def positions(self) -> Positions:
@@ -63,14 +62,19 @@ class DSPASteering:
         return self._input, self._output
 
     def condition(
-        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+        self,
+        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
+        prompt: Bool[Tensor, "batch pos"],
+        *,
+        tally: SelectionTally | None = None,
     ) -> RowState:
         """Selected latents with their signs (0: none), encoder and decoder rows, for each prompt."""
         density = density_of(self._input, residual[self._input.layer], prompt, self._input_limit)
         selected = top_prompt_latents(density, self._k_prompt)
         scores = self._map.scores(selected, density)
         latents, sign = self.latent_sets(scores)
-        self.log.selected(selected, latents, scores)
+        if tally is not None:
+            tally.selected(selected, latents, scores)
         index = latents.clamp(min=0)
         return {**self._output.gather(index), "sign": sign, "seen": torch.zeros_like(index[:, 0])}
 
@@ -95,6 +99,8 @@ class DSPASteering:
         residual: Float[Tensor, "batch pos d_model"],
         state: RowState,
         steered: Bool[Tensor, "batch pos"],
+        *,
+        tally: SelectionTally | None = None,
     ) -> Float[Tensor, "batch pos d_model"] | None:
         """W~_dec (f~' - f~): zero, to the bit, for tokens on which no selected latent is active."""
         allowed = steered
@@ -104,7 +110,8 @@ class DSPASteering:
         movable = movable_latents(latents, state["sign"], allowed)
         strongest = self._strongest(residual, movable) if self._scale == "max" else None
         change = latent_change(latents, state["sign"], strongest, movable, alpha=self._alpha)
-        self.log.edited(change != 0, state["latents"], steered, state["seen"])
+        if tally is not None:
+            tally.edited(change != 0, state["latents"], steered, state["seen"])
         return self._output.decode_change(change, state, scale)
 
     def _strongest(
@@ -119,11 +126,6 @@ class DSPASteering:
             strongest[needed] = self._output.strongest(residual[needed])
         return strongest
 
-    @property
-    def edit_counts(self) -> Int[Tensor, " d_sae"]:
-        """How often each output latent was edited since construction."""
-        return self.log.edit_counts
-
     def tensors(self) -> dict[str, Tensor]:
         return self._map.tensors()
 
@@ -137,5 +139,12 @@ class DSPASteering:
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
         return cls(ShippedMap.restore(tensors, params["map"]), params, device)
 
-    def diagnostics(self) -> dict[str, float]:
-        return self.log.summary()
+    def to(self, device: torch.device | str) -> "DSPASteering":
+        return DSPASteering(self._map, self._settings, str(device))
+
+    def tally(self) -> SelectionTally:
+        return SelectionTally(self._map)
+
+    def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """See `dspa.diagnostics.LEGEND`."""
+        return selection_figures(self._map, tallies)

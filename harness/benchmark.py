@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +12,7 @@ from harness.registry import Registry
 if TYPE_CHECKING:
     from harness.judges import Judge
     from harness.judges.base import Verb
-    from harness.model import AlignedModel
+    from harness.responder import Responder
 
 
 class Sample(BaseModel):
@@ -124,9 +124,18 @@ class Benchmark(Protocol):
         ...
 
     def run(
-        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
-        """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats."""
+        """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats.
+
+        A record's ``raw`` names an answer with `Completion.told`: its text is in the store.
+        """
+        ...
+
+    def judge_again(
+        self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
+        """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer."""
         ...
 
 
@@ -151,6 +160,10 @@ class BenchmarkConfig(BaseModel):
     def prompts(self) -> list[str]:
         """None to compare with the training prompts by default."""
         return []
+
+    def judge_again(self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None) -> Any:
+        """`run` by default: right where it writes no answers to ``folder``."""
+        return cast(Benchmark, self).run(model, judge=judge, seed=seed, folder=folder)
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")

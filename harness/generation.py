@@ -1,12 +1,14 @@
 """Answers to prompts: batched decoding whose result for a row does not depend on the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from harness.padding import pad_rows
+from harness.responder import Completion as Completion
 from harness.sampling import GumbelNoise, row_seed
 
 if TYPE_CHECKING:
@@ -14,22 +16,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One generated answer. ``finished``: it ended with a stop token (not by length).
+class Batch:
+    """Answers that were decoded together. ``rows``: their places among the prompts asked for. ``tally``: what the
+    steering session counted, as JSON (`harness.intervention.Tally`); None where nothing was steered or counted."""
 
-    ``steered_tokens`` counts the steered positions; with an intervention it equals ``len(token_ids)``, without 0.
-    When ``error`` is set nothing was generated and it says why.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
-    steered_tokens: int
-    finished: bool
-    error: str | None = None
+    rows: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    tally: dict[str, Any] | None
 
 
-def generate_completions(
+@torch.no_grad()
+def generate_batches(
     aligned: "AlignedModel",
     prompts: Sequence[Sequence[int]],
     temperatures: Sequence[float],
@@ -37,25 +34,29 @@ def generate_completions(
     *,
     seed: int,
     batch_size: int,
-) -> list[Completion]:
-    """Answer each prompt (token ids), longest first in batches, in the order given."""
-    results: dict[int, Completion] = {}
+) -> Iterator[Batch]:
+    """Answer each prompt (token ids), longest first, each batch as soon as it is done.
+
+    Prompts that do not fit the context come first, as a batch of completions with ``error``.
+    """
     room = aligned.base.max_length - max_new_tokens
-    for index, prompt in enumerate(prompts):
-        if len(prompt) > room:
-            reason = (
-                f"prompt of {len(prompt)} tokens + {max_new_tokens} new ones exceed the context of "
-                f"{aligned.base.max_length}"
-            )
-            results[index] = Completion("", (), len(prompt), 0, False, reason)
-    todo = sorted((i for i in range(len(prompts)) if i not in results), key=lambda i: (-len(prompts[i]), i))
+    long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
+    if long:
+        yield Batch(
+            long, tuple(_too_long(len(prompts[i]), max_new_tokens, aligned.base.max_length) for i in long), None
+        )
+    todo = sorted(set(range(len(prompts))) - set(long), key=lambda i: (-len(prompts[i]), i))
     for start in range(0, len(todo), batch_size):
-        rows = todo[start : start + batch_size]
-        completions = _generate_batch(
+        rows = tuple(todo[start : start + batch_size])
+        completions, tally = _generate_batch(
             aligned, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
         )
-        results.update(zip(rows, completions, strict=True))
-    return [results[i] for i in range(len(prompts))]
+        yield Batch(rows, tuple(completions), tally)
+
+
+def _too_long(tokens: int, max_new_tokens: int, context: int) -> Completion:
+    reason = f"prompt of {tokens} tokens + {max_new_tokens} new ones exceed the context of {context}"
+    return Completion("", (), tokens, 0, False, reason)
 
 
 def _generate_batch(
@@ -64,7 +65,7 @@ def _generate_batch(
     temperatures: list[float],
     max_new_tokens: int,
     seed: int,
-) -> list[Completion]:
+) -> tuple[list[Completion], dict[str, Any] | None]:
     chat, device = aligned.chat, aligned.device
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)
     seeds = [row_seed(seed, prompt) for prompt in prompts]
@@ -92,4 +93,4 @@ def _generate_batch(
             assert steered[row] == len(tokens), f"row {row}: {steered[row]} steered of {len(tokens)} generated tokens"
         text = chat.decode(tokens if end is None else tokens[:-1])
         completions.append(Completion(text, tokens, len(prompts[row]), steered[row], end is not None))
-    return completions
+    return completions, None if session is None or session.tally is None else session.tally.read()

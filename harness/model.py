@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,14 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.base_model import BaseModel
 from harness.chat import ChatFormat
 from harness.fingerprint import hash_tensor
-from harness.generation import Completion, generate_completions
+from harness.generation import Batch, Completion, generate_batches
 from harness.intervention import Intervention
 from harness.preferences import Conversation, Message, Triple
 from harness.refs import ModelRef
-from harness.scoring import score_continuations
+from harness.scoring import ScoredBatch, score_batches
 from harness.steering import Steering
 
 Delta = Literal["none", "adapter", "weights"]
+EncodedTriples = dict[tuple[str | None, str], tuple[array, array, array]]
+"""(instruction, key of a triple) -> its ids (see `AlignedModel.triple_ids`), four bytes a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,8 @@ class AlignedModel:
     """What an alignment method returns and a benchmark evaluates.
 
     ``model`` is what runs: the base's own weights, a PEFT model around them (``delta='adapter'``) or fine-tuned
-    ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint.
+    ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint. ``encoded``
+    holds the triples that were tokenised so far: whoever asks for the same ones often gives an empty one.
     """
 
     base: BaseModel
@@ -43,6 +47,7 @@ class AlignedModel:
     system_prompt: str | None = None
     budget: Mapping[str, Any] | None = None
     bill: Mapping[str, Any] | None = None
+    encoded: EncodedTriples | None = None
 
     @classmethod
     def from_base(cls, ref: ModelRef, *, device: str = "cpu") -> "AlignedModel":
@@ -68,6 +73,10 @@ class AlignedModel:
     def derive(self, **changes: Any) -> "AlignedModel":
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+    def unaligned(self) -> "AlignedModel":
+        """The base model that alignment started from."""
+        return AlignedModel(self.base, self.base.model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -116,10 +125,6 @@ class AlignedModel:
             return get_peft_model_state_dict(self.model)
         return dict(self.model.state_dict()) if self.delta == "weights" else {}
 
-    def diagnostics(self) -> dict[str, float]:
-        """Figures the intervention collected over everything generated and scored so far."""
-        return {} if self.intervention is None else self.intervention.diagnostics()
-
     def steering(self) -> "AbstractContextManager[Steering | None]":
         """Hooks for forwards of ``self.model``; a null context where there is no intervention."""
         if self.intervention is None:
@@ -141,6 +146,16 @@ class AlignedModel:
 
         Raises ValueError when the longer of the two texts does not fit the context: nothing is cut.
         """
+        if self.encoded is None:
+            return self._triple_ids(triple)
+        place = self.system_prompt, triple.key
+        if place not in self.encoded:
+            prompt, chosen, rejected = self._triple_ids(triple)
+            self.encoded[place] = array("i", prompt), array("i", chosen), array("i", rejected)
+        prompt, chosen, rejected = self.encoded[place]
+        return list(prompt), list(chosen), list(rejected)
+
+    def _triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
         prompt = self.prompt_ids(triple.prompt)
         chosen, rejected = self.chat.response_ids(triple.chosen), self.chat.response_ids(triple.rejected)
         longest = len(prompt) + max(len(chosen), len(rejected)) + 1
@@ -151,7 +166,6 @@ class AlignedModel:
             )
         return prompt, chosen, rejected
 
-    @torch.no_grad()
     def generate(
         self,
         conversations: Sequence[Conversation],
@@ -166,19 +180,39 @@ class AlignedModel:
         A row's answer depends on its conversation, temperature and ``seed`` alone, not on batch or order. A prompt
         that leaves no room for ``max_new_tokens`` in the context gives a Completion with ``error``.
         """
+        batches = self.generate_batches(
+            conversations, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
+        )
+        answers = {row: one for batch in batches for row, one in zip(batch.rows, batch.completions, strict=True)}
+        return [answers[row] for row in range(len(conversations))]
+
+    def generate_batches(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float | Sequence[float] = 0.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Iterator[Batch]:
+        """The same, a batch at a time as it is answered, longest prompts first; what has no room comes before all."""
         temperatures = [temperature] * len(conversations) if isinstance(temperature, int | float) else list(temperature)
         if len(temperatures) != len(conversations):
             raise ValueError(f"{len(temperatures)} temperatures for {len(conversations)} conversations")
         if min(temperatures, default=0) < 0 or max_new_tokens < 1 or batch_size < 1:
             raise ValueError("temperature must be >= 0, max_new_tokens and batch_size >= 1")
         prompts = [self.prompt_ids(c) for c in conversations]
-        return generate_completions(self, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
+        return generate_batches(self, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:
         """(log p(continuation | context), is greedy) of raw text pairs; steering conditions on the context alone.
 
         Trailing spaces of the context count as the continuation's, as in lm-eval, so that words stay whole.
         """
+        return self.loglikelihood_tokens(self.token_requests(pairs), batch_size=batch_size)
+
+    def token_requests(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """(context, continuation) as `loglikelihood` hands them to `loglikelihood_tokens`."""
         requests = []
         for context, continuation in pairs:
             if not context or not continuation:
@@ -188,9 +222,8 @@ class AlignedModel:
             context_ids = list(self.tokenizer(context)["input_ids"])  # type: ignore[arg-type]
             whole = list(self.tokenizer(context + continuation)["input_ids"])  # type: ignore[arg-type]
             requests.append((context_ids, whole[len(context_ids) :]))
-        return self.loglikelihood_tokens(requests, batch_size=batch_size)
+        return requests
 
-    @torch.no_grad()
     def loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -198,7 +231,18 @@ class AlignedModel:
         batch_size: int = 64,
         progress: Callable[[int], object] | None = None,
     ) -> list[tuple[float, bool]]:
-        """The same for token ids; ``progress`` is called with the number of requests just finished.
+        """The same for token ids; ``progress`` is called with the number of requests just finished."""
+        scores: dict[int, tuple[float, bool]] = {}
+        for batch in self.score_batches(requests, batch_size=batch_size):
+            scores.update(zip(batch.rows, batch.scores, strict=True))
+            if progress is not None:
+                progress(len(batch.rows))
+        return [scores[row] for row in range(len(requests))]
+
+    def score_batches(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 64
+    ) -> Iterator[ScoredBatch]:
+        """The same, a batch at a time as it is scored.
 
         Raises ValueError for an empty context or continuation and for more tokens than the context length.
         """
@@ -210,7 +254,7 @@ class AlignedModel:
                     f"{len(context)} + {len(continuation)} tokens exceed the context of {self.base.max_length}; "
                     "shorten the context"
                 )
-        return score_continuations(self, requests, batch_size=batch_size, progress=progress)
+        return score_batches(self, requests, batch_size=batch_size)
 
 
 def _adapter_settings(configs: dict[str, dict[str, Any]]) -> str:

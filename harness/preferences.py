@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,7 +31,7 @@ class Triple:
     rejected: str
     source: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content hash (sha256, hex); the identity that subsets are drawn and compared by."""
         content = json.dumps([self.prompt, self.chosen, self.rejected], ensure_ascii=False, sort_keys=True)

@@ -1,8 +1,9 @@
 """Log-likelihoods of continuations: what contexts share is encoded once, a context once for all its continuations."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -12,13 +13,13 @@ from transformers import DynamicCache
 from harness.cached_rows import CachedRows, can_share, encode, extend, extended_logits
 from harness.padding import cut_batches, pad_rows, positions_of
 from harness.shared_prefix import Family, Tokens, families
+from harness.steering import Steering
 
 if TYPE_CHECKING:
     from harness.model import AlignedModel
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
-Progress = Callable[[int], object]
 
 _SLICE = 1024
 """Positions whose logits are normalised at once: as float32 they take 1 GB for a vocabulary of 256,000."""
@@ -28,10 +29,19 @@ _FORWARD = {"cpu": 64, "cuda": 1024}
 """What a forward costs beside its tokens, in tokens: small batches waste time on it, large ones on padding."""
 
 
-def score_continuations(
-    aligned: "AlignedModel", requests: Sequence[Request], *, batch_size: int, progress: Progress | None = None
-) -> list[Score]:
-    """(log-likelihood, is greedy) of each (context ids, continuation ids), in order.
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Requests that were scored together: their places among those asked for, and their scores in the same order.
+    ``tally``: what the steering session counted, as JSON; None where nothing was steered or counted."""
+
+    rows: tuple[int, ...]
+    scores: tuple[Score, ...]
+    tally: dict[str, Any] | None
+
+
+@torch.no_grad()
+def score_batches(aligned: "AlignedModel", requests: Sequence[Request], *, batch_size: int) -> Iterator[ScoredBatch]:
+    """(log-likelihood, is greedy) of each (context ids, continuation ids), each batch as soon as it is done.
 
     A context is encoded once for all its continuations, and only positions that predict a continuation's token are
     projected onto the vocabulary. ``batch_size`` bounds the rows of every forward. Unless the model is steered, a
@@ -39,17 +49,15 @@ def score_continuations(
     position on, so a steered model's contexts are encoded whole: the condition sees every token of them.
     """
     scored = _score_by_prefix if can_share(aligned) else _score_by_context
-    scores: dict[int, Score] = {}
-    for part in scored(aligned, requests, batch_size):
-        scores.update(part)
-        if progress is not None:
-            progress(len(part))
-    return [scores[index] for index in range(len(requests))]
+    for scores, tally in scored(aligned, requests, batch_size):
+        yield ScoredBatch(tuple(scores), tuple(scores.values()), tally)
 
 
-def _score_by_prefix(
-    aligned: "AlignedModel", requests: Sequence[Request], batch_size: int
-) -> Iterator[dict[int, Score]]:
+Scored = tuple[dict[int, Score], dict[str, Any] | None]
+"""Scores by request, and what was counted meanwhile."""
+
+
+def _score_by_prefix(aligned: "AlignedModel", requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
     """Prefixes, the contexts on their caches, and on these rows of the context and all but a continuation's last
     token, which serve all continuations that end differently."""
     by_context: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -66,7 +74,7 @@ def _score_by_prefix(
             owners = [owner for owner, _, _ in part]
             logits = extended_logits(aligned, parents, owners, sequences, fed=fed)
             places = [(row, logits.shape[1] - len(tail) - 1, i) for row, (_, tail, of) in enumerate(part) for i in of]
-            yield _scores(logits, places, {i: requests[i][1] for _, _, i in places})
+            yield _scores(logits, places, {i: requests[i][1] for _, _, i in places}), None
 
 
 def _encoded(
@@ -90,9 +98,7 @@ def _encoded(
         yield encode(aligned, contexts), contexts
 
 
-def _score_by_context(
-    aligned: "AlignedModel", requests: Sequence[Request], batch_size: int
-) -> Iterator[dict[int, Score]]:
+def _score_by_context(aligned: "AlignedModel", requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
     """Contexts are prefilled together, whole; then one forward scores what follows their continuations' first tokens.
 
     The form that steering takes: a session's rows follow one cache, and a prefill is a row's prompt.
@@ -101,7 +107,9 @@ def _score_by_context(
     for index, (context, _) in enumerate(requests):
         by_context[tuple(context)].append(index)
     for group in _groups(by_context, batch_size):
-        yield _score_group(aligned, group, requests)
+        with aligned.steering() as session:
+            scores = _score_group(aligned, group, requests, session)
+        yield scores, None if session is None or session.tally is None else session.tally.read()
 
 
 Group = list[tuple[Tokens, list[int]]]
@@ -124,39 +132,40 @@ def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Gr
         yield group
 
 
-def _score_group(aligned: "AlignedModel", group: Group, requests: Sequence[Request]) -> dict[int, Score]:
+def _score_group(
+    aligned: "AlignedModel", group: Group, requests: Sequence[Request], session: Steering | None
+) -> dict[int, Score]:
     device = aligned.device
     ids, mask = pad_rows([context for context, _ in group], aligned.chat.pad_id, side="left", device=device)
-    with aligned.steering() as session:
-        cache = DynamicCache(config=aligned.model.config)
-        first = aligned.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions_of(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        places = [(row, 0, i) for row, (_, indices) in enumerate(group) for i in indices]
-        scores = _scores(first, places, {i: requests[i][1][:1] for _, _, i in places})
-        longer = [(row, i) for row, _, i in places if len(requests[i][1]) > 1]
-        if not longer:
-            return scores
-        later, later_mask = pad_rows(
-            [requests[i][1][:-1] for _, i in longer], aligned.chat.pad_id, side="right", device=device
-        )
-        rows = torch.tensor([row for row, _ in longer], device=device)
-        whole = torch.cat([mask[rows], later_mask], dim=1)
-        cache.batch_select_indices(rows)
-        if session is not None:
-            session.announce_continuation()
-        logits = aligned.model(
-            input_ids=later,
-            attention_mask=whole,
-            position_ids=positions_of(whole)[:, -later.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
+    cache = DynamicCache(config=aligned.model.config)
+    first = aligned.model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    places = [(row, 0, i) for row, (_, indices) in enumerate(group) for i in indices]
+    scores = _scores(first, places, {i: requests[i][1][:1] for _, _, i in places})
+    longer = [(row, i) for row, _, i in places if len(requests[i][1]) > 1]
+    if not longer:
+        return scores
+    later, later_mask = pad_rows(
+        [requests[i][1][:-1] for _, i in longer], aligned.chat.pad_id, side="right", device=device
+    )
+    rows = torch.tensor([row for row, _ in longer], device=device)
+    whole = torch.cat([mask[rows], later_mask], dim=1)
+    cache.batch_select_indices(rows)
+    if session is not None:
+        session.announce_continuation()
+    logits = aligned.model(
+        input_ids=later,
+        attention_mask=whole,
+        position_ids=positions_of(whole)[:, -later.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
     places = [(row, 0, i) for row, (_, i) in enumerate(longer)]
     for i, (value, greedy) in _scores(logits, places, {i: requests[i][1][1:] for _, i in longer}).items():
         scores[i] = (scores[i][0] + value, scores[i][1] and greedy)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, computed_field, field_validator, model_validator
 
@@ -20,9 +20,7 @@ from harness.judges import Judge
 from harness.judges.base import Verb
 from harness.preferences import conversation
 from harness.refs import InputPath
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
+from harness.responder import Completion, Responder
 
 REFERENCES = {
     "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
@@ -148,7 +146,7 @@ class AlpacaEval(BenchmarkConfig):
         return [row["instruction"] for row in self._references]
 
     def run(
-        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         by = self._annotator or judge
         if by is None:
@@ -164,7 +162,7 @@ class AlpacaEval(BenchmarkConfig):
         rows, outputs, references = [], [], []
         for index, (reference, completion) in enumerate(zip(self._references, completions, strict=True)):
             if completion.error is None:
-                rows.append(index)
+                rows.append((index, completion))
                 outputs.append({**reference, "output": completion.text, "generator": generator})
                 references.append(reference)
             else:
@@ -176,14 +174,20 @@ class AlpacaEval(BenchmarkConfig):
         control = self._length_control if self._controls_length else None
         assert control is None or isinstance(control, LengthControl)
         found = evaluate(outputs, references, by, folder=folder, length_control=control)
-        for index, annotation in zip(rows, found.annotations, strict=True):
-            yield from self._records(index, annotation, found)
+        for (index, completion), annotation in zip(rows, found.annotations, strict=True):
+            yield from self._records(index, completion, annotation, found)
 
-    def _records(self, index: int, annotation: Annotation, found: Evaluation) -> Iterator[Record]:
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
+        """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
+        return self.run(model, judge=judge, seed=seed)
+
+    def _records(
+        self, index: int, completion: Completion, annotation: Annotation, found: Evaluation
+    ) -> Iterator[Record]:
         raw: dict[str, Any] = {
             "instruction": annotation.instruction,
             "reference": annotation.reference,
-            "answer": annotation.output,
+            **completion.told,
             "verdicts": list(annotation.raw),
         }
         value = _percent(annotation.preference)

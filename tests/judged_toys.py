@@ -39,10 +39,12 @@ class ToyRated(BenchmarkConfig):
 
     def run(self, model, *, judge, seed, folder=None):
         asked = [conversation(question) for question in QUESTIONS]
-        answers = [c.text for c in model.generate(asked, max_new_tokens=8, temperature=1.0, seed=seed)]
-        requests = [Rating((*q, Message(role="assistant", content=a))) for q, a in zip(asked, answers, strict=True)]
+        answers = model.generate(asked, max_new_tokens=8, temperature=1.0, seed=seed)
+        requests = [
+            Rating((*q, Message(role="assistant", content=a.text))) for q, a in zip(asked, answers, strict=True)
+        ]
         for index, (answer, verdict) in enumerate(zip(answers, judge.rate(requests), strict=True)):
-            raw = {"category": "toys", "turn": 1, "prompt": QUESTIONS[index], "answer": answer, "by": judge.label}
+            raw = {"category": "toys", "turn": 1, "prompt": QUESTIONS[index], **answer.told, "by": judge.label}
             yield Record(str(index), str(index), "mt_bench", verdict.value, verdict.error, raw)
 
 

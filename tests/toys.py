@@ -63,7 +63,6 @@ class ToyBench(BenchmarkConfig):
     """Value: the share of even token ids in a sampled answer, in percent.
 
     ``pause``: seconds before each record. ``fail_while``: a file; while it exists the second record fails.
-    ``keep_answers``: keep them in the folder and use them again, as a benchmark with a costly judge would.
     """
 
     needs_judge = False
@@ -71,7 +70,7 @@ class ToyBench(BenchmarkConfig):
     questions: InputPath
     pause: float = 0.0
     fail_while: str = ""
-    keep_answers: bool = False
+    batch_size: int = 64
 
     @property
     def metrics(self):
@@ -85,24 +84,16 @@ class ToyBench(BenchmarkConfig):
         return [json.loads(line) for line in self.questions.read_text().splitlines()]
 
     def run(self, model, *, judge, seed, folder=None):
-        kept = folder / "answers.json"
-        if self.keep_answers and kept.is_file():
-            answers = json.loads(kept.read_text())
-        else:
-            prompts = [conversation(p) for p in self.prompts()]
-            completions = model.generate(prompts, max_new_tokens=8, temperature=1.0, seed=seed)
-            answers = [(list(c.token_ids), c.text) for c in completions]
-        if self.keep_answers:
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_text(json.dumps(answers))
+        prompts = [conversation(p) for p in self.prompts()]
+        completions = model.generate(prompts, max_new_tokens=8, temperature=1.0, seed=seed, batch_size=self.batch_size)
         failing = self.fail_while != "" and Path(self.fail_while).exists()
-        for index, (ids, text) in enumerate(answers):
+        for index, completion in enumerate(completions):
             time.sleep(self.pause)
-            value = 100 * sum(i % 2 == 0 for i in ids) / len(ids)
+            value = 100 * sum(i % 2 == 0 for i in completion.token_ids) / len(completion.token_ids)
             if failing and index == 1:
                 yield Record(str(index), str(index), "evenness", None, "the judge was away")
             else:
-                yield Record(str(index), str(index), "evenness", value, raw={"answer": text})
+                yield Record(str(index), str(index), "evenness", value, raw=completion.told)
 
 
 @register_benchmark("toy_crash")

@@ -73,11 +73,12 @@ def measure_conditionality(
     augmented: dict[int, frozenset[int]] = {}
     supports: list[int] = []
     full: dict[int, Example] = {}
+    tally = steering.tally()
     for batch in residual_batches(model, texts, {layer}):
         mask = batch.kind != NOT_COUNTED
         density, gates, scores = _condition(steering, batch.residual[layer], mask)
         latents, sign = steering.latent_sets(scores)
-        steering.log.selected(gates, latents, scores)
+        tally.selected(gates, latents, scores)
         supports += steering.condition_map.support[gates[gates >= 0]].tolist()
         for position, row in enumerate(batch.rows):
             ablated[row] = frozenset(latents[position][sign[position] < 0].tolist())
@@ -88,7 +89,7 @@ def measure_conditionality(
                 full[row] = _example(steering, prompts[row], *parts)
     order = range(len(prompts))
     return Conditionality(
-        figures=steering.diagnostics(),
+        figures=steering.figures([tally.read()]),
         ablated=tuple(ablated[i] for i in order),
         augmented=tuple(augmented[i] for i in order),
         supports=tuple(supports),

@@ -13,6 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from dspa.density import density_of
+from dspa.diagnostics import edited_share
 from dspa.method import DSPA
 from dspa.perf.decoding import Decoding
 from dspa.perf.launches import launches_and_waits
@@ -104,14 +105,14 @@ class _Bench:
             return steering.write_layers[0], make(sae, latents, alpha=steering.params()["alpha"])
 
         plain = fitted.derive(intervention=None)
-        self._models = {
+        models = {
             OWN: steered(scale="own"),
             MAX: steered(scale="max"),
             ALWAYS: steered(scale="max", output_sae=saes.always.model_dump()),
         }
         opened = partial(Decoding, prompts=prompts, tokens=tokens, steps=options.steps)
         self.decodings = {UNSTEERED: opened(plain)}
-        self.decodings |= {name: opened(model) for name, model in self._models.items()}
+        self.decodings |= {name: opened(model) for name, model in models.items()}
         self.decodings[FULL] = opened(plain, hook=hooked(full_encode_hook))
         self.decodings[ERROR_TERM] = opened(plain, hook=hooked(error_term_hook))
 
@@ -131,7 +132,7 @@ class _Bench:
             "SAEs": f"{self._saes.d_sae} latents, JumpReLU, calibrated to the sparsity of Gemma Scope (L0 "
             f"{70 / 16384 * self._saes.d_sae:.0f}); {self._set_size:.1f} latents a row selected by a map fitted here",
             "tokens edited (and fully encoded by scale max)": ", ".join(
-                f"{name}: {model.diagnostics()['edited_share']:.0%}" for name, model in self._models.items()
+                f"{name}: {edited_share([self.decodings[name].tally()]):.0%}" for name in (OWN, MAX, ALWAYS)
             ),
             "same computation": f"logits of {MAX}, {FULL} and {ERROR_TERM} differ by at most {difference:.1e}; the "
             f"edit moves them by {effect:.1e}",

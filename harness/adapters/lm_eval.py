@@ -30,6 +30,7 @@ from harness.adapters.task_folders import TASK_FOLDERS
 from harness.model import AlignedModel
 from harness.plugins import load_plugins
 from harness.preferences import Message
+from harness.responder import Responder
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class AlignedLM(_HFLM):
 
     def __init__(
         self,
-        artifact: str | AlignedModel,
+        artifact: str | Responder,
         *,
         device: str | None = None,
         batch_size: int | str = 64,
@@ -66,7 +67,7 @@ class AlignedLM(_HFLM):
         """
         if isinstance(artifact, str):
             artifact = AlignedModel.load(artifact, device=_device(device))
-        self.aligned = artifact
+        self.aligned: Responder = artifact
         self.truncated_requests = 0
         self.cut_tokens: dict[tuple[str, str], int] = {}
         self._tokenised = functools.lru_cache(maxsize=4)(super().tok_encode)

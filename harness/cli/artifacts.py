@@ -13,11 +13,11 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from harness.benchmark import Record
+from harness.experiment.cell import evaluate, fit
 from harness.experiment.check import check_base
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import Key, describe, set_value, split_override
-from harness.experiment.steps import evaluate, fit
 from harness.experiment.suite import load_suite
 from harness.files import check_can_make
 from harness.method import METHODS, AlignmentMethod

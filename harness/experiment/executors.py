@@ -50,16 +50,16 @@ def run_local(folder: Path, cells: Sequence[PlannedCell], *, workers: int, threa
 def _run_here(folder: Path, cells: Sequence[PlannedCell], threads: int, progress: Progress) -> None:
     import torch
 
-    from harness.experiment.cell import Workplace, run_cell
+    from harness.experiment.cell import CellContext, run_cell
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        work = Workplace.open(folder)
+        context = CellContext.open(folder)
         for cell in cells:
             # Not by file descriptor as in a worker: the progress display is written by this very process.
             with _log(RunFolder(folder).cell(cell.name)) as log, redirect_stdout(log), redirect_stderr(log):
-                run_cell(work, work.cells[cell.name], progress.stage)
+                run_cell(context, context.cells[cell.name], progress.stage)
             progress.over(cell.name)
     finally:
         torch.set_num_threads(before)
@@ -148,14 +148,14 @@ def _work(folder: Path, threads: int, pipe: Connection) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 
-    from harness.experiment.cell import Workplace, run_cell
+    from harness.experiment.cell import CellContext, run_cell
 
     torch.set_num_threads(threads)
-    work: Workplace | None = None
+    context: CellContext | None = None
     while (name := pipe.recv()) is not None:
         with _log(RunFolder(folder).cell(name)) as log, _all_output_to(log):
-            work = work or Workplace.open(folder)
-            run_cell(work, work.cells[name], lambda *news: pipe.send(news))
+            context = context or CellContext.open(folder)
+            run_cell(context, context.cells[name], lambda *news: pipe.send(news))
         pipe.send("over")
 
 

@@ -41,8 +41,18 @@ class Forecaster:
     def __init__(self, ref: ModelRef, *, device: str = "cpu") -> None:
         self._ref, self._device = ref, device
 
-    def of(self, method: AlignmentMethod, budget: Budget | None, flops_limit: int | None = None) -> Forecast:
+    def of(
+        self,
+        method: AlignmentMethod,
+        budget: Budget | None,
+        flops_limit: int | None = None,
+        *,
+        base: AlignedModel | None = None,
+    ) -> Forecast:
         """The forecast of ``method`` on ``budget`` (None for a method without triples).
+
+        Triples are tokenised by ``base``, that of the fit, where it is loaded anyway: what it has ``encoded`` is not
+        tokenised again. Else the forecaster tokenises each triple once.
 
         Under a ``flops_limit`` a method that passes every triple once gets the largest beginning of ``budget`` whose
         predicted bill is within it; ValueError when not even one triple is. For any other method ``stages`` is then
@@ -50,18 +60,19 @@ class Forecaster:
         """
         if budget is None:
             return Forecast(None, None)
-        stages = self._stages(method, budget.triples)
+        base = base or self._base
+        stages = self._stages(base, method, budget.triples)
         if flops_limit is None or not method.single_pass or stages is None:
             return Forecast(budget, stages)
-        n = self._affordable(method, budget.triples, flops_limit)
+        n = self._affordable(base, method, budget.triples, flops_limit)
         first = Budget(budget.triples[:n], budget.seed)
-        return Forecast(first, self._stages(method, first.triples))
+        return Forecast(first, self._stages(base, method, first.triples))
 
-    def _affordable(self, method: AlignmentMethod, triples: Sequence[Triple], limit: int) -> int:
+    def _affordable(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple], limit: int) -> int:
         """The largest n such that the first n triples cost at most ``limit``: by bisection, costs rise with n."""
 
         def cost(n: int) -> int:
-            return sum((self._stages(method, triples[:n]) or {}).values())
+            return sum((self._stages(base, method, triples[:n]) or {}).values())
 
         if cost(1) > limit:
             raise ValueError(
@@ -74,9 +85,9 @@ class Forecaster:
             low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
         return low
 
-    def _stages(self, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
+    def _stages(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
         try:
-            return method.predict(self._base, triples, self._rates)
+            return method.predict(base, triples, self._rates)
         except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price
             return None
 
@@ -86,10 +97,10 @@ class Forecaster:
         return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
 
     @cached_property
-    def _base(self) -> "AlignedModel":
+    def _base(self) -> AlignedModel:
         tokenizer = AutoTokenizer.from_pretrained(self._ref.source, revision=self._ref.revision)
         base = BaseModel(self._ref, self._rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
-        return _Remembering(base, self._rates.model)
+        return AlignedModel(base, self._rates.model, encoded={})
 
 
 def check_bills(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple], folder: Path) -> None:
@@ -107,17 +118,3 @@ def check_bills(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Tr
             forecaster.of(suite.method_of(cell, folder), Budget(drawn.triples[:1], drawn.seed), cell.flops_limit)
         except ValueError as problem:
             raise suite.source.error(("flops_budgets",), str(problem)) from None
-
-
-class _Remembering(AlignedModel):
-    """Tokenises a triple once: finding what a bill pays for asks for the same ones again and again."""
-
-    def triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
-        if id(triple) not in self._known:
-            self._known[id(triple)] = (triple, super().triple_ids(triple))
-        return self._known[id(triple)][1]
-
-    @cached_property
-    def _known(self) -> dict[int, tuple[Triple, tuple[list[int], list[int], list[int]]]]:
-        """By identity, which lasts because the triple is kept too."""
-        return {}

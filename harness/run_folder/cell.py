@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import read_json, read_text, write_json, write_text
+from harness.run_folder.answers import AnswerStore
 from harness.run_folder.document import Document, read_document
 
 
@@ -57,9 +58,9 @@ class CellFolder:
         """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
         return CellFolder(self.path / "second")
 
-    def completions(self, benchmark: str) -> Path:
-        """Where the model's answers of a benchmark are kept."""
-        return self.path / "completions" / f"{benchmark}.jsonl"
+    def answers(self, benchmark: str) -> AnswerStore:
+        """The model's answers of a benchmark, as they came; the second judge is given the same."""
+        return AnswerStore(self.path / "answers" / f"{benchmark}.jsonl")
 
     @property
     def log(self) -> Path:
@@ -200,6 +201,9 @@ def _read_records(path: Path) -> Iterator[Record]:
         yield record
 
 
+_ANSWERS = ("answer_key", "answer", "baseline_answer_key", "baseline_answer")
+
+
 def _answers(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:
-    """(metric, item, whose) -> the answer that was judged, or what it was compared with; None where none is kept."""
-    return {(r.metric, r.item, key): r.raw.get(key) for r in records for key in ("answer", "baseline_answer")}
+    """(metric, item, whose) -> key or text of what was judged, or of what it was compared with; None: none is named."""
+    return {(r.metric, r.item, key): r.raw.get(key) for r in records for key in _ANSWERS}

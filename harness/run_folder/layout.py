@@ -7,9 +7,9 @@ judging/                                  what the judge keeps: replies, each as
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
 cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
 cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
+cells/<cell>/answers/<benchmark>.jsonl    what the model answered, each batch as it comes
 cells/<cell>/<benchmark>/                 files in the evaluator's own formats
-cells/<cell>/completions/<benchmark>.jsonl what the model answered, for a second judge
-cells/<cell>/second/                      the second judge's records and files, laid out like a cell's
+cells/<cell>/second/                      the second judge's records and files, laid out like a cell's, no answers
 cells/<cell>/diagnostics/<benchmark>.json what the intervention did during the benchmark
 cells/<cell>/cell.json                    last: the cell is over
 cells/<cell>/traceback.txt                only of a failed cell

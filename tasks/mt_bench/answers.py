@@ -1,20 +1,17 @@
-"""Answers to both turns of every question, generated in batches and kept in FastChat's format."""
+"""Answers to both turns of every question, and their export in FastChat's format."""
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.adapters import fastchat
 from harness.adapters.fastchat import ModelAnswer, Question
 from harness.files import read_jsonl, write_jsonl
 from harness.preferences import Conversation, Message
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
+from harness.responder import Responder
 
 Turn = tuple[int, int]
 """(question_id, 1 or 2)."""
@@ -22,11 +19,15 @@ Turn = tuple[int, int]
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said: {question_id: its turns}, and why a turn has no answer."""
+    """What one model said: {question_id: its turns}, and why a turn has no answer.
+
+    ``told``: what records say of the answer to a turn (see `harness.responder.Completion`); empty for those of a file.
+    """
 
     name: str
     turns: Mapping[int, tuple[str, ...]]
     failed: Mapping[Turn, str]
+    told: Mapping[Turn, dict[str, str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, answers: Sequence[ModelAnswer], questions: Sequence[Question]) -> "Answers":
@@ -45,67 +46,49 @@ class Answers:
         turns = self.turns.get(question_id, ())
         return turns[turn - 1] if len(turns) >= turn else None
 
+    def raw(self, key: Turn) -> dict[str, str | None]:
+        """What a record's ``raw`` says of the answer to a turn: its key in the run's store, else its text."""
+        return self.told.get(key, {"answer": self.turn(*key)})
 
-@dataclass(frozen=True)
-class Answering:
-    """How questions are answered: at which temperature, how long, with which seed."""
-
-    questions: Sequence[Question]
-    temperature: Callable[[Question], float]
-    max_new_tokens: int
-    batch_size: int
-    seed: int
-
-    def by(self, model: "AlignedModel", folder: Path | None) -> Answers:
-        """The answers of ``model``: those that ``folder`` has of it under these settings, else new ones, kept there."""
-        name = f"{model.method}-{model.fingerprint[:12]}"
-        there = None if folder is None else self._finished(model, fastchat.answer_path(folder, name))
-        if there is not None:
-            return Answers.of(name, there, self.questions)
-        turns, failed = self._generate(model)
-        answers = [
-            ModelAnswer(q.question_id, self._id(model, q), name, turns[q.question_id], time.time())
-            for q in self.questions
-            if turns[q.question_id]
+    def in_fastchats_format(self) -> list[ModelAnswer]:
+        """Those of the questions that have any."""
+        return [
+            ModelAnswer(number, _id(self.name, number, turns), self.name, turns, time.time())
+            for number, turns in self.turns.items()
+            if turns
         ]
-        if folder is not None:
-            keep_answers(folder, name, answers)
-        return Answers(name, turns, failed)
 
-    def _id(self, model: "AlignedModel", question: Question) -> str:
-        """Identity of an answer: the model and everything its generation depends on."""
-        settings = [model.fingerprint, self.temperature(question), self.max_new_tokens, self.seed, question.turns]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:22]
 
-    def _finished(self, model: "AlignedModel", path: Path) -> list[ModelAnswer] | None:
-        """The answers of an earlier run with this model, these questions and settings, if all are there."""
-        answers = fastchat.load_answers(path) if path.is_file() else []
-        wanted = [self._id(model, question) for question in self.questions]
-        if [a.answer_id for a in answers] != wanted or any(len(a.turns) != 2 for a in answers):
-            return None
-        return answers
-
-    def _generate(self, model: "AlignedModel") -> tuple[dict[int, tuple[str, ...]], dict[Turn, str]]:
-        """Answers to both turns, and why a turn has none (its conversation does not fit the context)."""
-        turns: dict[int, tuple[str, ...]] = {q.question_id: () for q in self.questions}
-        failed: dict[Turn, str] = {}
-        for turn in (1, 2):
-            asked = [q for q in self.questions if len(turns[q.question_id]) == turn - 1]
-            completions = model.generate(
-                [conversation(q, turns[q.question_id], turn) for q in asked],
-                max_new_tokens=self.max_new_tokens,
-                temperature=[self.temperature(q) for q in asked],
-                seed=self.seed,
-                batch_size=self.batch_size,
-            )
-            for question, completion in zip(asked, completions, strict=True):
-                if completion.error is None:
-                    turns[question.question_id] += (completion.text,)
-                else:
-                    for unanswered in range(turn, 3):
-                        reason = f"no answer to turn {turn}: {completion.error}"
-                        failed[question.question_id, unanswered] = reason
-        return turns, failed
+def ask(
+    model: Responder,
+    questions: Sequence[Question],
+    *,
+    temperature: Callable[[Question], float],
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+) -> Answers:
+    """Both turns of every question, the second in the conversation that holds the first answer."""
+    turns: dict[int, tuple[str, ...]] = {q.question_id: () for q in questions}
+    failed: dict[Turn, str] = {}
+    told: dict[Turn, dict[str, str | None]] = {}
+    for turn in (1, 2):
+        asked = [q for q in questions if len(turns[q.question_id]) == turn - 1]
+        completions = model.generate(
+            [conversation(q, turns[q.question_id], turn) for q in asked],
+            max_new_tokens=max_new_tokens,
+            temperature=[temperature(q) for q in asked],
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for question, completion in zip(asked, completions, strict=True):
+            number = question.question_id
+            if completion.error is None:
+                turns[number] += (completion.text,)
+                told[number, turn] = completion.told
+            else:  # its conversation does not fit the context, and a longer one will not either
+                failed |= {(number, later): f"no answer to turn {turn}: {completion.error}" for later in (turn, 2)}
+    return Answers(f"{model.method}-{model.fingerprint[:12]}", turns, failed, told)
 
 
 def keep_answers(folder: Path, name: str, answers: Sequence[ModelAnswer]) -> None:
@@ -138,5 +121,10 @@ def conversation(question: Question, answers: Sequence[str], turn: int, *, answe
     return tuple(messages if answered else messages[:-1])
 
 
-def _said(answers: Sequence[ModelAnswer]) -> list[tuple[int, str, tuple[str, ...]]]:
-    return [(a.question_id, a.answer_id, a.turns) for a in answers]
+def _said(answers: Sequence[ModelAnswer]) -> list[tuple[int, tuple[str, ...]]]:
+    return [(answer.question_id, answer.turns) for answer in answers]
+
+
+def _id(name: str, question_id: int, turns: Sequence[str]) -> str:
+    """FastChat's are random; this one stays the same for the same answer."""
+    return hashlib.sha256(json.dumps([name, question_id, turns]).encode()).hexdigest()[:22]

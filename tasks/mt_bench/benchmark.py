@@ -13,12 +13,12 @@ from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_
 from harness.data import data_file, data_folder
 from harness.judges import Judge
 from harness.refs import InputPath
-from tasks.mt_bench.answers import Answering, Answers, Turn, keep_answers
+from harness.responder import Responder
+from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
 from tasks.mt_bench.judging import Judging
 
 if TYPE_CHECKING:
     from harness.judges.base import Verb
-    from harness.model import AlignedModel
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -42,8 +42,9 @@ class MTBench(BenchmarkConfig):
     100 for a win over the baseline's answer in both orders, 0 for a loss in both, 50 for anything else.
 
     The folder receives question.jsonl, model_answer/<model>.jsonl and model_judgment/<judge>_{single,pair}.jsonl in
-    FastChat's formats and places. An answer file found there that is complete and made by the same model with the same
-    settings is used again, and its judgments too, except failed ones: those are asked for anew.
+    FastChat's formats and places, but that judgments leave the judge's prompt out: it would repeat the answer, and no
+    program of FastChat's reads it. Judgments found there of the same answers are used again, except failed ones: those
+    are asked for anew.
     """
 
     questions: InputPath = Field(description="FastChat's question.jsonl; without it, that of the data folder")
@@ -99,13 +100,28 @@ class MTBench(BenchmarkConfig):
         return [turn for question in self._questions for turn in question.turns]
 
     def run(
-        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
+        return self._judged(model, judge, seed, folder, export=True)
+
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
+        """As `run`, without the answer files."""
+        return self._judged(model, judge, seed, folder, export=False)
+
+    def _judged(
+        self, model: Responder, judge: Judge | None, seed: int, folder: Path | None, *, export: bool
     ) -> Iterator[Record]:
         if judge is None:
             raise ValueError("benchmark 'mt_bench' needs a judge; add `judge:` to the suite")
-        answering = Answering(self._questions, self._temperature, self.max_new_tokens, self.batch_size, seed)
-        answers = answering.by(model, folder)
-        baseline = self._other(model, answering, folder) if "pairwise-baseline" in self.modes else None
+        answers = self._ask(model, seed)
+        baseline = None
+        if "pairwise-baseline" in self.modes:
+            baseline = self._baseline or self._ask(model.unaligned(), seed)
+        if folder is not None and export:
+            keep_answers(folder, answers.name, answers.in_fastchats_format())
+            if baseline is not None:
+                given = fastchat.load_answers(self.baseline) if self.baseline else baseline.in_fastchats_format()
+                keep_answers(folder, baseline.name, given)
         if folder is not None:
             fastchat.write_questions(folder / "question.jsonl", self._questions)
         judging = self.judging(judge, folder)
@@ -153,16 +169,15 @@ class MTBench(BenchmarkConfig):
             )
         return known[question.category]
 
-    def _other(self, model: "AlignedModel", answering: Answering, folder: Path | None) -> Answers:
-        """What the model is compared with; its answers lie beside the model's."""
-        if self.baseline is None:
-            from harness.model import AlignedModel
-
-            return answering.by(AlignedModel(model.base, model.base.model), folder)
-        assert self._baseline is not None
-        if folder is not None:
-            keep_answers(folder, self._baseline.name, fastchat.load_answers(self.baseline))
-        return self._baseline
+    def _ask(self, model: Responder, seed: int) -> Answers:
+        return ask(
+            model,
+            self._questions,
+            temperature=self._temperature,
+            max_new_tokens=self.max_new_tokens,
+            seed=seed,
+            batch_size=self.batch_size,
+        )
 
     def _ratings(self, answers: Answers, judging: Judging) -> Iterator[Record]:
         judgments, reasons = judging.rate([answers])
@@ -182,7 +197,8 @@ class MTBench(BenchmarkConfig):
             if reason is None and key in baseline.failed:
                 reason = f"{baseline.name}: {baseline.failed[key]}"
             reason = reason or compared.failed.get(place)
-            told: dict[str, Any] = {"baseline": baseline.name, "baseline_answer": baseline.turn(*key)}
+            told: dict[str, Any] = {"baseline": baseline.name}
+            told |= {f"baseline_{name}": value for name, value in baseline.raw(key).items()}
             if judgment is not None:
                 told |= {"judge": judgment.judge[0], "winners": [judgment.g1_winner, judgment.g2_winner]}
                 told["judgment"] = [judgment.g1_judgment, judgment.g2_judgment]
@@ -207,6 +223,6 @@ class MTBench(BenchmarkConfig):
             "turn": key[1],
             "temperature": self._temperature(question),
             "prompt": question.turns[key[1] - 1],
-            "answer": answers.turn(*key),
+            **answers.raw(key),
         }
         return Record(f"{key[0]}:{key[1]}", str(key[0]), metric, value, reason, raw | told)

@@ -20,6 +20,8 @@ from harness.adapters.fastchat_judgments import (
 from harness.judges import Comparison, Judge, Rating, Verdict
 from tasks.mt_bench.answers import Answers, Turn, conversation
 
+PROMPT_LEFT_OUT = ""
+"""In a judgment's ``user_prompt``: it would hold the answer once more, which is beside it in its own file."""
 TIE = 1.5
 """A preference of 1 (first) to 2 (second) on this mark is a tie."""
 
@@ -52,7 +54,7 @@ class Judging:
                 question_id=key[0],
                 model=answers.name,
                 judge=(self.judge.label, prompt_name(key[1], reference=bool(request.references))),
-                user_prompt=verdict.prompt,
+                user_prompt=PROMPT_LEFT_OUT,
                 judgment=verdict.raw,
                 score=FAILED_SCORE if verdict.value is None else verdict.value,
                 turn=key[1],
@@ -104,7 +106,7 @@ class Judging:
         for order in ("g1", "g2"):
             if order in new:
                 verdict = new[order]
-                played = {"winner": _winner(order, verdict), "user_prompt": verdict.prompt, "judgment": verdict.raw}
+                played = {"winner": _winner(order, verdict), "user_prompt": PROMPT_LEFT_OUT, "judgment": verdict.raw}
             else:
                 played = {part: getattr(known, f"{order}_{part}") for part in ("winner", "user_prompt", "judgment")}
             games |= {f"{order}_{part}": value for part, value in played.items()}

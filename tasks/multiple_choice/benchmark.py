@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
     from lm_eval.tasks import TaskManager
 
-    from harness.model import AlignedModel
+    from harness.responder import Responder
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that its command line draws the same examples."""
@@ -113,7 +113,7 @@ class MultipleChoice(BenchmarkConfig):
         return [text for text in texts if isinstance(text, str)]
 
     def run(
-        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable

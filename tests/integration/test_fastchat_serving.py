@@ -26,7 +26,7 @@ NEW = 40
 def artifacts(tmp_path_factory):
     """name -> folder: the bare base, and DSPA on 60 triples."""
     from dspa.method import DSPA
-    from harness.experiment.steps import fit
+    from harness.experiment.cell import fit
     from harness.preferences import draw_budget
 
     root = tmp_path_factory.mktemp("artifacts")

@@ -184,7 +184,7 @@ def test_diagnostics_survive_an_interruption_between_the_answers_and_the_records
         tmp_path / "suite",
         tiny_folders["gemma2"],
         saes={"early": {"path": str(tiny_folders["input"])}, "late": {"path": str(tiny_folders["output"])}},
-        benchmarks=[{"name": "toy_bench", "questions": "questions.jsonl", "keep_answers": True}],
+        benchmarks=[{"name": "toy_bench", "questions": "questions.jsonl", "batch_size": 2}],
         variants=[{"name": "dspa", "method": "dspa", "params": params}],
         budgets=[8],
         seeds=1,
@@ -196,8 +196,11 @@ def test_diagnostics_survive_an_interruption_between_the_answers_and_the_records
     (planned,) = RunFolder(tmp_path / "run").plan.cells
     assert planned.params["input_sae"] == "early"
     assert any(key.startswith("toy_bench.") for key in state.diagnostics)
-    for name in ("cell.json", "records/toy_bench.jsonl"):
-        (tmp_path / "run" / "cells" / "dspa__n8__s0" / name).unlink()
+    cell = tmp_path / "run" / "cells" / "dspa__n8__s0"
+    for name in ("cell.json", "records/toy_bench.jsonl", "diagnostics/toy_bench.json"):
+        (cell / name).unlink()
+    answers = cell / "answers" / "toy_bench.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-200])  # as a kill in the middle of the last batch leaves it
     run(suite_path, tmp_path / "run")
     assert outcome(tmp_path / "run") == whole
 

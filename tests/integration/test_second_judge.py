@@ -64,7 +64,7 @@ def no_generation(monkeypatch) -> None:
     def refuse(*_args, **_kwargs):
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr(harness.model, "generate_completions", refuse)
+    monkeypatch.setattr(harness.model, "generate_batches", refuse)
 
 
 def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished):
@@ -72,7 +72,9 @@ def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished)
         cell = RunFolder(finished).cell(name)
         first, second = cell.records("toy_rated") or [], cell.second.records("toy_rated") or []
         assert len(first) == len(second) == len(QUESTIONS)
-        assert [r.raw["answer"] for r in first] == [r.raw["answer"] for r in second]
+        keys = [r.raw["answer_key"] for r in first]
+        assert [r.raw["answer_key"] for r in second] == keys
+        assert len({cell.answers("toy_rated").text(key) for key in keys}) > 1
         assert {r.raw["by"] for r in first} == {"toy-first-word"}
         assert {r.raw["by"] for r in second} == {"toy-length"}
         assert cell.second.records("toy_bench") is None, "it has no judge, so there is nothing to judge again"
@@ -124,11 +126,11 @@ def no_generation_after(request):
 
 def test_answers_that_were_not_kept_are_generated_again_and_are_the_same(suite, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "copy"))
-    shutil.rmtree(out / "cells" / CELLS[2] / "completions")
+    shutil.rmtree(out / "cells" / CELLS[2] / "answers")
     shutil.rmtree(out / "cells" / CELLS[2] / "second")
     assert run(suite, out) == {}
     missing = outcome(finished).keys() - outcome(out).keys()
-    assert {Path(name).parent.name for name in missing} == {"completions"}
+    assert missing == {f"cells/{CELLS[2]}/answers/toy_bench.jsonl"}, "no second judge has asked for these"
     assert all(outcome(finished)[name] == content for name, content in outcome(out).items())
 
 
@@ -136,7 +138,7 @@ def test_verdicts_on_other_answers_are_never_paired(suite, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "copy"))
     records = out / "cells" / CELLS[0] / "records" / "toy_rated.jsonl"
     rows = [json.loads(line) for line in records.read_text().splitlines()]
-    rows[3]["raw"]["answer"] += " and more"
+    rows[3]["raw"]["answer_key"] = "of another answer"
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
     failures = run(suite, out)
     assert list(failures) == [CELLS[0]]

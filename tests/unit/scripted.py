@@ -1,18 +1,23 @@
 """A model and a judge that answer what a test tells them to, and remember what they were asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
+from harness.experiment.answering import Answering
+from harness.generation import Batch
 from harness.judges import Answer, Comparison, Rating, Verdict
 from harness.judges.base import VERBS
-from harness.model import Completion
+from harness.model import AlignedModel, Completion
 from harness.preferences import Conversation
+from harness.run_folder.answers import AnswerStore
 
 
 class ScriptedModel:
     """``reply`` makes the answer to a conversation; raising ValueError in it fails that one row."""
 
     method = "scripted"
+    intervention = None
 
     def __init__(self, reply: Callable[[Conversation], str], fingerprint: str = "f" * 64) -> None:
         self.reply = reply
@@ -22,6 +27,18 @@ class ScriptedModel:
     def generate(self, conversations: Sequence[Conversation], **settings) -> list[Completion]:
         self.calls.append({"conversations": list(conversations), **settings})
         return [self._one(c) for c in conversations]
+
+    def generate_batches(self, conversations: Sequence[Conversation], **settings) -> Iterator[Batch]:
+        """One batch with everything; `stored` puts a store in front of it."""
+        answers = self.generate(conversations, **settings)
+        yield Batch(tuple(range(len(answers))), tuple(answers), None)
+
+    def unaligned(self) -> "ScriptedModel":
+        return ScriptedModel(self.reply, "b" * 64)
+
+    def stored(self, path: Path) -> Answering:
+        """This model as a run would ask it: answers are looked up in the file ``path`` first, new ones kept there."""
+        return Answering(cast(AlignedModel, self), AnswerStore(path))
 
     def _one(self, conversation: Conversation) -> Completion:
         try:

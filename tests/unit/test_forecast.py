@@ -1,5 +1,7 @@
 """Bills predicted before a fit are the bills after it, and a bill for a budget buys what it is predicted to."""
 
+from collections import Counter
+
 import pytest
 
 from baselines.caa import CAA
@@ -11,9 +13,10 @@ from baselines.sft import SFT
 from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE
 from dspa.method import DSPA
+from harness.experiment.cell import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.run import prepare, run_suite
-from harness.experiment.steps import fit
+from harness.model import AlignedModel
 from harness.preferences import Budget, Triple, conversation
 from harness.refs import ModelRef
 from harness.run_folder import RunFolder
@@ -137,6 +140,35 @@ def test_training_under_a_bill_ends_with_the_step_that_reaches_it(forecaster, bu
 def test_a_method_without_prediction_has_none_and_gets_everything(forecaster, budget):
     forecast = forecaster.of(ToyNoise(), budget, 10**9)
     assert (forecast.stages, forecast.flops, forecast.budget) == (None, None, budget)
+
+
+@pytest.mark.parametrize("name", ["caa", "full sft", "rahf_scit"])
+def test_a_triple_is_tokenised_once_for_forecast_and_fit(forecaster, even_budget, tiny_base, monkeypatch, name):
+    method, base = METHODS[name], tiny_base("llama")
+    whole = fit(method, method.name, base, even_budget, 0, predicted=forecaster.of(method, even_budget).stages)
+    tokenised = Counter()
+    count = AlignedModel._triple_ids
+
+    def counted(model, triple):
+        tokenised[model.system_prompt, triple.key] += 1
+        return count(model, triple)
+
+    monkeypatch.setattr(AlignedModel, "_triple_ids", counted)
+    encoding = base.derive(encoded={})
+    forecast = forecaster.of(method, even_budget, 10**15, base=encoding)
+    aligned = fit(method, method.name, encoding, forecast.budget, 0, predicted=forecast.stages)
+    assert len({key for _, key in tokenised}) == len(even_budget.triples)
+    assert set(tokenised.values()) == {1}
+    assert (aligned.fingerprint, aligned.encoded) == (whole.fingerprint, None)
+
+
+def test_an_instruction_and_a_caller_who_changes_the_ids_leave_the_encoded_triples_alone(budget, tiny_base):
+    base = tiny_base("llama").derive(encoded={})
+    triple = budget.triples[0]
+    plain, instructed = base.triple_ids(triple), base.derive(system_prompt="w1 w2").triple_ids(triple)
+    assert plain[0] != instructed[0]
+    base.triple_ids(triple)[0].clear()
+    assert base.triple_ids(triple) == plain == tiny_base("llama").triple_ids(triple)
 
 
 def test_a_finished_run_can_be_extended_by_bills(tmp_path, tiny_folders):

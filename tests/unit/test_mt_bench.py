@@ -11,6 +11,7 @@ from harness.adapters import fastchat
 from harness.adapters import fastchat_judgments as judgments_of
 from harness.adapters.fastchat import ModelAnswer
 from harness.adapters.fastchat_judgments import Judgment
+from harness.run_folder.answers import AnswerStore
 from tasks.mt_bench import MTBench
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 
@@ -149,9 +150,10 @@ def test_a_failed_judgment_is_an_error_with_its_raw_text_and_no_score(questions,
 def test_answers_and_good_judgments_are_used_again_and_failed_ones_asked_anew(questions, tmp_path):
     benchmark = MTBench(questions=questions)
     judge = ScriptedJudge(rate=lambda r: None if "3+3" in r.conversation[-1]["content"] else 6.0)
-    first = run(benchmark, ScriptedModel(echo), judge, tmp_path)
+    store = tmp_path / "answers.jsonl"
+    first = run(benchmark, ScriptedModel(echo).stored(store), judge, tmp_path)
     model, judge = ScriptedModel(echo), ScriptedJudge(rate=lambda r: 9.0)
-    second = run(benchmark, model, judge, tmp_path)
+    second = run(benchmark, model.stored(store), judge, tmp_path)
     assert model.calls == []
     assert [r.conversation[-1]["content"] for r in judge.asked] == ["answer 2 to And 3+3?"]
     assert [r.value for r in second] == [6.0, 6.0, 6.0, 9.0, 6.0, 6.0]
@@ -168,13 +170,15 @@ def test_answers_and_good_judgments_are_used_again_and_failed_ones_asked_anew(qu
     ],
 )
 def test_answers_of_another_model_or_other_settings_are_not_used_again(questions, tmp_path, changed):
-    run(MTBench(questions=questions), ScriptedModel(echo), ScriptedJudge(rate=lambda r: 6.0), tmp_path)
+    store = tmp_path / "answers.jsonl"
+    before = ScriptedModel(echo).stored(store)
+    run(MTBench(questions=questions), before, ScriptedJudge(rate=lambda r: 6.0), tmp_path)
     fields = {key: value for key, value in changed.items() if key in MTBench.model_fields}
     model = ScriptedModel(lambda c: "new", changed.get("fingerprint", "f" * 64))
     judge = ScriptedJudge(rate=lambda r: 2.0)
     benchmark = MTBench(questions=questions, **fields)
-    records = run(benchmark, model, judge, tmp_path, seed=changed.get("seed", 3))
-    assert {(r.value, r.raw["answer"]) for r in records} == {(2.0, "new")}
+    records = run(benchmark, model.stored(store), judge, tmp_path, seed=changed.get("seed", 3))
+    assert {(r.value, AnswerStore(store).text(r.raw["answer_key"])) for r in records} == {(2.0, "new")}
 
 
 def test_judgments_of_another_model_or_of_replaced_answers_are_not_taken_for_this_ones(questions, tmp_path):
@@ -187,20 +191,38 @@ def test_judgments_of_another_model_or_of_replaced_answers_are_not_taken_for_thi
     assert again.asked == []
     other = ScriptedJudge(rate=lambda r: 7.0)
     other.label = "other"
-    run(benchmark, one, other, tmp_path, seed=99)
-    run(benchmark, one, ScriptedJudge(rate=lambda r: 6.0), tmp_path, seed=98)
+    shouting, whispering = (ScriptedModel(reply, "1" * 64) for reply in (lambda c: "LOUD", lambda c: "soft"))
+    run(benchmark, shouting, other, tmp_path)
+    run(benchmark, whispering, ScriptedJudge(rate=lambda r: 6.0), tmp_path)
     other = ScriptedJudge(rate=lambda r: 3.0)
     other.label = "other"
-    assert {r.value for r in run(benchmark, one, other, tmp_path, seed=98)} == {3.0}
+    assert {r.value for r in run(benchmark, whispering, other, tmp_path)} == {3.0}
 
 
-def test_an_incomplete_answer_file_is_not_used(questions, tmp_path):
-    run(MTBench(questions=questions), ScriptedModel(echo), ScriptedJudge(rate=lambda r: 6.0), tmp_path)
+def test_a_damaged_export_of_answers_is_made_anew_and_its_judgments_are_asked_for_again(questions, tmp_path):
+    store, judge = tmp_path / "answers.jsonl", ScriptedJudge(rate=lambda r: 6.0)
+    run(MTBench(questions=questions), ScriptedModel(echo).stored(store), judge, tmp_path)
     path = tmp_path / "model_answer" / "scripted-ffffffffffff.jsonl"
+    whole = lines(path)
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
-    model = ScriptedModel(echo)
-    run(MTBench(questions=questions), model, ScriptedJudge(rate=lambda r: 6.0), tmp_path)
-    assert len(model.calls) == 2
+    model, judge = ScriptedModel(echo), ScriptedJudge(rate=lambda r: 6.0)
+    run(MTBench(questions=questions), model.stored(store), judge, tmp_path)
+    assert (model.calls, len(judge.asked)) == ([], 6)
+    assert [{**row, "tstamp": 0} for row in lines(path)] == [{**row, "tstamp": 0} for row in whole]
+
+
+def test_a_judgment_does_not_repeat_the_answer(questions, tmp_path):
+    run(MTBench(questions=questions), ScriptedModel(echo), ScriptedJudge(rate=lambda r: 6.0), tmp_path)
+    rows = lines(judgments_of.judgment_path(tmp_path, "scripted-v1"))
+    assert {row["user_prompt"] for row in rows} == {""}
+
+
+def test_a_second_judge_writes_its_judgments_and_no_answers(questions, tmp_path):
+    benchmark, judge = MTBench(questions=questions), ScriptedJudge(rate=lambda r: 6.0)
+    first = run(benchmark, ScriptedModel(echo), judge, tmp_path / "first")
+    again = list(benchmark.judge_again(ScriptedModel(echo), judge=judge, seed=3, folder=tmp_path / "second"))
+    assert again == first
+    assert [path.name for path in sorted((tmp_path / "second").iterdir())] == ["model_judgment", "question.jsonl"]
 
 
 def test_judgments_of_replaced_answers_are_gone_even_if_judging_then_fails(questions, tmp_path):
@@ -211,7 +233,7 @@ def test_judgments_of_replaced_answers_are_gone_even_if_judging_then_fails(quest
 
     judge = ScriptedJudge(rate=broken)
     with pytest.raises(RuntimeError, match="killed"):
-        run(MTBench(questions=questions), ScriptedModel(echo), judge, tmp_path, seed=99)
+        run(MTBench(questions=questions), ScriptedModel(lambda c: "new"), judge, tmp_path)
     assert not judgments_of.judgment_path(tmp_path, judge.label).exists()
 
 
@@ -261,6 +283,19 @@ def test_a_second_turn_that_did_not_fit_is_tried_again(questions, tmp_path):
     assert run(MTBench(questions=questions), ScriptedModel(reply), judge, tmp_path) == first
     second = run(MTBench(questions=questions), ScriptedModel(echo), judge, tmp_path)
     assert [r.value for r in second] == [5.0] * 6
+
+
+def test_a_stored_first_turn_is_not_asked_again_with_a_second_turn_that_did_not_fit(questions, tmp_path):
+    def reply(conversation):
+        if len(conversation) == 3:
+            raise ValueError("too long")
+        return echo(conversation)
+
+    store, judge = tmp_path / "answers.jsonl", ScriptedJudge(rate=lambda r: 5.0)
+    run(MTBench(questions=questions), ScriptedModel(reply).stored(store), judge)
+    model = ScriptedModel(echo)
+    assert [r.value for r in run(MTBench(questions=questions), model.stored(store), judge)] == [5.0] * 6
+    assert [len(asked) for call in model.calls for asked in call["conversations"]] == [3, 3, 3]
 
 
 def test_it_needs_a_judge(questions):

@@ -140,13 +140,14 @@ def test_a_game_without_a_verdict_is_a_failure_and_is_the_only_one_asked_again(q
     def shaky(request):
         return None if request.answers[1] == "6" else longer(request)
 
-    first = run(benchmark, ScriptedModel(echo), ScriptedJudge(compare=shaky), tmp_path)
+    store = tmp_path / "answers.jsonl"
+    first = run(benchmark, ScriptedModel(echo).stored(store), ScriptedJudge(compare=shaky), tmp_path)
     assert [(r.item, r.value, r.error) for r in first if r.error] == [("111:2", None, "g1: cannot be parsed")]
     stored = load_pair_judgments(judgment_path(tmp_path, "scripted-v1", "pair"))
     assert [(j.g1_winner, j.g2_winner, j.failed, j.winner) for j in stored][3] == ("error", "model_1", True, "error")
     assert stored[3].g1_judgment == "no rating in here"
     model, judge = ScriptedModel(echo), ScriptedJudge(compare=longer)
-    second = run(benchmark, model, judge, tmp_path)
+    second = run(benchmark, model.stored(store), judge, tmp_path)
     assert model.calls == []
     assert [r.answers for r in judge.asked] == [("answer 2 to And 3+3?", "6")]
     assert [r.value for r in second] == [100.0] * 6

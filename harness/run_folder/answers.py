@@ -1,0 +1,123 @@
+"""The store of a benchmark's answers: the one cache that resuming, a second judge and a reader of records look into.
+
+A file of JSON lines, appended a batch at a time and synced. An answer's line holds its key and the fields of a
+`Completion`; a batch ends with the line ``{"batch": number of its answers, "tally": ...}``, where the tally is what the
+steering session counted meanwhile (null where nothing was). Lines behind the last end of a batch are those of a killed
+process: they are not read, and cut off by whoever appends next.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.preferences import Conversation
+from harness.responder import Completion
+
+
+def answer_key(
+    fingerprint: str, conversation: Conversation, *, temperature: float, seed: int, max_new_tokens: int
+) -> str:
+    """sha256 (hex) of what decides an answer: the model, what it is asked, and the settings of its generation."""
+    settings = {"temperature": float(temperature), "seed": seed, "max_new_tokens": max_new_tokens}
+    messages = [[message["role"], message["content"]] for message in conversation]
+    return hashlib.sha256(json.dumps([fingerprint, messages, settings]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    keys: tuple[str, ...]
+    tally: dict[str, Any] | None
+
+
+class AnswerStore:
+    """The answers in the file ``path``, which need not exist yet. One process at a time may append.
+
+    store = RunFolder("runs/sandbox").cell("dspa__n300__s0").answers("mt_bench")
+    store.text(record.raw["answer_key"])
+
+    The file is read when it is first asked for something; ValueError naming file:line when it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, Completion] = {}
+        self._batches: list[_Batch] = []
+        self._cut = False
+
+    def get(self, key: str) -> Completion | None:
+        """The answer with this key; None where there is none."""
+        _ = self._size
+        return self._found.get(key)
+
+    def text(self, key: str) -> str:
+        """The text of the answer with this key; ValueError where there is none."""
+        found = self.get(key)
+        if found is None:
+            raise ValueError(f"{self.path}: no answer has the key {key!r}, which a record names; rerun the suite")
+        return found.text
+
+    def tallies(self, keys: Collection[str]) -> list[dict[str, Any]]:
+        """The tallies of the batches that any of the answers ``keys`` came in, in the order they were generated in."""
+        _ = self._size
+        return [b.tally for b in self._batches if b.tally is not None and any(key in keys for key in b.keys)]
+
+    def append(self, answers: Mapping[str, Completion], tally: dict[str, Any] | None) -> None:
+        """Add one batch of answers by their keys. When this returns they are on disk."""
+        lines: list[dict[str, Any]] = []
+        for key, completion in answers.items():
+            if completion.error is not None:
+                raise ValueError(f"{self.path}: an error is no answer: {completion.error}")
+            fields = asdict(completion)
+            del fields["error"]
+            lines.append({**fields, "key": key})
+        lines.append({"batch": len(answers), "tally": tally})
+        whole = self._size
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            if not self._cut:
+                file.truncate(whole)
+                self._cut = True
+            # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
+            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._remember({key: replace(completion, key=key) for key, completion in answers.items()}, tally)
+
+    def _remember(self, answers: Mapping[str, Completion], tally: dict[str, Any] | None) -> None:
+        self._found.update(answers)
+        self._batches.append(_Batch(tuple(answers), tally))
+
+    @cached_property
+    def _size(self) -> int:
+        """Read the file; bytes up to the end of its last complete batch."""
+        if not self.path.is_file():
+            return 0
+        end = position = 0
+        answers: dict[str, Completion] = {}
+        damage: str | None = None  # of a line that may still turn out to be behind the last end of a batch
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
+            position += len(line) + 1
+            try:
+                row = json.loads(line)
+                if "batch" not in row:
+                    completion = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
+                    answers[str(completion.key)] = completion
+                    continue
+                if damage is None and len(answers) != row["batch"]:
+                    raise ValueError(f"a batch of {row['batch']} answers ends, and {len(answers)} are there")
+                tally = row["tally"]
+            except (ValueError, TypeError, KeyError) as problem:
+                damage = damage or f"{self.path}:{number}: damaged: {problem}"
+                continue
+            if damage is not None:
+                break
+            self._remember(answers, tally)
+            end, answers = position, {}
+        else:
+            return end
+        raise ValueError(f"{damage}; remove the file and rerun the suite")
