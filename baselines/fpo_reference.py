@@ -9,15 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from baselines.metered import unpatched
+from baselines.metered import measured_batches, unpatched
 from baselines.rows import IGNORED
 from dspa.sae import ResidualSAE
 from dspa.sparse import SparseRows
 from harness.compute import Meter, signature_of
 from harness.intervention import find_decoder, residual_of
 from harness.model import AlignedModel
-
-REFERENCE_SHARE = 4  # one part in so many of a FLOP limit: a forward pass is about a third of a training step
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,27 +96,21 @@ def measure_reference(
     bf16: bool,
     meter: Meter,
 ) -> Reference:
-    """The base's means of both answers of ``rows`` (as TRL's DPOTrainer takes them), rows of similar length together.
+    """The base's means of both answers of ``rows`` (as TRL's DPOTrainer takes them), by `measured_batches`.
 
     ``keep`` is how many latents of each answer are kept, the strongest (None: all that are active). With a FLOP limit
-    the rows are passed in their order, and at a quarter of what is left of the limit no more of them.
+    only the first rows are passed.
     """
     from trl.trainer.utils import add_fused_lm_head
 
     collate, sae_layer = collator(base), find_decoder(base.model).layers[sae.layer]
-    limit = meter.flops_limit
-    enough = None if limit is None else meter.executed_flops + (limit - meter.executed_flops) / REFERENCE_SHARE
-    order = list(range(len(rows)))
-    if enough is None:
-        order.sort(key=lambda i: (-rows[i]["length"], i))
-    passed: list[int] = []
-    logps: tuple[list[Tensor], list[Tensor]] = ([], [])
-    latents: tuple[list[SparseRows], list[SparseRows]] = ([], [])
     device = base.device
+    answers: list[tuple[int, int]] = []  # (0 chosen | 1 rejected, row) of each entry of what follows
+    logps: list[Tensor] = []
+    latents: list[SparseRows] = []
     with unpatched(base.model):
         add_fused_lm_head(base.model)
-        for start in range(0, len(order), batch_size):
-            which = order[start : start + batch_size]
+        for which in measured_batches([row["length"] for row in rows], batch_size, meter):
             batch = {name: t.to(device) for name, t in collate([{**rows[i], "triple": i} for i in which]).items()}
             signature = signature_of(batch, int(batch["completion_mask"].sum()))
             with (
@@ -129,16 +121,11 @@ def measure_reference(
             if keep is not None:
                 index = top_features(mean, keep)
                 mean = torch.zeros_like(mean).scatter(1, index, mean.gather(1, index))
-            for kind in (0, 1):
-                logps[kind].append(logp.chunk(2)[kind].cpu())
-                latents[kind].append(SparseRows.from_dense(mean.chunk(2)[kind]).to("cpu"))
-            passed += which
-            if enough is not None and meter.executed_flops >= enough:
-                break
-    back = torch.tensor(passed).argsort()
-    back = torch.cat([back, back + len(passed)])
-    means = SparseRows.concatenate(latents[0] + latents[1], sae.d_sae)
-    return Reference(torch.cat(logps[0] + logps[1])[back], means.select(back))
+            answers += [(kind, i) for kind in (0, 1) for i in which]
+            logps.append(logp.cpu())
+            latents.append(SparseRows.from_dense(mean).to("cpu"))
+    order = torch.tensor(sorted(range(len(answers)), key=answers.__getitem__), dtype=torch.long)
+    return Reference(torch.cat(logps)[order], SparseRows.concatenate(latents, sae.d_sae).select(order))
 
 
 @contextmanager
