@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.compute import Meter
 from harness.compute.rates import Rates
-from harness.intervention import Positions, RowState, register_intervention
+from harness.intervention import Positions, RowState, Sums, register_intervention
 from harness.method import BaseShape, MethodConfig
 from harness.model import AlignedModel
 from harness.predicted import residual_flops
@@ -99,8 +99,6 @@ class DirectionSteering:
         """``settings``: layer, scale, positions."""
         self._vector, self._settings = vector, settings
         self._step = vector * settings["scale"]
-        self._tokens = torch.zeros((), dtype=torch.long, device=vector.device)
-        self._norms = torch.zeros((), device=vector.device)
 
     @property
     def positions(self) -> Positions:
@@ -111,7 +109,11 @@ class DirectionSteering:
         return (self._settings["layer"],)
 
     def condition(
-        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+        self,
+        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
+        prompt: Bool[Tensor, "batch pos"],
+        *,
+        tally: Sums | None = None,
     ) -> RowState:
         """Nothing depends on the prompt."""
         return {}
@@ -122,10 +124,13 @@ class DirectionSteering:
         residual: Float[Tensor, "batch pos d_model"],
         state: RowState,
         steered: Bool[Tensor, "batch pos"],
+        *,
+        tally: Sums | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """The same step at every steered token."""
-        self._tokens += steered.sum()
-        self._norms += (torch.linalg.vector_norm(residual.float(), dim=-1) * steered).sum()
+        if tally is not None:
+            norms = torch.linalg.vector_norm(residual.float(), dim=-1) * steered
+            tally.add(tokens=steered.sum(), norms=norms.sum())
         return steered[..., None] * self._step
 
     def tensors(self) -> dict[str, Tensor]:
@@ -141,8 +146,13 @@ class DirectionSteering:
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DirectionSteering":
         return cls(tensors["vector"].to(device), params)
 
-    def diagnostics(self) -> dict[str, float]:
+    def to(self, device: torch.device | str) -> "DirectionSteering":
+        return DirectionSteering(self._vector.to(device), self._settings)
+
+    def tally(self) -> Sums:
+        return Sums()
+
+    def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """``relative_step``: length of the step over the mean length of the residual stream where it was added."""
-        if not self._tokens:
-            return {}
-        return {"relative_step": float(torch.linalg.vector_norm(self._step) * self._tokens / self._norms)}
+        tokens, norms = (sum(tally.get(name, 0) for tally in tallies) for name in ("tokens", "norms"))
+        return {"relative_step": float(torch.linalg.vector_norm(self._step)) * tokens / norms} if tokens else {}

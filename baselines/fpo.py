@@ -141,12 +141,12 @@ class FPO(TrainedMethod):
 
 
 class FeatureConstrained(Metered):
-    """In front of TRL's DPOTrainer: our loss, from one pass through its fused LM head and a hook on the SAE's layer."""
+    """In front of TRL's DPOTrainer: our loss, from one pass through its fused LM head that the SAE reads."""
 
     def __init__(self, *args: Any, method: FPO, sae: ResidualSAE, reference: Reference, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.sae, self.reference = method, sae, reference
-        self.sae_layer = find_decoder(kwargs["model"]).layers[sae.layer]
+        self.decoder = find_decoder(kwargs["model"])
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The warm-up is a share of the training, and no longer than the method says."""
@@ -165,7 +165,7 @@ class FeatureConstrained(Metered):
         """Mean `fpo_loss` of a batch whose rows are [chosen, rejected]."""
         assert not return_outputs, "only an evaluation through TRL asks for outputs"
         method = self.method
-        logp, latents = answer_means(model, self.sae_layer, self.sae, inputs)
+        logp, latents = answer_means(model, self.decoder, self.sae, inputs)
         reference_logp, reference_latents = self.reference.of(inputs["triple"])
         chooser = latents.detach() if method.index_set == "policy" else reference_latents
         distances = feature_distance(latents, reference_latents, top_features(chooser, method.k)).chunk(2)

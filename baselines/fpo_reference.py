@@ -1,7 +1,6 @@
 """What FPO compares: mean log-likelihood and mean SAE activations of each answer, and the base's, measured once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from baselines.rows import IGNORED
 from dspa.sae import ResidualSAE
 from dspa.sparse import SparseRows
 from harness.compute import Meter, signature_of
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import Decoder, captured, find_decoder
 from harness.model import AlignedModel
 
 
@@ -38,15 +37,15 @@ class Reference:
 
 
 def answer_means(
-    model: nn.Module, sae_layer: nn.Module, sae: ResidualSAE, batch: Mapping[str, Tensor]
+    model: nn.Module, decoder: Decoder, sae: ResidualSAE, batch: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_sae"]]:
     """Log-likelihood a token, and mean latents, of each row's answer; one forward, through which gradients flow.
 
-    ``model`` has TRL's fused LM head, ``sae_layer`` is its decoder layer whose output the SAE reads. Both means are
-    over the tokens of ``completion_mask``: padding and prompt are in neither.
+    ``model`` has TRL's fused LM head, ``decoder`` is where its layers are. Both means are over the tokens of
+    ``completion_mask``: padding and prompt are in neither.
     """
     answer = batch["completion_mask"].bool()
-    with _outputs_of(sae_layer) as seen:
+    with captured(decoder, [sae.layer]) as residual:
         output = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -54,7 +53,7 @@ def answer_means(
             fused_lm_head=True,
             use_cache=False,
         )
-    return output.log_probs.float().sum(1) / answer.sum(1), mean_latents(sae, seen[0], answer)
+    return output.log_probs.float().sum(1) / answer.sum(1), mean_latents(sae, residual[sae.layer], answer)
 
 
 def mean_latents(
@@ -103,8 +102,7 @@ def measure_reference(
     """
     from trl.trainer.utils import add_fused_lm_head
 
-    collate, sae_layer = collator(base), find_decoder(base.model).layers[sae.layer]
-    device = base.device
+    collate, decoder, device = collator(base), find_decoder(base.model), base.device
     answers: list[tuple[int, int]] = []  # (0 chosen | 1 rejected, row) of each entry of what follows
     logps: list[Tensor] = []
     latents: list[SparseRows] = []
@@ -117,7 +115,7 @@ def measure_reference(
                 meter.step(signature, tokens=int(batch["attention_mask"].sum()), kind="forward"),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
-                logp, mean = answer_means(base.model, sae_layer, sae, batch)
+                logp, mean = answer_means(base.model, decoder, sae, batch)
             if keep is not None:
                 index = top_features(mean, keep)
                 mean = torch.zeros_like(mean).scatter(1, index, mean.gather(1, index))
@@ -126,14 +124,3 @@ def measure_reference(
             latents.append(SparseRows.from_dense(mean).to("cpu"))
     order = torch.tensor(sorted(range(len(answers)), key=answers.__getitem__), dtype=torch.long)
     return Reference(torch.cat(logps)[order], SparseRows.concatenate(latents, sae.d_sae).select(order))
-
-
-@contextmanager
-def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The residual streams that a decoder layer puts out inside, in order."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _args, output: seen.append(residual_of(output)))
-    try:
-        yield seen
-    finally:
-        handle.remove()

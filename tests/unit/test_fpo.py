@@ -55,7 +55,7 @@ def means(base, sae, batch):
 
     with unpatched(base.model):
         add_fused_lm_head(base.model)
-        return answer_means(base.model, find_decoder(base.model).layers[sae.layer], sae, batch)
+        return answer_means(base.model, find_decoder(base.model), sae, batch)
 
 
 def answers_of(base, triples):

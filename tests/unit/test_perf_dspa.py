@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from dspa import DSPA
+from dspa.diagnostics import edited_share
 from dspa.perf.decoding import Decoding
 from dspa.perf.fit import FitOptions, measure_fit
 from dspa.perf.map_cost import draw_densities, measure_map
@@ -16,9 +17,9 @@ from dspa.perf.steering import ALWAYS, SteeringOptions, measure_steering, select
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import ACTIVE_SHARE, make_saes
 from dspa.sae import load_sae
-from dspa.steer import DSPASteering
+from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import find_decoder
+from harness.intervention import captured, find_decoder
 
 STEPS, BATCH = 3, 4
 LENGTHS = Lengths(prompt=12, answer=8)
@@ -59,13 +60,18 @@ def tokens(base):
 
 def logits(aligned, prompts, tokens, hook=None):
     """Logits of two rounds, on different tokens."""
+    return two_rounds(aligned, prompts, tokens, hook)[0]
+
+
+def two_rounds(aligned, prompts, tokens, hook=None):
+    """(logits of two rounds, on different tokens, and what was counted meanwhile)"""
     decoding = Decoding(aligned, prompts, tokens, steps=STEPS, hook=hook)
     rounds = []
     for _ in range(2):
         with decoding.opened() as work:
             rounds += work()
     decoding.close()
-    return torch.stack(rounds)
+    return torch.stack(rounds), decoding.tally()
 
 
 def test_a_synthetic_model_has_the_proportions_it_names():
@@ -102,7 +108,7 @@ def test_the_three_ways_to_edit_give_the_same_logits(fitted, saes, prompts, toke
     steering = fitted.intervention
     latents = selected_latents(fitted, prompts)
     assert len({tuple(row) for row in latents.tolist()}) > 1
-    layer, alpha = steering.write_layers[0], steering.params()["alpha"]
+    layer, alpha = steering.write_layers[0], steering.settings.alpha
     plain = fitted.derive(intervention=None)
     ours = logits(fitted, prompts, tokens)
     effect = (ours - logits(plain, prompts, tokens)).abs().max()
@@ -111,6 +117,22 @@ def test_the_three_ways_to_edit_give_the_same_logits(fitted, saes, prompts, toke
         sae = SAE.load_from_disk(str(saes.output.path), device="cpu").requires_grad_(False)
         theirs = logits(plain, prompts, tokens, hook=(layer, make(sae, latents, alpha=alpha)))
         torch.testing.assert_close(theirs, ours, atol=1e-3 * float(effect), rtol=0)
+
+
+@pytest.mark.parametrize("multiple", [None, 0.9])
+def test_those_who_do_not_select_get_the_sets_that_steering_selects_norm_filter_included(
+    fitted, prompts, tokens, multiple
+):
+    steering = fitted.intervention
+    (layer,) = steering.read_layers
+    with torch.no_grad(), captured(find_decoder(fitted.model), {layer}, stop=True) as residual:
+        fitted.model(input_ids=torch.tensor([prompts[0]]))
+    limit = None if multiple is None else multiple * float(residual[layer].norm(dim=-1).median())
+    settings = steering.settings.model_copy(update={"norm_limits": (limit, limit)})
+    filtered = fitted.derive(intervention=DSPASteering(steering.condition_map, settings))
+    latents = selected_latents(filtered, prompts).tolist()
+    assert latents == two_rounds(filtered, prompts, tokens)[1]["latents"]
+    assert (latents == selected_latents(fitted, prompts).tolist()) == (multiple is None), "the filter matters"
 
 
 def test_rounds_of_held_open_decodings_equal_one_forward_without_a_cache(base, prompts, tokens):
@@ -125,10 +147,10 @@ def test_rounds_of_held_open_decodings_equal_one_forward_without_a_cache(base, p
 
 def test_the_worst_case_sae_makes_every_token_need_the_full_encode(fitted, saes, prompts, tokens):
     steering = fitted.intervention
-    params = steering.params() | {"output_sae": saes.always.model_dump()}
-    always = fitted.derive(intervention=DSPASteering.restore(steering.tensors(), params, "cpu"))
-    logits(always, prompts, tokens)
-    assert always.diagnostics()["edited_share"] == pytest.approx(1, abs=0.05)
+    settings = steering.settings.model_copy(update={"output_sae": saes.always})
+    always = fitted.derive(intervention=DSPASteering(steering.condition_map, settings))
+    _, tally = two_rounds(always, prompts, tokens)
+    assert edited_share([tally]) == pytest.approx(1, abs=0.05)
 
 
 def test_perf_steering_prints_the_control_the_ratios_and_the_goals():

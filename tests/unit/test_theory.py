@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dspa.condiff import ConditionalDifferenceMap, error_bound
-from dspa.select import ablate_set
 from dspa.shipped import MapOptions, ShippedMap
+from dspa.steering import ablate_set
 
 C, M_IN, M_OUT = 0.5, 6, 9
 
