@@ -173,8 +173,10 @@ def triples():
 
 @pytest.fixture(scope="session")
 def data_folder():
-    """The shared real data; tests that need it skip, and say so, when it is absent."""
-    root = Path(os.environ.get("DSPA_BENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "models" / "stories260K" / "config.json").is_file():
-        pytest.skip(f"real data not found at {root}; set DSPA_BENCH_DATA")
-    return root
+    """The folder of real data, $DSPA_BENCH_DATA; tests that need it skip, and say so, when it is absent."""
+    given = os.environ.get("DSPA_BENCH_DATA")
+    if not given:
+        pytest.skip("needs real data: set DSPA_BENCH_DATA to the folder that has what tests/real_data.yaml lists")
+    if not (Path(given) / "models" / "stories260K" / "config.json").is_file():
+        pytest.skip(f"needs real data: {given} (DSPA_BENCH_DATA) has no models/stories260K, see tests/real_data.yaml")
+    return Path(given)
