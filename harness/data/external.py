@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -213,11 +213,11 @@ def _download(url: str, scratch: Path, progressbar: bool) -> Path:
         try:
             http(url, output, None)
         except requests.HTTPError as problem:
-            code = problem.response.status_code
-            if code == 429 or code >= 500:
+            answer: Any = problem.response
+            if answer.status_code == 429 or answer.status_code >= 500:
                 raise
             raise DownloadError(
-                f"{url}: the server answered {code} {problem.response.reason}; the address may have changed: "
+                f"{url}: the server answered {answer.status_code} {answer.reason}; the address may have changed: "
                 "get the file by hand and put it in its place"
             ) from None
 
@@ -226,10 +226,11 @@ def _download(url: str, scratch: Path, progressbar: bool) -> Path:
         path=scratch, base_url="", registry={"file": None}, urls={"file": url}, retry_if_failed=ATTEMPTS - 1
     )
     try:
-        return Path(fetcher.fetch("file", downloader=receive))
+        return Path(fetcher.fetch("file", downloader=cast(Any, receive)))  # pooch declares other parameter names
     except requests.HTTPError as problem:
-        answer = f"the server answered {problem.response.status_code} {problem.response.reason}"
-        raise DownloadError(f"{url}: {answer}, {ATTEMPTS} times") from None
+        answer: Any = problem.response
+        text = f"the server answered {answer.status_code} {answer.reason}, {ATTEMPTS} times"
+        raise DownloadError(f"{url}: {text}") from None
     except requests.RequestException as problem:
         reason = getattr(problem.args[0] if problem.args else None, "reason", problem)
         raise DownloadError(f"{url}: no whole answer ({reason}), {ATTEMPTS} times; is there a network?") from None
