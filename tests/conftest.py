@@ -1,6 +1,7 @@
 """Tiny random models, SAEs and triples, made on the spot: no network, no committed weights."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,23 @@ def triples():
         return " ".join(draw.choices(words, k=draw.randint(low, high)))
 
     return [Triple(conversation(text(WORDS, 3, 9)), text(WORDS[:25], 4, 8), text(WORDS[15:], 4, 8)) for _ in range(24)]
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(n):` no file can grow beyond n bytes: what writes more gets an OSError, as on a full disk."""
+    import resource
+
+    @contextmanager
+    def limited(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import json
-import resource
 import subprocess
 import sys
 import tarfile
@@ -197,14 +196,9 @@ def test_a_damaged_record_of_fetched_files_is_named(tmp_path):
             state(tmp_path, entry("https://x/y"))
 
 
-def test_a_full_disk_is_said_and_the_file_does_not_appear(server, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(DownloadError, match=r"cannot write .*file\.bin: File too large"):
-            fetch(tmp_path, entry(server.url))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def test_a_full_disk_is_said_and_the_file_does_not_appear(server, tmp_path, full_disk):
+    with full_disk(100_000), pytest.raises(DownloadError, match=r"cannot write .*file\.bin: File too large"):
+        fetch(tmp_path, entry(server.url))
     assert left(tmp_path) == []
 
 
