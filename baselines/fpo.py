@@ -13,7 +13,7 @@ from baselines.metered import Metered
 from baselines.passes import Pass, body_rate, head_flops, training_flops
 from baselines.rows import preference_rows
 from baselines.training import TrainedMethod
-from dspa.sae import ResidualSAE, check_sae, load_sae, sae_sizes
+from dspa.saes.sae import ResidualSAE, check_sae, load_sae, sae_sizes
 from harness.compute import Meter, signature_of
 from harness.compute.rates import Rates
 from harness.intervention import find_decoder

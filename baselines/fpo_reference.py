@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from baselines.metered import measured_batches, unpatched
 from baselines.rows import IGNORED
-from dspa.sae import ResidualSAE
-from dspa.sparse import SparseRows
+from dspa.map.sparse import SparseRows
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter, signature_of
 from harness.intervention import Decoder, captured, find_decoder
 from harness.model import AlignedModel

@@ -13,7 +13,7 @@ from baselines.rows import answer_rows
 from baselines.sails_subspace import activation_differences, orthonormal_basis, principal_directions, start_lora
 from baselines.sft import train_on_answers
 from baselines.training import TrainedMethod
-from dspa.sae import check_sae, load_sae, norm_multiple, sae_sizes
+from dspa.saes.sae import check_sae, load_sae, norm_multiple, sae_sizes
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import BaseShape, register_method

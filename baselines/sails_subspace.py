@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from baselines.metered import measured_batches
-from dspa.encoder import token_blocks
-from dspa.sae import ResidualSAE
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel

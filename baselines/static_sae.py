@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dspa.density import measure_densities
 from dspa.predict import predict_densities
-from dspa.sae import ResidualSAE, check_sae, load_sae
+from dspa.saes.sae import ResidualSAE, check_sae, load_sae
 from dspa.steering import Mode, Scale, latent_change, latent_sets, movable_latents
 from harness.compute import Meter
 from harness.compute.rates import Rates

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dspa.sae import ResidualSAE
-from dspa.sparse import SparseRows
+from dspa.map.sparse import SparseRows
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter
 from harness.model import AlignedModel
 from harness.preferences import Triple

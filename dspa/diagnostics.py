@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.shipped import ShippedMap
+from dspa.map.shipped import ShippedMap
 
 LEGEND = {
     "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",

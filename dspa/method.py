@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.density import measure_densities
 from dspa.diagnostics import LEGEND
+from dspa.map.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.shipped import MapOptions, ShippedMap
 from dspa.predict import predict_densities
-from dspa.sae import check_sae, load_sae, sae_sizes
-from dspa.shipped import MapOptions, ShippedMap
+from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
 from harness.compute.rates import Rates

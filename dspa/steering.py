@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dspa.density import density_of
 from dspa.diagnostics import SelectionTally, selection_figures
-from dspa.extremes import extreme_columns
-from dspa.sae import ResidualSAE, load_sae
-from dspa.shipped import MapOptions, ShippedMap
+from dspa.map.shipped import MapOptions, ShippedMap
+from dspa.map.truncated import extreme_columns
+from dspa.saes.sae import ResidualSAE, load_sae
 from harness.intervention import Positions, RowState, register_intervention
 from harness.refs import SAERef
 

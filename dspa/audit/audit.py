@@ -16,7 +16,7 @@ from dspa.audit.scan import Measurement, residual_batches
 from dspa.audit.snippets import Snippet, SnippetCollector
 from dspa.audit.texts import KINDS, Corpus
 from dspa.audit.truth import Labels, measure_labels
-from dspa.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE
 from dspa.steering import DSPASteering
 from harness.model import AlignedModel
 from harness.truth import GroundTruth

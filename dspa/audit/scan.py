@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dspa.audit.texts import Text
-from dspa.sae import ResidualSAE
-from dspa.sae_quality import reconstruct
+from dspa.saes.quality import reconstruct
+from dspa.saes.sae import ResidualSAE
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dspa.audit.scan import Batch
 from dspa.audit.texts import Text
-from dspa.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE
 
 WINDOW = 16  # tokens shown to either side of the strongest one
 _SPACE = " \n\t"

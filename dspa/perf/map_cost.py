@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dspa.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.condiff import ConditionalDifferenceMap, Gate
 from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic_sae import ACTIVE_SHARE
 from dspa.steering import ablate_set, top_prompt_latents

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache
 
-from dspa.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE
 from harness.intervention import captured, find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspa.sae import check_sae, load_sae
+from dspa.saes.sae import check_sae, load_sae
 from harness.method import BaseShape
 from harness.refs import SAERef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import json
-from dspa.sae import check_sae, load_sae
+from dspa.saes.sae import check_sae, load_sae
 from harness.base_model import base_shape
 from harness.model import AlignedModel
 from harness.preferences import conversation

@@ -3,10 +3,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import dspa.condiff
-import dspa.sparse
-from dspa.condiff import ConditionalDifferenceMap
-from dspa.sparse import BLOCK_NUMBERS, SparseRows
+import dspa.map.condiff
+import dspa.map.sparse
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.sparse import BLOCK_NUMBERS, SparseRows
 from tests.reference import dense_map
 from tests.unit.tensor_sizes import LargestTensor
 
@@ -95,8 +95,8 @@ def test_maps_come_back_from_disk_as_they_were(tmp_path):
 def test_sparse_rows_give_the_same_map_as_dense_ones_and_blocks_change_nothing(gate, monkeypatch):
     rho, delta = densities(5)
     whole = estimate(rho, delta, gate=gate, percentile=50.0, min_support=2)
-    monkeypatch.setattr(dspa.sparse, "BLOCK_NUMBERS", 7 * D)  # blocks of 7 triples ...
-    monkeypatch.setattr(dspa.condiff, "BLOCK_NUMBERS", 3 * D)  # ... and of 3 rows of A
+    monkeypatch.setattr(dspa.map.sparse, "BLOCK_NUMBERS", 7 * D)  # blocks of 7 triples ...
+    monkeypatch.setattr(dspa.map.condiff, "BLOCK_NUMBERS", 3 * D)  # ... and of 3 rows of A
     rows = [SparseRows.from_dense(torch.tensor(x).float()) for x in (rho, delta)]
     blocks = ConditionalDifferenceMap.estimate(*rows, gate=gate, percentile=50.0, min_support=2)
     torch.testing.assert_close(blocks.dense(), whole.dense())

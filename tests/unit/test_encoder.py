@@ -14,8 +14,8 @@ from sae_lens import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dspa import encoder
-from dspa.sae import ResidualSAE, load_sae
+from dspa.saes import encoder
+from dspa.saes.sae import ResidualSAE, load_sae
 from harness.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, make_sae
 

@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dspa import DSPA
-from dspa.finetune_sae import FinetuneSettings, continue_training, finetune, save_finetuned
-from dspa.sae import load_sae
-from dspa.sae_quality import measure_quality
-from dspa.sae_training import Units, calibrate, check_trainable, to_training
-from dspa.token_stream import stream_tokens, texts_of
+from dspa.saes.finetune import FinetuneSettings, continue_training, finetune, save_finetuned
+from dspa.saes.quality import measure_quality
+from dspa.saes.sae import load_sae
+from dspa.saes.tokens import stream_tokens, texts_of
+from dspa.saes.training import Units, calibrate, check_trainable, to_training
 from harness.compute import Meter
 from harness.model import AlignedModel
 from harness.preferences import load_triples

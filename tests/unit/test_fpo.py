@@ -11,7 +11,7 @@ from baselines.fpo_reference import answer_means, collator, mean_latents, measur
 from baselines.metered import unpatched
 from baselines.rows import preference_rows
 from baselines.training import TrainedMethod
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates
 from harness.intervention import find_decoder
@@ -104,7 +104,7 @@ def test_inactive_features_fill_up_the_set_in_their_order():
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
 def test_gradients_flow_through_the_activations_as_through_saelens(tmp_path, architecture):
-    """The in-place arithmetic of dspa.encoder under autograd, against the same mean over SAELens' own encode."""
+    """The in-place arithmetic of dspa.saes.encoder under autograd, against the same mean over SAELens' own encode."""
     folder = make_sae(tmp_path / architecture, 1, seed=5, architecture=architecture)
     ours, theirs = load_sae(SAERef(path=str(folder))), SAE.load_from_disk(folder)
     residual = torch.randn(3, 7, D_MODEL, generator=torch.Generator().manual_seed(2))

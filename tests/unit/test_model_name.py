@@ -1,6 +1,6 @@
 import pytest
 
-from dspa.model_name import check_same_model
+from dspa.saes.names import check_same_model
 from harness.base_model import base_shape
 from harness.method import BaseShape
 from harness.refs import ModelRef

@@ -28,7 +28,7 @@ from dspa.perf.steering import (
 )
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import ACTIVE_SHARE, make_saes
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from dspa.steering import DSPASteering
 from harness.compute import Meter
 from harness.intervention import captured, find_decoder

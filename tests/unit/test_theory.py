@@ -10,8 +10,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from dspa.condiff import ConditionalDifferenceMap
-from dspa.shipped import MapOptions, ShippedMap
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.shipped import MapOptions, ShippedMap
 from dspa.steering import ablate_set
 
 C, M_IN, M_OUT = 0.5, 6, 9

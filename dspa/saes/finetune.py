@@ -1,6 +1,6 @@
 """Fine-tuning of a released SAE on the base model's activations over preference text, by SAELens' own trainer.
 
-The latents keep their indices and L0 is held (see dspa.sae_training), so that what is known of a latent, and an
+The latents keep their indices and L0 is held (see dspa.saes.training), so that what is known of a latent, and an
 explanation of it, stays with it; what changes is how well the SAE describes this model on this text.
 """
 
@@ -16,10 +16,10 @@ from jaxtyping import Float
 from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 
-from dspa.sae import ResidualSAE
-from dspa.sae_quality import Quality, measure_quality, reconstruct
-from dspa.sae_training import Units, calibrate, check_trainable, to_released, to_training, train
-from dspa.token_stream import Text, shuffled_forever, texts_of
+from dspa.saes.quality import Quality, measure_quality, reconstruct
+from dspa.saes.sae import ResidualSAE
+from dspa.saes.tokens import Text, shuffled_forever, texts_of
+from dspa.saes.training import Units, calibrate, check_trainable, to_released, to_training, train
 from harness.experiment.environment import code_commit
 from harness.files import atomic_folder
 from harness.model import AlignedModel

@@ -20,8 +20,8 @@ from sae_lens.loading.pretrained_sae_loaders import (
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dspa.encoder import Encoder, check_supported
-from dspa.model_name import check_same_model
+from dspa.saes.encoder import Encoder, check_supported
+from dspa.saes.names import check_same_model
 from harness.fingerprint import hash_tensors
 from harness.refs import BaseShape, SAERef
 
@@ -66,7 +66,7 @@ class ResidualSAE:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Its arithmetic (see dspa.encoder)."""
+        """Its arithmetic (see dspa.saes.encoder)."""
         return Encoder.of(self.sae)
 
     def encode(self, residual: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:

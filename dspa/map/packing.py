@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dspa.sparse import SparseRows
+from dspa.map.sparse import SparseRows
 
 _ESCAPE = 255  # this code stands for "the next of the wide codes"
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dspa.bootstrap import score_intervals
-from dspa.condiff import ConditionalDifferenceMap
-from dspa.truncated import TruncatedMap
+from dspa.map.bootstrap import score_intervals
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.truncated import TruncatedMap
 
 _FACTORS = "factors."
 
@@ -113,7 +113,7 @@ class ShippedMap:
         seed: int = 0,
         level: float = 0.95,
     ) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]] | None:
-        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `dspa.bootstrap`).
+        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `dspa.map.bootstrap`).
 
         None when the factors are not kept, and with ``demix``, whose scores are another estimate.
         """

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dspa.condiff import ConditionalDifferenceMap
+from dspa.map.condiff import ConditionalDifferenceMap
 
 _BLOCK = 1 << 22  # weights made at a time: resamples x triples
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dspa.encoder import token_blocks
-from dspa.sae import ResidualSAE
-from dspa.token_stream import Text, TextBatch, batch_texts
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
+from dspa.saes.tokens import Text, TextBatch, batch_texts
 from harness.intervention import captured, find_decoder, residual_of, with_residual
 from harness.model import AlignedModel
 

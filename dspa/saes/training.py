@@ -25,8 +25,8 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from dspa.encoder import token_blocks
-from dspa.sae import ResidualSAE
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
 
 State = dict[str, Tensor]
 
