@@ -33,6 +33,11 @@ class StaticSAE(MethodConfig):
     """
 
     single_pass: ClassVar[bool] = True
+    diagnostics: ClassVar[Mapping[str, str]] = {
+        "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
+        "set_size": "latents selected per prompt",
+        "edited_share": "share of the steered tokens that were changed",
+    }
     sae: SAERef
     k_diff: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(ge=0)] = 0.5

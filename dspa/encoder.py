@@ -12,6 +12,11 @@ from torch import Tensor
 BLOCK_BYTES = 64 * 2**20  # no buffer of tokens x d_sae is larger than this
 
 
+def token_blocks(x: Float[Tensor, "token d_model"], d_sae: int) -> tuple[Float[Tensor, "_ d_model"], ...]:
+    """``x`` in consecutive blocks whose latents, d_sae a token in fp32, take no more than 64 MB."""
+    return x.split(max(1, BLOCK_BYTES // (4 * d_sae)))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """One form for all architectures, with u = normalised(x) - centre:

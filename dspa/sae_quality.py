@@ -9,12 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dspa.encoder import token_blocks
 from dspa.sae import ResidualSAE
 from dspa.token_stream import Text, TextBatch, batch_texts
 from harness.intervention import captured, find_decoder, residual_of, with_residual
 from harness.model import AlignedModel
-
-_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def reconstruct(
 ) -> tuple[Float[Tensor, "token d_model"], int]:
     """(SAELens' own reconstruction, number of active latents over all tokens), in blocks of tokens."""
     parts, active = [torch.empty_like(residual[:0])], 0
-    for block in residual.split(max(1, _BLOCK_BYTES // (4 * sae.d_sae))):
+    for block in token_blocks(residual, sae.d_sae):
         latents = sae.sae.encode(block)
         active += int((latents > 0).sum())
         parts.append(sae.sae.decode(latents))

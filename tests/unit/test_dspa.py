@@ -1,4 +1,4 @@
-"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference.py."""
+"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference."""
 
 import json
 import shutil

@@ -1,9 +1,11 @@
 """`perf steering` and `perf fit` on a model too small to time: what is compared computes the same, reports say so."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
+from transformers import Gemma2Config
 from typer.testing import CliRunner
 
 from dspa import DSPA
@@ -13,7 +15,17 @@ from dspa.perf.fit import FitOptions, measure_fit
 from dspa.perf.map_cost import draw_densities, measure_map
 from dspa.perf.naive_decoding import error_term_hook, full_encode_hook
 from dspa.perf.naive_fit import TextPairs, least_forwards, two_full_forwards
-from dspa.perf.steering import ALWAYS, SteeringOptions, measure_steering, selected_latents
+from dspa.perf.steering import (
+    ALWAYS,
+    ERROR_TERM,
+    FULL,
+    MAX,
+    OWN,
+    UNSTEERED,
+    SteeringOptions,
+    measure_steering,
+    selected_latents,
+)
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import ACTIVE_SHARE, make_saes
 from dspa.sae import load_sae
@@ -75,12 +87,12 @@ def two_rounds(aligned, prompts, tokens, hook=None):
 
 
 def test_a_synthetic_model_has_the_proportions_it_names():
-    config = SHAPES["quarter-gemma-2-2b"].config
-    whole = SHAPES["gemma-2-2b"].config
-    for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-        assert config[key] == whole[key]
-    for key in ("hidden_size", "intermediate_size", "head_dim", "vocab_size"):
-        assert 4 * config[key] == whole[key]
+    whole, quarter = SHAPES["gemma-2-2b"].config, SHAPES["quarter-gemma-2-2b"].config
+    published = Gemma2Config().to_dict()  # its defaults are Gemma-2-2B
+    assert whole == {key: published[key] for key in whole}
+    narrower = {key for key in whole if quarter[key] != whole[key]}
+    assert narrower == {"hidden_size", "intermediate_size", "head_dim", "query_pre_attn_scalar", "vocab_size"}
+    assert {key: 4 * quarter[key] for key in narrower} == {key: published[key] for key in narrower}
 
 
 def test_saes_have_the_size_asked_for_and_the_sparsity_on_what_they_were_calibrated_with(base, calibration, saes):
@@ -157,8 +169,12 @@ def test_perf_steering_prints_the_control_the_ratios_and_the_goals():
     options = SteeringOptions(shape="tiny", ratios=(0.03,), batches=(1, 3), rounds=2, warmup=0, steps=2)
     told = []
     first, second = measure_steering(options, tell=told.append)
-    assert first.lines[0].what == "unsteered (again)"
-    assert len(first.lines) == 12
+    ours, theirs = (OWN, MAX, ALWAYS), (FULL, ERROR_TERM)
+    assert [(line.what, line.against) for line in first.lines] == [
+        ("unsteered (again)", UNSTEERED),
+        *((name, UNSTEERED) for name in ours + theirs),
+        *product(ours, theirs),
+    ]
     assert "batch 3" in second.title
     assert f"{ALWAYS}: " in first.facts["tokens edited (and fully encoded by scale max)"]
     assert "not run" in first.facts["kernel launches and host synchronisations"]

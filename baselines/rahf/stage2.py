@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from baselines.rahf_stage1 import instructed, padded_texts
-from baselines.training import Metered, token_triples
+from baselines.metered import Metered
+from baselines.rahf.stage1 import instructed, padded_texts
+from baselines.rows import token_triples
+from harness.compute.rates import Rate
 from harness.intervention import captured, find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows, positions_of
@@ -131,3 +133,21 @@ def activities(
     with captured(decoder, [layer - 1 for layer in layers], stop=True) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
     return torch.stack([residual[layer - 1][:, -last_columns:] for layer in layers])
+
+
+def activity_passes(rows: Sequence[Mapping[str, Any]], forward: Rate, training: Rate) -> Callable[[list[int]], int]:
+    """FLOPs of a batch of `fit_rows` (by their numbers): the frozen model's activities, its contrast's, the LoRA's.
+
+    ``forward`` and ``training`` are the rates of the frozen and of the trained pass, up to the last target layer. The
+    coins thrown here are others than the trainer's.
+    """
+    coin = random.Random(0)
+
+    def flops(batch: list[int]) -> int:
+        answer = max(len(rows[r]["answers"][coin.randrange(2)]) for r in batch)
+        own = max(len(rows[r]["prompt"]) for r in batch) + answer
+        prompts = [len(prompt) for r in batch for prompt in rows[r].get("contrast", ())]
+        contrast = forward.of(2 * len(batch), max(prompts) + answer) if prompts else forward.of(len(batch), own)
+        return forward.of(len(batch), own) + training.of(len(batch), own) + contrast
+
+    return flops
