@@ -18,9 +18,15 @@ def test_a_failure_leaves_nothing_and_what_a_killed_process_left_is_removed(tmp_
     target = tmp_path / "folder"
     (tmp_path / "folder.partial").mkdir()
     (tmp_path / "folder.partial" / "half.txt").write_text("half")
-    with pytest.raises(KeyError), atomic_folder(target) as folder:
-        assert not list(folder.iterdir())
-        raise KeyError
+
+    def fail_halfway():
+        with atomic_folder(target) as folder:
+            assert not list(folder.iterdir())
+            (folder / "a.txt").write_text("a")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_halfway()
     assert not list(tmp_path.iterdir())
 
 
