@@ -15,7 +15,7 @@ from dspa.perf.options import PerfOptions
 from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import make_saes
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dspa.finetune_sae import Finetuned, FinetuneSettings, finetune, save_finetuned
-from dspa.sae import check_sae, load_sae
-from dspa.sae_training import check_trainable
+from dspa.saes.finetune import Finetuned, FinetuneSettings, finetune, save_finetuned
+from dspa.saes.sae import check_sae, load_sae
+from dspa.saes.training import check_trainable
 from harness.cli.artifacts import calm, model_ref
 from harness.experiment.check import check_base
 from harness.files import check_can_make

@@ -80,7 +80,7 @@ def finetune_sae(
     Latents keep their indices and L0 is held. Prints L0, explained variance and loss recovered before and after,
     and keeps them in report.json inside the folder, which every command takes as an SAE.
     """
-    from dspa.finetune_sae import FinetuneSettings
+    from dspa.saes.finetune import FinetuneSettings
     from harness.cli.finetune_sae import finetune_sae_command
 
     settings = FinetuneSettings(tokens, lr, batch_size, seed, held_out)
