@@ -16,6 +16,6 @@ def load_plugins() -> tuple[str, ...]:
     modules = sorted({entry.value for entry in entry_points(group=GROUP)})
     if not modules:
         raise ValueError(f"no plugins found under entry point group {GROUP!r}; install the project (pip install -e .)")
-    for module in (*modules, "harness.judges.kinds"):
+    for module in (*modules, "harness.judging.endpoint", "harness.judging.local", "harness.judging.reward.judge"):
         import_module(module)
     return tuple(modules)

@@ -14,7 +14,7 @@ from harness.benchmark import BenchmarkConfig, Record, register_benchmark
 from harness.preferences import Triple, load_triples
 
 if TYPE_CHECKING:
-    from harness.judges import Judge
+    from harness.judging import Judge
     from harness.model import AlignedModel
 
 

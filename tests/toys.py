@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
-from harness.judges import JudgeConfig, register_judge
+from harness.judging import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.preferences import conversation
 from harness.refs import ModelRef, SAERef

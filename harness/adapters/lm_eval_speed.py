@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.adapters.lm_eval import AlignedLM, task_manager
 from harness.adapters.quiet import quiet
+from harness.evaluators.lm_eval import AlignedLM, task_manager
 from harness.model import AlignedModel
 from harness.perf import Comparison, always, compare
 

@@ -174,7 +174,7 @@ def lm_eval(context: typer.Context) -> None:
 
     For lm-eval's own help: `dspa-bench lm-eval -- --help`
     """
-    from harness.adapters.lm_eval import main as lm_eval_main
+    from harness.evaluators.lm_eval import main as lm_eval_main
 
     lm_eval_main(context.args)
 

@@ -11,7 +11,7 @@ from dspa.audit import AuditSettings, audit, read_corpus, to_csv, to_json, to_ma
 from harness.artifact import read_description
 from harness.cli.artifacts import calm
 from harness.experiment.store import check_can_make
-from harness.judges.chat import ChatEndpoint
+from harness.judging.endpoint import ChatEndpoint
 from harness.model import AlignedModel
 from harness.truth import GroundTruth
 from reports import html_page

@@ -74,7 +74,7 @@ def _machine() -> Iterator[Finding]:
 
 def _plugins() -> Iterator[Finding]:
     from harness.benchmark import BENCHMARKS
-    from harness.judges import JUDGES
+    from harness.judging import JUDGES
     from harness.method import METHODS
     from harness.plugins import load_plugins
 

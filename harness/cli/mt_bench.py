@@ -7,13 +7,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat_scores import pair_scores, single_scores
+from harness.evaluators.fastchat import files as fastchat
 from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
 from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
 from harness.experiment.suite import Suite, load_suite
-from harness.judges import Judge
-from harness.scores import Score, write_scores
+from harness.judging import Judge
+from harness.measure.rescoring import Score, pair_scores, single_scores, write_scores
 from tasks.mt_bench import MTBench
 from tasks.mt_bench.answers import Answers, keep_answers
 from tasks.mt_bench.judging import Judging

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from harness.agreement import Pair, agreement
-from harness.verdict_files import match
+from harness.measure.rescoring import match
 
 EVERY = "all"
 """The name of all models together."""

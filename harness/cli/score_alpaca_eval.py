@@ -3,10 +3,9 @@
 import sys
 from pathlib import Path
 
-from harness.adapters.alpaca_eval_files import load_annotations
-from harness.adapters.alpaca_eval_scores import annotation_scores
 from harness.data import data_folder
-from harness.scores import write_scores
+from harness.evaluators.alpaca_eval.files import load_annotations
+from harness.measure.rescoring import annotation_scores, write_scores
 
 
 def score_alpaca_eval_command(file: Path, data: Path | None) -> None:

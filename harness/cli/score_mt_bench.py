@@ -3,11 +3,9 @@
 import sys
 from pathlib import Path
 
-from harness.adapters.fastchat import load_questions
-from harness.adapters.fastchat_judgments import is_pair_file, load_judgments, load_pair_judgments
-from harness.adapters.fastchat_scores import Categories, pair_scores, single_scores
 from harness.data import data_folder
-from harness.scores import write_scores
+from harness.evaluators.fastchat.files import is_pair_file, load_judgments, load_pair_judgments, load_questions
+from harness.measure.rescoring import Categories, pair_scores, single_scores, write_scores
 
 
 def score_mt_bench_command(file: Path, questions: Path | None, baseline: str | None) -> None:

@@ -13,7 +13,7 @@ from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
 from harness.experiment.steps import evaluate, fit, judge_again
 from harness.experiment.store import CellFolder, RunFolder
 from harness.experiment.suite import Suite, load_suite
-from harness.judges import Judge
+from harness.judging import Judge
 from harness.model import AlignedModel
 from harness.preferences import Triple, load_triples
 

@@ -10,7 +10,7 @@ from harness.benchmark import Benchmark
 from harness.compute import Meter
 from harness.experiment.replay import Completions, Replayed, completion_keys
 from harness.experiment.store import CellFolder
-from harness.judges import Judge
+from harness.judging import Judge
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel, Completion
 from harness.preferences import Budget

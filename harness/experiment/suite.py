@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from harness.benchmark import BENCHMARKS, Benchmark
 from harness.experiment.schema import SuiteFile, VariantSection
 from harness.experiment.source import Key, Source, describe, map_paths
-from harness.judges import JUDGES, Judge
+from harness.judging import JUDGES, Judge
 from harness.method import METHODS, AlignmentMethod
 from harness.plugins import load_plugins
 from harness.registry import Registry

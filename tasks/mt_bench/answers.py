@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import ModelAnswer, Question
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import ModelAnswer, Question
 from harness.files import read_jsonl, write_jsonl
 from harness.preferences import Conversation, Message
 

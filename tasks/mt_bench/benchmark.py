@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import Question
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
 from harness.data import data_file, data_folder
-from harness.judges import Judge
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import Question
+from harness.judging import Judge
 from tasks.mt_bench.answers import Answering, Answers, Turn, keep_answers
 from tasks.mt_bench.judging import Judging
 
 if TYPE_CHECKING:
-    from harness.judges.base import Verb
+    from harness.judging.judge import Verb
     from harness.model import AlignedModel
 
 Mode = Literal["single", "pairwise-baseline"]

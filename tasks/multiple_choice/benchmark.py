@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from harness.adapters.quiet import quiet
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
 from harness.files import write_text
-from harness.judges import Judge
+from harness.judging import Judge
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
@@ -115,7 +115,7 @@ class MultipleChoice(BenchmarkConfig):
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable
 
-        from harness.adapters.lm_eval import AlignedLM
+        from harness.evaluators.lm_eval import AlignedLM
 
         aligned = AlignedLM(model, batch_size=self.batch_size)
         written: dict[str, Any] = {}
@@ -138,7 +138,7 @@ class MultipleChoice(BenchmarkConfig):
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         """lm-eval's TaskDict (leaf tasks, groups) of each name."""
-        from harness.adapters.lm_eval import task_manager
+        from harness.evaluators.lm_eval import task_manager
 
         with quiet():
             manager = task_manager(self._folder, include_defaults=False)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.judges import Answer, Comparison, Rating, Verdict
-from harness.judges.base import VERBS
+from harness.judging import Answer, Comparison, Rating, Verdict
+from harness.judging.judge import VERBS
 from harness.model import Completion
 from harness.preferences import Conversation
 

@@ -235,7 +235,7 @@ def test_eval_refuses_a_benchmark_without_its_judge_before_it_makes_anything(cal
 
 
 def test_the_lm_eval_example_names_an_argument_that_the_model_type_has():
-    from harness.adapters.lm_eval import AlignedLM
+    from harness.evaluators.lm_eval import AlignedLM
 
     result = CliRunner().invoke(app, ["lm-eval", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     example = re.search(r"dspa-bench lm-eval run --model aligned --model_args (\w+)=dspa-300 --tasks", result.output)
@@ -244,10 +244,10 @@ def test_the_lm_eval_example_names_an_argument_that_the_model_type_has():
 
 
 def test_lm_eval_gets_its_arguments_as_they_are(call, monkeypatch):
-    import harness.adapters.lm_eval
+    import harness.evaluators.lm_eval
 
     seen = []
-    monkeypatch.setattr(harness.adapters.lm_eval, "main", seen.append)
+    monkeypatch.setattr(harness.evaluators.lm_eval, "main", seen.append)
     call("lm-eval", "--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run")
     call("lm-eval", "--", "--help")
     assert seen == [["--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run"], ["--help"]]

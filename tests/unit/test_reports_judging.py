@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from harness.judges.ledger import Ledger
+from harness.judging.ledger import Ledger
 from reports.judging import judging, judging_table
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, PositiveInt
 
 from harness.base_model import base_identity, check_device, check_weights
-from harness.judges.base import register_judge
-from harness.judges.chat import Reply
-from harness.judges.prompting import PromptedJudge, Received
-from harness.judges.reward_model import AnswerFormat
+from harness.judging.judge import register_judge
+from harness.judging.prompted import PromptedJudge, Received, Reply
+from harness.judging.reward.model import AnswerFormat
 from harness.preferences import Conversation
 from harness.refs import ModelRef
 
@@ -48,11 +47,7 @@ class LocalJudge(PromptedJudge):
 
     @property
     def statement(self) -> str:
-        return (
-            f"These numbers come from the model {self._name} ({self._content[:8]}), run locally and greedily with "
-            f"{self.wording}. They are one model's opinions: position and verbosity bias them, and numbers from "
-            "another judge or other prompts do not compare with them."
-        )
+        return self._stated(f"{self._name} ({self._content[:8]}), run locally and greedily")
 
     def check(self) -> None:
         """Also refuses a device that is not there and a model that cannot be read or is no causal LM."""

@@ -6,23 +6,83 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.judges.base import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
-from harness.judges.reward_standing import Standing
-from harness.judges.reward_training import Training, answer_rows, train_reward_model
+from harness.files import read_text, write_text
+from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
+from harness.judging.reward.training import Training, answer_rows, train_reward_model
 from harness.preferences import Conversation, Triple, load_triples, split_by_prompt
 from harness.refs import ModelRef
 
-if TYPE_CHECKING:  # torch and transformers are imported where they are used: who reads a report needs neither
-    from harness.judges.reward_model import AnswerFormat, RewardModel
+if TYPE_CHECKING:  # a report states who judged; it needs neither torch nor transformers, which these import
+    from harness.judging.reward.model import AnswerFormat, RewardModel
 
 LEAST_HELD_OUT = 10
 """Held-out triples below this say nothing about accuracy and give no scale for ratings."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often a reward model is right on held-out triples, and how its scores are spread there.
+
+    ``accuracy``: % of ``triples`` held-out triples whose chosen answer scores higher (an equal score counts half).
+    ``low`` and ``high`` are Wilson's 95 % interval over the ``prompts`` different prompts among them, so triples with
+    the same prompt are not taken for independent. ``scores`` are those of all their answers, in ascending order.
+    ``trained_on`` is the number of triples that the model was trained on here (0: it was there before).
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    triples: int
+    prompts: int
+    trained_on: int
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, triples: Sequence[Triple], chosen: Sequence[float], rejected: Sequence[float], *, trained_on: int
+    ) -> "Calibration":
+        """From the scores of the chosen and rejected answers of triples that were not trained on."""
+        from statsmodels.stats.proportion import proportion_confint
+
+        right = [float(a > b) + 0.5 * float(a == b) for a, b in zip(chosen, rejected, strict=True)]
+        accuracy, prompts = float(np.mean(right)), len({json.dumps(t.prompt) for t in triples})
+        low, high = np.array(proportion_confint(accuracy * prompts, prompts, method="wilson"), float).tolist()
+        known = tuple(sorted([*chosen, *rejected]))
+        return cls(100 * accuracy, 100 * low, 100 * high, len(triples), prompts, trained_on, known)
+
+    @classmethod
+    def read(cls, path: Path) -> "Calibration":
+        """What `write` wrote; ValueError naming the file when it is missing or damaged."""
+        try:
+            values = json.loads(read_text(path, "reward model's calibration"))["calibration"]
+            return cls(**(values | {"scores": tuple(values["scores"])}))
+        except (KeyError, TypeError, json.JSONDecodeError) as problem:
+            raise ValueError(f"{path}: damaged ({problem}); remove its folder and run again") from None
+
+    def write(self, path: Path, **more: Any) -> None:
+        """JSON with ``more`` beside it."""
+        write_text(path, json.dumps({**more, "calibration": asdict(self)}, indent=2) + "\n")
+
+    def share_below(self, score: float) -> float:
+        """Where ``score`` stands among the known ones: 0 at the lowest or below, 1 at the highest or above.
+
+        Linear between neighbours; known scores that are equal share the middle of their ranks.
+        """
+        values, shares = self._curve
+        return float(np.interp(score, values, shares))
+
+    @cached_property
+    def _curve(self) -> tuple[np.ndarray, np.ndarray]:
+        values, first, counts = np.unique(self.scores, return_index=True, return_counts=True)
+        return values, (first + (counts - 1) / 2) / (len(self.scores) - 1)
 
 
 @register_judge("reward")
@@ -32,7 +92,7 @@ class RewardJudge(JudgeConfig):
     With ``base``, `prepare` trains one on ``triples`` but for the held-out prompts; ``model`` names one that exists,
     and all triples are held out. Held-out triples measure its accuracy and give its scores a scale:
 
-    * a rating is 1 + 9 x the share of the held-out answers that score lower (see `Standing.share_below`);
+    * a rating is 1 + 9 x the share of the held-out answers that score lower (see `Calibration.share_below`);
     * of two answers the first is better with the Bradley-Terry probability p = sigmoid(difference of scores); the
       verdict is a tie where p is within ``tie`` of 1/2. Which is first plays no part.
 
@@ -62,7 +122,7 @@ class RewardJudge(JudgeConfig):
     def check(self) -> None:
         """Read files and configurations: triples that fit, enough of them held out, a model that can score."""
         from harness.base_model import check_device, check_weights
-        from harness.judges.reward_model import check_can_score, check_scores_answers
+        from harness.judging.reward.model import check_can_score, check_scores_answers
 
         check_device(self.device)
         check_weights(self._ref)
@@ -91,11 +151,11 @@ class RewardJudge(JudgeConfig):
 
     def prepare(self) -> None:
         """Train (unless ``model``) and measure on the held-out triples; nothing where the folder has it already."""
-        from harness.judges.reward_model import RewardModel
+        from harness.judging.reward.model import RewardModel
 
         folder = self._home
         if folder.is_dir():
-            _ = self.standing  # a damaged folder is refused now
+            _ = self.calibration  # a damaged folder is refused now
             return
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,8 +172,8 @@ class RewardJudge(JudgeConfig):
                 f"reward model {self.label} gives scores that are no finite numbers; "
                 + ("lower `training.learning_rate`" if self.base else "give another `model`, or another `dtype` for it")
             )
-        standing = Standing.of(held_out, scores[::2], scores[1::2], trained_on=len(trained) if self.base else 0)
-        standing.write(partial / "reward.json", settings=self._settings, seconds=round(time.monotonic() - start, 1))
+        calibration = Calibration.of(held_out, scores[::2], scores[1::2], trained_on=len(trained) if self.base else 0)
+        calibration.write(partial / "reward.json", settings=self._settings, seconds=round(time.monotonic() - start, 1))
         partial.rename(folder)
 
     @cached_property
@@ -127,7 +187,7 @@ class RewardJudge(JudgeConfig):
         name = self._ref.id or "/".join(Path(str(self._ref.path)).parts[-2:])
         if self._folder is None or not self._folder.is_dir():
             return f"A reward model ({name}) that is not prepared yet."
-        s = self.standing
+        s = self.calibration
         origin = f"trained from {name} on {s.trained_on} preference triples" if self.base else f"{name}, taken as it is"
         return (
             f"These numbers come from a reward model, {origin}. On {s.triples} other triples it scores the chosen "
@@ -137,9 +197,9 @@ class RewardJudge(JudgeConfig):
         )
 
     @cached_property
-    def standing(self) -> Standing:
+    def calibration(self) -> Calibration:
         """Its accuracy on held-out triples and the scale of its scores. Raises ValueError before `prepare`."""
-        return Standing.read(self._home / "reward.json")
+        return Calibration.read(self._home / "reward.json")
 
     def rate(self, requests: Sequence[Rating]) -> list[Verdict]:
         scored = self._scored([request.conversation for request in requests])
@@ -156,7 +216,7 @@ class RewardJudge(JudgeConfig):
         return [_failed("a reward model cannot say whether an answer refuses")] * len(requests)
 
     def _rating(self, score: float) -> Verdict:
-        share = self.standing.share_below(score)
+        share = self.calibration.share_below(score)
         return Verdict(1 + 9 * share, f"score {score:.4f}, above {100 * share:.1f} % of the held-out answers")
 
     def _comparison(self, first: float | str, second: float | str) -> Verdict:
@@ -198,14 +258,14 @@ class RewardJudge(JudgeConfig):
 
     @cached_property
     def _scorer(self) -> "RewardModel":
-        from harness.judges.reward_model import RewardModel
+        from harness.judging.reward.model import RewardModel
 
-        _ = self.standing
+        _ = self.calibration
         return RewardModel.load(self._trained_ref(self._home), device=self.device)
 
     @cached_property
     def _form(self) -> "AnswerFormat":
-        from harness.judges.reward_model import AnswerFormat
+        from harness.judging.reward.model import AnswerFormat
 
         return AnswerFormat.of(self._ref)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.adapters.quiet import quiet
-from harness.adapters.task_folders import TASK_FOLDERS
+from harness.evaluators import TASK_FOLDERS
 from harness.model import AlignedModel
 from harness.plugins import load_plugins
 from harness.preferences import Message

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from harness.judges.journal import Journal, Row
+from harness.judging.verdicts import Journal, Row
 
 FILE = "ledger.jsonl"
 Outcome = Literal["answered", "useless", "refused", "lost"]
@@ -48,7 +48,7 @@ class Account:
     """What the server called the model that answered."""
 
 
-class Book:
+class Balance:
     """The accounts, by judge, that rows of a ledger add up to. Calls that never ended are still open."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
@@ -120,7 +120,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._journal = Journal(folder / FILE)
-        self._book = Book()
+        self._balance = Balance()
 
     def batch(self, judge: str, verb: str, *, requests: int, reused: int) -> None:
         """``requests`` verdicts are wanted, of which ``reused`` need nothing to be sent."""
@@ -138,8 +138,8 @@ class Ledger:
         """
         with self._journal.locked() as file:
             for row in self._journal.news_in(file):
-                self._book.enter(row)
-            spent, pending = self._book.spent, self._book.pending
+                self._balance.enter(row)
+            spent, pending = self._balance.spent, self._balance.pending
             if cap is not None and spent + pending + (most or 0.0) > cap * (1 + _ROUNDING):
                 raise CapReached(
                     f"spending cap of {cap:g} reached: {spent:.4g} is spent, {pending:.4g} may be charged for calls "
@@ -169,7 +169,7 @@ class Ledger:
 
 def read_accounts(folder: Path) -> dict[str, Account]:
     """{judge: account} of the ledger in ``folder``, empty where there is none; for when nobody is judging there."""
-    return Book(Journal(folder / FILE).news()).closed()
+    return Balance(Journal(folder / FILE).news()).closed()
 
 
 def _now() -> Row:

@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from harness.files import read_jsonl
-from harness.judges.base import Comparison, Rating
+from harness.judging.judge import Comparison, Rating
 from harness.preferences import Conversation, Message
 
 _FORMATS = {"single-v1": "[[rating]]", "single-math-v1": "[[rating]]", "pair-v2": "[[A]]", "pair-math-v1": "[[A]]"}

@@ -2,22 +2,22 @@
 
 `alpaca_eval.evaluate` gets both outputs as lists (its own loaders need the hub) and an annotator class of ours; it
 merges, annotates, computes the metrics and writes annotations.json and leaderboard.csv. Length-controlled win rates are
-its own regression on local inputs (harness.adapters.alpaca_eval_lc).
+its own regression on local inputs (length_control.py).
 """
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness.adapters.alpaca_eval_annotator import PackageAnnotator
-from harness.adapters.alpaca_eval_lc import LengthControl, UnavailableError
-from harness.adapters.alpaca_eval_pairwise import Failure, Pair, absent, package, pair_of, text_of
 from harness.adapters.quiet import quiet
-from harness.judges import Judge
-from harness.judges.journal import Journal
+from harness.evaluators.alpaca_eval.annotator import PackageAnnotator, absent, text_of
+from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
+from harness.judging import Judge
+from harness.judging.verdicts import Journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,14 +71,15 @@ def evaluate(
     equal to the reference is a tie without being judged, as in the package.
     """
     metric = _Metric(length_control)
-    failures: dict[Pair, Failure] = {}
     if isinstance(by, PackageAnnotator):
         journal = None if folder is None else Journal(folder / ANSWERS)
-        settings = {"Annotator": package().configured, "annotator": by, "journal": journal, "failures": failures}
+        settings = {"Annotator": package().ConfiguredAnnotator, "annotator": by, "journal": journal}
     else:
-        settings = {"Annotator": package().judged, "judge": by}
+        settings = {"Annotator": package().JudgeAnnotator, "judge": by}
     with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):
-        table, annotated = package().module.evaluate(
+        import alpaca_eval
+
+        table, annotated = alpaca_eval.evaluate(
             model_outputs=list(outputs),
             reference_outputs=list(references),
             # Only a name here; a string would become a subfolder.
@@ -94,7 +95,7 @@ def evaluate(
             **settings,
         )
     assert [row["instruction"] for row in annotated] == [row["instruction"] for row in outputs]
-    annotations = [_annotation(row, failures) for row in annotated]
+    annotations = [_annotation(row) for row in annotated]
     return Evaluation(annotations, table.iloc[0].to_dict(), metric.unavailable)
 
 
@@ -125,6 +126,14 @@ class _Metric:
         return figures
 
 
+def package() -> ModuleType:
+    """The module of our annotator classes, with the package's warnings and log lines hidden while it is imported."""
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+        from harness.evaluators.alpaca_eval import package
+    return package
+
+
 def win_rate(table: "pd.DataFrame") -> dict[str, float]:
     """The package's win rate, standard error, counts and discrete win rate; preferences are floats or nan."""
     package()
@@ -145,15 +154,12 @@ def length_controlled_figures(predictions: Sequence[float]) -> dict[str, float]:
     return {"length_controlled_winrate": float(np.mean(values)), "lc_standard_error": float(sem(values))}
 
 
-def _annotation(row: dict[str, Any], failures: Mapping[Pair, Failure]) -> Annotation:
+def _annotation(row: dict[str, Any]) -> Annotation:
     completion = row.get("preference_raw_completion")
-    error, raw = failures.get(pair_of(row), (None, ""))
-    if error is not None:
-        texts = (raw,) if raw else ()
-    elif isinstance(completion, dict) and "raw" in completion:
+    if isinstance(completion, dict) and "raw" in completion:
         error, texts = completion["error"], tuple(completion["raw"])
     else:
-        texts = () if absent(completion) else (text_of(completion),)
+        error, texts = None, () if absent(completion) else (text_of(completion),)
     predicted = row.get("glm_preference")
     return Annotation(
         instruction=row["instruction"],

@@ -31,9 +31,6 @@ DIFFICULTIES = "alpaca_eval/instruction_difficulty.csv"
 RECOVERED = "alpaca_eval/instruction_difficulty_recovered.json"
 ORDER = ("alpaca_eval/model_outputs/gpt4_1106_preview.json", "alpaca_eval/model_outputs/text_davinci_003.json")
 """Outputs in the order of AlpacaEval's instructions, which the hub's files count by."""
-PUBLISHED = "alpaca_eval/lc_weights_baseline_gpt4_1106_preview.csv"
-LEADERBOARD = "alpaca_eval/leaderboards/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
-PUBLISHED_ANNOTATOR, PUBLISHED_BASELINE = "weighted_alpaca_eval_gpt4_turbo", "gpt4_1106_preview"
 
 
 class UnavailableError(ValueError):
@@ -132,36 +129,6 @@ class LengthControl:
         texts = sorted(self.index, key=self.index.__getitem__)
         rows = {"index": range(len(texts)), "instruction_difficulty": [self.difficulty[text] for text in texts]}
         return pd.DataFrame({**rows, "model": "none"})
-
-
-def published(folder: Path, annotations: "pd.DataFrame", win_rate: float) -> list[float] | None:
-    """Predictions by the published weights, where ``annotations`` are the published ones of their model; else None.
-
-    Fitting them again would need the gamed verdicts. That they are the published ones is taken from annotator,
-    baseline, model and ``win_rate``, which must be the leaderboard's to 1e-9. The weights are relative to the baseline.
-    """
-    import pandas as pd
-    from scipy.special import expit
-
-    if not (folder / PUBLISHED).is_file() or not (folder / LEADERBOARD).is_file():
-        return None
-    weights, leaderboard = (pd.read_csv(folder / path, index_col=0) for path in (PUBLISHED, LEADERBOARD))
-    model = annotations["generator_2"].iloc[0]
-    given = set(annotations["annotator"]), set(annotations["generator_1"])
-    if given != ({PUBLISHED_ANNOTATOR}, {PUBLISHED_BASELINE}) or model not in weights.index.intersection(
-        leaderboard.index
-    ):
-        return None
-    if abs(leaderboard.loc[model, "win_rate"] - win_rate) > 1e-9:
-        return None
-    try:
-        _, difficulty = _difficulties(folder, None)
-    except UnavailableError:
-        return None
-    if not set(annotations["instruction"]) <= difficulty.keys():
-        return None
-    constant, slope = weights.loc[model, ["not_gamed_baseline.astype(float)", "instruction_difficulty"]]
-    return [float(expit(constant + slope * difficulty[text])) for text in annotations["instruction"]]
 
 
 def _gamed(path: Path) -> "pd.DataFrame":

@@ -15,7 +15,7 @@ from harness.refs import ModelRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from harness.judges.reward_model import AnswerFormat
+    from harness.judging.reward.model import AnswerFormat
 
 
 class Training(BaseModel):

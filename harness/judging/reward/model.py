@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -22,12 +23,8 @@ class AnswerFormat:
     @classmethod
     def of(cls, ref: ModelRef) -> "AnswerFormat":
         """That of a model, without loading its weights. Raises ValueError when ``ref`` names no model or tokenizer."""
-        try:
-            config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()
-            tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
-        except OSError as problem:  # unknown ids, a missing network and missing files alike
-            raise ValueError(f"cannot read model {ref.path or ref.id!r}: {problem}") from None
-        return cls(ChatFormat.of(tokenizer, ref.chat), int(config.max_position_embeddings))
+        config = _read(AutoConfig, ref).get_text_config()
+        return cls(ChatFormat.of(_read(AutoTokenizer, ref), ref.chat), int(config.max_position_embeddings))
 
     def ids(self, conversation: Conversation) -> list[int]:
         """Prompt, last answer and the token that ends it. Raises ValueError for more than ``max_length``."""
@@ -41,12 +38,17 @@ class AnswerFormat:
         return ids
 
 
+def _read(kind: Any, ref: ModelRef) -> Any:
+    """What ``kind`` (AutoConfig or AutoTokenizer) makes of ``ref``; ValueError when it names no model."""
+    try:
+        return kind.from_pretrained(ref.source, revision=ref.revision)
+    except OSError as problem:  # unknown ids, a missing network and missing files alike
+        raise ValueError(f"cannot read model {ref.path or ref.id!r}: {problem}") from None
+
+
 def check_scores_answers(ref: ModelRef) -> None:
     """Raise ValueError unless ``ref`` is a sequence classifier with one output, from its configuration alone."""
-    try:
-        config = AutoConfig.from_pretrained(ref.source, revision=ref.revision)
-    except OSError as problem:
-        raise ValueError(f"cannot read reward model {ref.path or ref.id!r}: {problem}") from None
+    config = _read(AutoConfig, ref)
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
         raise ValueError(
@@ -59,10 +61,7 @@ def check_can_score(ref: ModelRef) -> None:
     """Raise ValueError for a base whose architecture has no sequence classifier in transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    try:
-        config = AutoConfig.from_pretrained(ref.source, revision=ref.revision)
-    except OSError as problem:
-        raise ValueError(f"cannot read model {ref.path or ref.id!r}: {problem}") from None
+    config = _read(AutoConfig, ref)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"transformers has no sequence classifier for models of type {config.model_type!r}; give another `base`"

@@ -1,8 +1,9 @@
-"""Folders of lm-eval task files that packages bring along, so that their tasks are known by name."""
+"""Bridges to other packages' evaluators: lm-eval, FastChat's MT-Bench and server, AlpacaEval."""
 
 from pathlib import Path
 
 TASK_FOLDERS: list[Path] = []
+"""Folders of lm-eval task files that packages bring along, so that their tasks are known by name."""
 
 
 def register_task_folder(folder: Path) -> None:

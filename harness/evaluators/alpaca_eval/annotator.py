@@ -1,12 +1,19 @@
 """The package's own annotators: which there are, what they need, and whether it is there.
 
 A configuration is run by the package itself: its prompts, its random order of the two outputs, its client, its parser.
+What its client answers goes through `KeptAnswers`: one failed request does not end all, and none is paid for twice.
 """
 
+import hashlib
 import importlib.util
+import inspect
+import json
+import math
 import os
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 import yaml
 
 from harness.files import read_text
+from harness.judging.verdicts import Journal
 
 CONFIG = "configs.yaml"
 CLIENTS = "OPENAI_CLIENT_CONFIG_PATH"
@@ -36,6 +44,8 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str | None]] = {
 """What each client of the package needs: one of these variables, and this module."""
 REMOTE = frozenset(name for name in _NEEDS if not name.endswith("_local_completions"))
 """Clients that ask a server, one request for each prompt."""
+_UNSENT = ("num_procs", "client_kwargs", "client_config_path", "openai_api_keys", "price_per_token")
+"""Settings that no answer depends on."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,71 @@ class PackageAnnotator:
             if client == "openai_completions":
                 for address in _addresses(settings):
                     _reach(address, self.name)
+
+
+class KeptAnswers:
+    """In the place of a client of the package: prompts in, completions out, each kept in ``journal`` when readable.
+
+    A request that fails gives None, which no parser can read; why it failed is in ``errors``, by prompt.
+    """
+
+    def __init__(
+        self,
+        client: Callable[..., Any],
+        name: str,
+        journal: Journal | None,
+        readable: Callable[[Any], bool],
+        key: str,
+    ) -> None:
+        self._client, self._name, self._journal = client, name, journal
+        self._readable, self._completion_key = readable, key
+        self._known = {} if journal is None else {row["key"]: row["answer"] for row in journal.news()}
+        self._lock = threading.Lock()
+        self.errors: dict[str, str] = {}
+
+    def __call__(self, prompts: Sequence[str], **settings: Any) -> dict[str, list[Any]]:
+        wanted = [prompt for prompt in dict.fromkeys(prompts) if self._key(prompt, settings) not in self._known]
+        answers = {prompt: self._known.get(self._key(prompt, settings)) for prompt in prompts}
+        if self._client.__name__ in REMOTE:
+            workers = settings.get("num_procs") or _concurrency(self._client.__name__)
+            with ThreadPoolExecutor(workers) as pool:
+                found = list(pool.map(lambda prompt: self._ask([prompt], settings), wanted))
+        else:  # a model in this process, which is loaded once for all
+            found = [self._ask(wanted, settings)] if wanted else []
+        for part in found:
+            answers |= part
+        columns = dict.fromkeys(name for answer in answers.values() if answer is not None for name in answer)
+        result = {name: [_value(answers[prompt], name) for prompt in prompts] for name in columns}
+        return {self._completion_key: [None] * len(prompts), "completions": [None] * len(prompts), **result}
+
+    def _ask(self, prompts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+        alone = {"num_procs": 1} if "num_procs" in inspect.signature(self._client).parameters else {}
+        options = {**settings, **(alone if self._client.__name__ in REMOTE else {})}
+        try:
+            result = self._client(prompts=list(prompts), **options)
+        except Exception as problem:
+            # Whatever a provider's client raises, the other verdicts are still worth having; the reason is kept.
+            reason = without_keys(f"{type(problem).__name__}: {problem}")
+            with self._lock:
+                self.errors |= dict.fromkeys(prompts, reason)
+            return dict.fromkeys(prompts)
+        answers: dict[str, dict[str, Any] | None] = {}
+        for place, prompt in enumerate(prompts):
+            answer = {name: _plain(values[place]) for name, values in result.items() if isinstance(values, list)}
+            answers[prompt] = answer
+            if self._readable(answer.get(self._completion_key)):
+                with self._lock:
+                    self._keep(self._key(prompt, settings), answer)
+        return answers
+
+    def _keep(self, key: str, answer: dict[str, Any]) -> None:
+        self._known[key] = answer
+        if self._journal is not None:
+            self._journal.append({"key": key, "answer": answer})
+
+    def _key(self, prompt: str, settings: Mapping[str, Any]) -> str:
+        kept = {name: value for name, value in settings.items() if name not in _UNSENT}
+        return hashlib.sha256(json.dumps([self._name, kept, prompt], sort_keys=True).encode()).hexdigest()
 
 
 def without_keys(text: str) -> str:
@@ -191,3 +266,30 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a parent package
         return False
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: a price that is not known is None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _value(answer: Mapping[str, Any] | None, name: str) -> Any:
+    """The package divides what it has per example, so a figure that is not known is not a number there."""
+    value = (answer or {}).get(name)
+    return math.nan if value is None and name.endswith("per_example") else value
+
+
+def _concurrency(client: str) -> int:
+    from alpaca_eval import constants
+
+    return constants.OPENAI_MAX_CONCURRENCY if client == "openai_completions" else constants.API_MAX_CONCURRENCY
+
+
+def text_of(completion: Any) -> str:
+    """What an annotator wrote; with probabilities of tokens it comes as a whole choice."""
+    return str(completion.get("text", completion)) if isinstance(completion, dict) else str(completion)
+
+
+def absent(value: Any) -> bool:
+    """Whether ``value`` is what the package has for nothing: None or not a number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
