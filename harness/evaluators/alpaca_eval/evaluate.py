@@ -79,7 +79,8 @@ def evaluate(
     with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         import alpaca_eval
 
-        table, annotated = alpaca_eval.evaluate(
+        of_package: Any = alpaca_eval.evaluate  # its annotation leaves out what it returns
+        table, annotated = of_package(
             model_outputs=list(outputs),
             reference_outputs=list(references),
             # Only a name here; a string would become a subfolder.

@@ -57,8 +57,8 @@ class _BothPositions:
         verdicts = self._judge.compare(straight + [pair.swapped for pair in straight])
         preferences, completions = [], []
         for one, other in zip(verdicts[: len(straight)], verdicts[len(straight) :], strict=True):
-            failed = one.value is None or other.value is None
-            preferences.append(math.nan if failed else (one.value + 3 - other.value) / 2)
+            first, second = (math.nan if v.value is None else v.value for v in (one, other))
+            preferences.append((first + 3 - second) / 2)
             reasons = dict.fromkeys(v.error for v in (one, other) if v.error is not None)
             completions.append({"raw": [one.raw, other.raw], "error": "; ".join(reasons) or None})
         return rows.assign(preference=preferences, preference_raw_completion=completions)
