@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from harness.adapters.alpaca_eval_annotator import PackageAnnotator
 from harness.adapters.alpaca_eval_lc import LengthControl, UnavailableError
 from harness.adapters.alpaca_eval_pairwise import Failure, Pair, absent, package, pair_of, text_of
-from harness.adapters.quiet import quiet
 from harness.judges import Judge
 from harness.judges.journal import Journal
+from harness.quiet import silenced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def evaluate(
         settings = {"Annotator": package().configured, "annotator": by, "journal": journal, "failures": failures}
     else:
         settings = {"Annotator": package().judged, "judge": by}
-    with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with silenced(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         table, annotated = package().module.evaluate(
             model_outputs=list(outputs),
             reference_outputs=list(references),

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.adapters.alpaca_eval_annotator import PackageAnnotator
 from harness.adapters.alpaca_eval_answers import KeptAnswers
-from harness.adapters.quiet import quiet
 from harness.judges import Comparison, Judge, Verdict
 from harness.judges.journal import Journal
 from harness.preferences import conversation
+from harness.quiet import silenced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ class Package(NamedTuple):
 @cache
 def package() -> Package:
     """The package and our annotator classes; imported when needed, it takes a second and sets up logging."""
-    with quiet(), warnings.catch_warnings():
+    with silenced(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
         import alpaca_eval
         from alpaca_eval.annotators.pairwise_evaluator import PairwiseAnnotatorLocal, SinglePairwiseAnnotator

@@ -13,7 +13,7 @@ import sklearn
 from harness.adapters.alpaca_eval_lc import GAMED, LengthControl, UnavailableError, published
 from harness.adapters.alpaca_eval_pairwise import package
 from harness.adapters.alpaca_eval_scores import annotation_scores
-from harness.adapters.quiet import quiet
+from harness.quiet import silenced
 
 N = 60
 
@@ -69,7 +69,7 @@ def of_the_package(annotations, path, form):
 
     table = annotations.copy()
     with (
-        quiet(),
+        silenced(),
         warnings.catch_warnings(action="ignore"),
         sklearn.config_context(),
         patch.object(glm_winrate, "hf_hub_download", lambda **_: path),

@@ -10,7 +10,7 @@ import torch
 
 from harness.adapters.fastchat_api import mend_chunks
 from harness.adapters.fastchat_model import ArtifactAdapter, ServedModel, register
-from harness.cli.fastchat import fastchat_command
+from harness.cli.pass_through import fastchat_command
 from harness.model import AlignedModel
 from harness.refs import ModelRef
 from tests.unit.test_dspa import PROMPTS, fit
