@@ -8,12 +8,12 @@ from pydantic import Field
 from baselines.rahf_predict import activity_flops
 from baselines.rahf_stage2 import Distance, fit_collator, fit_rows, fit_trainer
 from baselines.training import TrainedMethod
-from harness.adapters.quiet import calmly
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import BaseShape
 from harness.model import AlignedModel
 from harness.preferences import Triple
+from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -91,7 +91,7 @@ class RAHF(TrainedMethod):
         layers = self._layers(base.model.config.get_text_config().num_hidden_layers)
         steps = self._steps(len(triples))
         set_seed(seed)
-        with calmly():
+        with hiding_deprecations():
             policy = get_peft_model(model.requires_grad_(False), self._adapter(layers))
         most = meter.train_params
         fitted = self.train(

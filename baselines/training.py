@@ -11,10 +11,10 @@ from torch import nn
 
 from baselines.metered import Metered, experimental, unpatch, unpatched
 from baselines.rows import IGNORED, answer_rows, labelled_rows, preference_rows, token_triples
-from harness.adapters.quiet import calmly
 from harness.compute import Meter
 from harness.method import BaseShape, MethodConfig
 from harness.model import AlignedModel
+from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,7 +126,7 @@ class TrainedMethod(MethodConfig):
             target_modules=self.lora_targets,
             task_type="CAUSAL_LM",
         )
-        with calmly():
+        with hiding_deprecations():
             return get_peft_model(model, config)  # type: ignore[return-value]
 
     def train(
@@ -157,7 +157,12 @@ class TrainedMethod(MethodConfig):
         if meter.flops_limit is not None:
             own["num_train_epochs"] = _ENDLESS
         set_seed(seed)
-        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), calmly():
+        with (
+            meter.stage(stage),
+            tempfile.TemporaryDirectory() as scratch,
+            unpatched(base.model),
+            hiding_deprecations(),
+        ):
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),

@@ -7,13 +7,7 @@ online    select.py (the prompt's latent sets) -> edit.py (the change of latents
 method.py ties both into an alignment method; diagnostics.py says how conditional it was and what it edited.
 
 Tools around it: audit/ (what the latents are), finetune_sae.py (adapt an SAE to a fine-tuned model; sae_training.py,
-sae_quality.py, token_stream.py), perf/ (what steering and fitting cost).
+sae_quality.py, token_stream.py), perf/ (what steering and fitting cost); commands.py are their commands.
+
+Nothing is imported here, so that dspa.commands loads without torch.
 """
-
-from dspa.condiff import ConditionalDifferenceMap
-from dspa.method import DSPA
-from dspa.shipped import ShippedMap
-from dspa.steer import DSPASteering
-from dspa.truncated import TruncatedMap
-
-__all__ = ["DSPA", "ConditionalDifferenceMap", "DSPASteering", "ShippedMap", "TruncatedMap"]

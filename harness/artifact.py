@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from harness.adapters.quiet import calmly
 from harness.base_model import BaseModel
 from harness.intervention import INTERVENTIONS
 from harness.plugins import load_plugins
+from harness.quiet import hiding_deprecations
 from harness.refs import ModelRef
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _model(path: Path, delta: str, base: BaseModel) -> Any:
         from peft import PeftModel
 
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
-        with calmly():
+        with hiding_deprecations():
             return PeftModel.from_pretrained(copy.deepcopy(base.model), path / "adapter").eval()
     if delta == "weights":
         from transformers import AutoModelForCausalLM

@@ -1,7 +1,7 @@
 """Names of things that live elsewhere: base models and SAEs, by local folder or by public name."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -39,6 +39,22 @@ class ModelRef(BaseModel):
                 f"base model folder {self.path!r} has no config.json; give a folder in Hugging Face format"
             )
         return self.path
+
+
+def model_ref(base: str, chat: str) -> ModelRef:
+    """What a command line calls a base model: a folder that exists, or a Hugging Face id[@revision].
+
+    Raises ValueError for a chat format that is not known, and for a path that leads nowhere.
+    """
+    chats = get_args(ModelRef.model_fields["chat"].annotation)
+    if chat not in chats:
+        raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(chats)}")
+    if Path(base).is_dir():
+        return ModelRef.model_validate({"path": base, "chat": chat})
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ValueError(f"base model folder {base!r} does not exist")
+    name, _, revision = base.partition("@")
+    return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
 
 
 class SAERef(BaseModel):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness import markdown as md
 from harness.agreement import STATISTICS, Kind, Pair, agreement
 from harness.benchmark import Record
-from reports import markdown as md
 from reports.metrics import metric
 from reports.runfolder import Cell, Run
 from reports.tables import rows_where, summary

@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from harness import markdown as md
 from harness.names import flops_of
-from reports import markdown as md
 from reports.runfolder import Run
 from reports.tables import largest_budget, rows_where
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from reports import markdown as md
+from harness import markdown as md
 from reports.runfolder import Run
 from reports.tables import largest_budget, rows_where
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from harness import markdown as md
 from harness.judging.ledger import read_accounts
-from reports import markdown as md
 from reports.runfolder import Run
 from reports.tables import rows_where
 

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import markdown
 from harness.names import budget_text
 from harness.statistics import REPLICATES
 from reports import (
@@ -14,7 +15,6 @@ from reports import (
     diagnostic_sections,
     findings,
     judging,
-    markdown,
     sections,
     tables,
 )
@@ -67,7 +67,7 @@ def _build(run: Run, folder: Path) -> None:
     figures = write_figures(run, frames["comparison"], folder / "figures")
     text = _markdown(run, frames, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = html_page(f"{run.name}: comparison report", text)
+    page = markdown.html_page(f"{run.name}: comparison report", text)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -118,20 +118,12 @@ def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -
     return _template("report.md.j2").render(context)
 
 
-def html_page(title: str, text: str) -> str:
-    """Markdown ``text`` as a page of its own; raw HTML in it stays text, whatever a model answered."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return _template("report.html.j2").render(title=title, body=body)
-
-
 def _template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("reports"),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=False,  # Markdown
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

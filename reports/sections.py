@@ -3,8 +3,8 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from harness import markdown as md
 from harness.names import BudgetName
-from reports import markdown as md
 from reports.answers import Prompt
 from reports.findings import Drop, multiple_choice_metrics, side
 from reports.metrics import metric

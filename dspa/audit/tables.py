@@ -9,7 +9,7 @@ from dspa.audit.prompts import Example
 from dspa.audit.ranking import SETS
 from dspa.audit.snippets import Snippet, top_tokens
 from dspa.audit.texts import KINDS
-from reports import markdown as md
+from harness import markdown as md
 
 GATES_SHOWN = 10
 LOW_VARIANCE = 0.5  # explained variance below which the page warns

@@ -25,11 +25,11 @@ from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.adapters.quiet import quiet
 from harness.evaluators import TASK_FOLDERS
 from harness.model import AlignedModel
 from harness.plugins import load_plugins
 from harness.preferences import Message
+from harness.quiet import silenced
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class AlignedLM(_HFLM):
         tokenizer = artifact.tokenizer
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a pad token; the model's own must stay as it is
-        with quiet():  # it warns at length that a loaded model ignores its loading options
+        with silenced():  # it warns at length that a loaded model ignores its loading options
             super().__init__(
                 artifact.model,
                 tokenizer=tokenizer,

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from harness.experiment.environment import code_commit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
 from harness.experiment.steps import evaluate, fit, judge_again
@@ -16,6 +15,7 @@ from harness.experiment.suite import Suite, load_suite
 from harness.judging import Judge
 from harness.model import AlignedModel
 from harness.preferences import Triple, load_triples
+from harness.provenance import code_commit
 
 T = TypeVar("T")
 Notify = Callable[[str, str, int], object]

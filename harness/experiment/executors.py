@@ -13,9 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from harness.experiment.environment import code_commit
 from harness.experiment.plan import Cell
 from harness.experiment.store import CellFolder, RunFolder
+from harness.provenance import code_commit
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""

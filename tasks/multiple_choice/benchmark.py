@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.adapters.quiet import quiet
 from harness.benchmark import BenchmarkConfig, Record, register_benchmark
 from harness.files import write_text
 from harness.judging import Judge
+from harness.quiet import silenced
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
@@ -120,7 +120,7 @@ class MultipleChoice(BenchmarkConfig):
         aligned = AlignedLM(model, batch_size=self.batch_size)
         written: dict[str, Any] = {}
         for name in self.tasks:
-            with quiet():
+            with silenced():
                 for leaf in self._loaded[name]["tasks"].values():
                     leaf.set_fewshot_seed(FEWSHOT_SEED)
                 results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
@@ -140,7 +140,7 @@ class MultipleChoice(BenchmarkConfig):
         """lm-eval's TaskDict (leaf tasks, groups) of each name."""
         from harness.evaluators.lm_eval import task_manager
 
-        with quiet():
+        with silenced():
             manager = task_manager(self._folder, include_defaults=False)
             if not set(self.tasks) <= set(manager.all_tasks):
                 manager = task_manager(self._folder)  # reads thousands of files
@@ -161,7 +161,7 @@ class MultipleChoice(BenchmarkConfig):
     def _load(self, manager: "TaskManager", name: str) -> Any:
         place = contextlib.nullcontext() if self._folder is None else contextlib.chdir(self._folder)
         try:
-            with quiet(), place:
+            with silenced(), place:
                 loaded = manager.load([name])
         except Exception as problem:
             # A task is somebody's YAML and Python on somebody's data: it may raise anything.

@@ -15,7 +15,8 @@ import pytest
 from harness.cli.run import run_command
 from harness.experiment.run import prepare, run_suite
 from harness.judging.ledger import read_accounts
-from reports import read_run, write_report
+from reports.render import write_report
+from reports.runfolder import read_run
 from tests.judge_server import Server, completion, serving
 from tests.toys import NoProgress, write_suite
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment.environment import code_commit
 from harness.experiment.run import prepare, run_suite
 from harness.experiment.store import RunFolder
-from reports import read_run
+from harness.provenance import code_commit
+from reports.runfolder import read_run
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import sklearn
 
-from harness.adapters.quiet import quiet
 from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, package
 from harness.evaluators.alpaca_eval.length_control import GAMED, LengthControl, UnavailableError
 from harness.measure.rescoring import annotation_scores
+from harness.quiet import silenced
 
 N = 60
 
@@ -69,7 +69,7 @@ def of_the_package(annotations, path, form):
 
     table = annotations.copy()
     with (
-        quiet(),
+        silenced(),
         warnings.catch_warnings(action="ignore"),
         sklearn.config_context(),
         patch.object(glm_winrate, "hf_hub_download", lambda **_: path),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli.app import app, main
+from harness.cli.app import ORDER, app, main
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
@@ -83,7 +83,22 @@ def test_bad_input_is_one_message_and_exit_code_2_and_leaves_nothing(call, suite
 def test_an_option_that_does_not_exist_is_exit_code_2(call, suite_path):
     code, _, err = call("run", suite_path, "--executor", "ray")
     assert code == 2
-    assert "ray" in err
+    assert "--executor" in err
+
+
+def test_the_commands_of_installed_packages_join_the_programs_own_in_the_order_of_work(call):
+    _, out, _ = call("--help")
+    listed = re.findall(r"^│ ([a-z][a-z-]+) ", out, re.MULTILINE)
+    assert listed == [*ORDER]
+
+
+def test_without_installed_packages_the_program_says_how_to_install(call, monkeypatch):
+    monkeypatch.setattr("harness.plugins.entry_points", lambda group: ())
+    code, _, err = call("--help")
+    assert code == 2
+    assert err == (
+        "error: no installed package has entry points 'dspa_bench.commands'; in a checkout run: pip install -e .\n"
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(call, suite_path, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from baselines import StaticSAE
-from dspa import DSPA
 from dspa.density import measure_densities
+from dspa.method import DSPA
 from dspa.sae import load_sae
 from harness.compute import Meter
 from harness.intervention import find_decoder

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.cli.fastchat import fastchat_command
+from harness.cli.pass_through import fastchat_command
 from harness.evaluators.fastchat.model import ArtifactAdapter, ServedModel, register
 from harness.evaluators.fastchat.patches import mend_chunks
 from harness.model import AlignedModel

@@ -7,8 +7,8 @@ import torch
 from sae_lens.evals import ExplainedVarianceCalculator
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from dspa import DSPA
 from dspa.finetune_sae import FinetuneSettings, continue_training, finetune, save_finetuned
+from dspa.method import DSPA
 from dspa.sae import load_sae
 from dspa.sae_quality import measure_quality
 from dspa.sae_training import Units, calibrate, check_trainable, to_training

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dspa import DSPA
+from dspa.method import DSPA
 from dspa.perf.decoding import Decoding
 from dspa.perf.fit import FitOptions, measure_fit
 from dspa.perf.map_cost import draw_densities, measure_map

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspa import DSPA
 from dspa.condiff import ConditionalDifferenceMap
+from dspa.method import DSPA
 from dspa.shipped import MapOptions, ShippedMap
 from dspa.truncated import TruncatedMap
 from harness.method import BaseShape

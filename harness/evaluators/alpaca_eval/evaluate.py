@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness.adapters.quiet import quiet
 from harness.evaluators.alpaca_eval.annotator import PackageAnnotator, absent, text_of
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.judging import Judge
 from harness.judging.verdicts import Journal
+from harness.quiet import silenced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ def evaluate(
         settings = {"Annotator": package().ConfiguredAnnotator, "annotator": by, "journal": journal}
     else:
         settings = {"Annotator": package().JudgeAnnotator, "judge": by}
-    with quiet(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with silenced(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         import alpaca_eval
 
         of_package: Any = alpaca_eval.evaluate  # its annotation leaves out what it returns
@@ -129,7 +129,7 @@ class _Metric:
 
 def package() -> ModuleType:
     """The module of our annotator classes, with the package's warnings and log lines hidden while it is imported."""
-    with quiet(), warnings.catch_warnings():
+    with silenced(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
         from harness.evaluators.alpaca_eval import package
     return package

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
-from harness.adapters.quiet import quiet
 from harness.files import read_text
+from harness.quiet import silenced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ class LengthControl:
         text = self._table.to_csv(index=False)
         # The package turns metadata routing on for the whole process and uses names that sklearn is about to retire.
         with (
-            quiet(),
+            silenced(),
             warnings.catch_warnings(action="ignore", category=FutureWarning),
             sklearn.config_context(),
             patch.object(glm_winrate, "hf_hub_download", lambda **_: io.StringIO(text)),

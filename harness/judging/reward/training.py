@@ -2,7 +2,6 @@
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.preferences import Message, Triple
+from harness.quiet import hiding_deprecations
 from harness.refs import ModelRef
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def train_reward_model(
     set_seed(settings.seed)  # the head and the adapter start at random
     model = _with_head(base)
     tokenizer = copy.deepcopy(form.chat.tokenizer)  # TRL gives it a pad token
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # TRL and PEFT pass and read transformers' old name.
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+    with tempfile.TemporaryDirectory() as scratch, hiding_deprecations():
         trainer: Any = RewardTrainer(
             model=model if settings.tuning == "full" else _with_adapter(model, settings),
             args=_arguments(settings, scratch, on_cpu=device == "cpu"),

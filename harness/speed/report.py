@@ -1,11 +1,20 @@
 """What a measurement prints and keeps: ratios and figures beside their goals, never asserted."""
 
 import json
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from harness.perf import Comparison, Goal, Ratio
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from harness.provenance import code_commit, machine
+from harness.speed.compare import Comparison, Goal, Ratio
+
+_FORMATS = (".json", ".md")
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,30 @@ class Report:
             sections.append({"title": section.title, "facts": section.facts, "lines": lines, "figures": figures})
         whole = {"title": self.title, "machine": dict(self.machine), "sections": sections}
         return json.dumps(whole, indent=1) + "\n"
+
+
+def measure_and_keep(
+    title: str, options: Any, measure: Callable[..., list[Section]], threads: int | None, out: Path | None
+) -> None:
+    """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass."""
+    if out is not None:
+        if out.suffix not in _FORMATS:
+            raise ValueError(f"--out {str(out)!r} must end in {' or '.join(_FORMATS)}, which is the format to write")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    facts = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "code": code_commit() or "unknown",
+        **machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "options": ", ".join(f"{name}={value}" for name, value in asdict(options).items()),
+    }
+    print(Report(title, facts, ()).markdown())
+    sections = measure(options, tell=lambda text: print(text, flush=True))
+    if out is not None:
+        report = Report(title, facts, tuple(sections))
+        out.write_text(report.json() if out.suffix == ".json" else report.markdown(), encoding="utf-8")
+        print(f"kept as {out}")

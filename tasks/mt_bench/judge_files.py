@@ -13,8 +13,8 @@ from harness.experiment.store import RunFolder, check_can_make, read_json, write
 from harness.experiment.suite import Suite, load_suite
 from harness.judging import Judge
 from harness.measure.rescoring import Score, pair_scores, single_scores, write_scores
-from tasks.mt_bench import MTBench
 from tasks.mt_bench.answers import Answers, keep_answers
+from tasks.mt_bench.benchmark import MTBench
 from tasks.mt_bench.judging import Judging
 
 Mode = Literal["single", "pairwise-baseline", "pairwise-all"]

@@ -9,8 +9,10 @@ import torch
 
 from harness.compute.meter import Meter
 from harness.compute.shapes import signature_of
-from harness.perf import Comparison, Work, compare
+from harness.speed.compare import Comparison, Goal, Work, compare
 
+GOAL = Goal(0.98)
+"""A metered run is at least so many times as fast as the unmetered one."""
 _WIDTH, _LAYERS, _ROWS, _LENGTHS = 256, 4, 8, (48, 64)
 
 
@@ -64,3 +66,14 @@ def _model() -> Any:
 def _batch(length: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 1000, (_ROWS, length))
     return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def meter_command(threads: int | None, *, rounds: int, steps: int, seed: int) -> None:
+    """The body of `perf meter`: measure and print; with at most 2 % of wall time for the meter the goal is met."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    comparison = measure_overhead(OverheadOptions(rounds, steps, seed))
+    speed = comparison.speed("metered")
+    print(f"{rounds} rounds of {steps} training steps, {torch.get_num_threads()} threads; median [95 % interval]")
+    print(f"control, unmetered against itself: {comparison.speed(comparison.control)}")
+    print(f"speed of the metered run:          {speed}  (goal: at least {GOAL.at_least}: {GOAL.verdict(speed)})")

@@ -1,13 +1,36 @@
-"""The `mt-bench` commands, their options and their help."""
+"""``dspa-bench sandbox`` and ``mt-bench``."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.options import Overrides
+from harness.cli.options import Overrides, command_group
 
-mt_bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="MT-Bench on FastChat's files.")
+commands = command_group()
+sandbox = command_group("The small planted world that the default suite runs in.")
+commands.add_typer(sandbox, name="sandbox")
+mt_bench = command_group("MT-Bench on FastChat's files.")
+commands.add_typer(mt_bench, name="mt-bench")
+
+
+@sandbox.command(epilog="Example: `dspa-bench sandbox build --out build/sandbox`")
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything in the world.")] = 0,
+) -> None:
+    """Make the sandbox from its seed: data, questions, tokenizer, base model, SAEs (minutes on two cores)."""
+    from tasks.sandbox.build import build as build_sandbox
+
+    build_sandbox(out, seed)
+
+
+@sandbox.command(epilog="Example: `dspa-bench sandbox show`")
+def show() -> None:
+    """Print sample conversations, and what each family of requests prefers."""
+    from tasks.sandbox.show import show as show_sandbox
+
+    print(show_sandbox(), end="")
 
 
 @mt_bench.command(
@@ -35,7 +58,7 @@ def judge(
 
     Exit code 1: some verdicts failed (the first reason is named). 2: bad input, nothing was asked.
     """
-    from harness.cli.mt_bench import judge_command
+    from tasks.mt_bench.judge_files import judge_command
 
     code = judge_command(answers, suite, out, mode=mode, baseline=baseline, models=model or [], overrides=set_ or [])
     raise typer.Exit(code)

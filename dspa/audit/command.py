@@ -7,14 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dspa.audit import AuditSettings, audit, read_corpus, to_csv, to_json, to_markdown
+from dspa.audit.audit import AuditSettings, audit
+from dspa.audit.export import to_csv, to_json
+from dspa.audit.page import to_markdown
+from dspa.audit.texts import read_corpus
 from harness.artifact import read_description
-from harness.cli.artifacts import calm
 from harness.experiment.store import check_can_make
 from harness.judging.endpoint import ChatEndpoint
+from harness.markdown import html_page
 from harness.model import AlignedModel
-from harness.truth import GroundTruth
-from reports import html_page
+from harness.quiet import without_progress_bars
+from harness.truth import ground_truth
 
 
 def audit_command(
@@ -32,7 +35,7 @@ def audit_command(
 
     Returns the exit code.
     """
-    calm()
+    without_progress_bars()
     endpoint = _endpoint(judge_url, judge_model, judge_key)
     method = read_description(artifact)["method"]
     if method != "dspa":
@@ -54,7 +57,7 @@ def audit_command(
         corpus,
         settings,
         endpoint=endpoint,
-        truth=_ground_truth(model),
+        truth=ground_truth(model.base.identity),
         progress=lambda stage: console.print(f"{stage} ..."),
     )
     judge = None if endpoint is None else f"{endpoint.model} at {endpoint.base_url}"
@@ -76,13 +79,6 @@ def _endpoint(url: str | None, model: str | None, key: str) -> ChatEndpoint | No
     if (url is None) != (model is None):
         raise ValueError("--judge-url and --judge-model belong together; give both, or neither for snippets only")
     return None if url is None or model is None else ChatEndpoint(url, model, api_key_env=key)
-
-
-def _ground_truth(model: AlignedModel) -> GroundTruth | None:
-    """The sandbox knows what its texts are; other bases have no such truth."""
-    from tasks.sandbox.truth import SandboxTruth, is_sandbox_base
-
-    return SandboxTruth() if is_sandbox_base(model.base.identity) else None
 
 
 def _write(out: Path, files: dict[str, str]) -> None:
