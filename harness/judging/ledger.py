@@ -1,6 +1,7 @@
 """What judging by paid models costs: every request that was sent, what it brought, and a cap on the sum."""
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ class Balance:
     """The accounts, by judge, that rows of a ledger add up to. Calls that never ended are still open."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.accounts: dict[str, Account] = {}
+        self.accounts: dict[str, Account] = defaultdict(Account)
         self.open: dict[str, tuple[str, float | None]] = {}
         for row in rows:
             self.enter(row)
@@ -71,13 +72,13 @@ class Balance:
         """Add one row; ValueError when it is not a ledger's."""
         try:
             if row["event"] == "batch":
-                account = self._account(row["judge"])
+                account = self.accounts[row["judge"]]
                 account.requests += row["requests"]
                 account.reused += row["reused"]
             elif row["event"] == "shared":
-                self._account(row["judge"]).reused += 1
+                self.accounts[row["judge"]].reused += 1
             elif row["event"] == "sent":
-                self._account(row["judge"]).calls += 1
+                self.accounts[row["judge"]].calls += 1
                 self.open[row["call"]] = row["judge"], row["most"]
             else:
                 self._end(row)
@@ -87,18 +88,14 @@ class Balance:
     def closed(self) -> dict[str, Account]:
         """The accounts when no process is judging any more: open calls are unsettled and may have cost their most."""
         for judge, most in self.open.values():
-            account = self._account(judge)
-            account.unsettled += 1
-            _charge(account, most, None)
+            self.accounts[judge].unsettled += 1
+            _charge(self.accounts[judge], most, None)
         self.open.clear()
         return self.accounts
 
-    def _account(self, judge: str) -> Account:
-        return self.accounts.setdefault(judge, Account())
-
     def _end(self, row: Row) -> None:
         judge, most = self.open.pop(row["call"])
-        account, outcome = self._account(judge), row["outcome"]
+        account, outcome = self.accounts[judge], row["outcome"]
         if outcome not in ("answered", "useless", "refused", "lost"):
             raise ValueError(f"unknown outcome {outcome!r}")
         setattr(account, outcome, getattr(account, outcome) + 1)
