@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -140,3 +141,11 @@ def test_every_entry_point_of_this_project_names_something_that_is_there():
         mine = [entry for entry in entry_points(group=group) if within(entry.module, *PACKAGES)]
         assert mine, f"nothing is declared under {group}"
         assert [entry.module for entry in mine if entry.module not in MODULES] == []
+
+
+def test_every_module_with_shapes_in_its_annotations_is_checked_while_tests_run():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    (listed,) = (o for o in options["addopts"].split() if o.startswith("--jaxtyping-packages="))
+    *checked, _ = listed.partition("=")[2].split(",")
+    assert [name for name in MODULES if "jaxtyping" in IMPORTS[name] and not within(name, *checked)] == []
+    assert [name for name in checked if not any(within(module, name) for module in MODULES)] == []
