@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import nn
 
 from baselines.metered import Metered, unpatch, unpatched
-from harness.adapters.quiet import calmly
 from harness.compute import Meter
 from harness.method import BaseShape, MethodConfig
 from harness.model import AlignedModel
+from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -102,7 +102,7 @@ class TrainedMethod(MethodConfig):
         model = sharing_copy(base.model)
         _without_dropout(model)
         set_seed(seed)
-        with calmly():
+        with hiding_deprecations():
             return get_peft_model(model, adapter)  # type: ignore[return-value]
 
     def adapter(self) -> "LoraConfig | None":
@@ -146,7 +146,12 @@ class TrainedMethod(MethodConfig):
 
         own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
         set_seed(seed)
-        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), calmly():
+        with (
+            meter.stage(stage),
+            tempfile.TemporaryDirectory() as scratch,
+            unpatched(base.model),
+            hiding_deprecations(),
+        ):
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),

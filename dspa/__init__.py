@@ -5,13 +5,7 @@ offline    density.py (what fires on prompts and answers) -> map/ (the condition
 online     steering.py (the prompt's latent sets, the change of latents, the intervention)
 method.py ties both into an alignment method; diagnostics.py says how conditional it was and what it edited.
 
-Tools around it: audit/ (what the latents are), perf/ (what steering and fitting cost).
+Tools around it: audit/ (what the latents are), perf/ (what steering and fitting cost); commands.py are the commands.
+
+Nothing is imported here, so that dspa.commands loads without torch.
 """
-
-from dspa.map.condiff import ConditionalDifferenceMap
-from dspa.map.shipped import ShippedMap
-from dspa.map.truncated import TruncatedMap
-from dspa.method import DSPA
-from dspa.steering import DSPASteering
-
-__all__ = ["DSPA", "ConditionalDifferenceMap", "DSPASteering", "ShippedMap", "TruncatedMap"]

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.adapters.quiet import calmly
 from harness.base_model import BaseModel
 from harness.files import atomic_folder
 from harness.intervention import INTERVENTIONS, Intervention
 from harness.plugins import load_plugins
+from harness.quiet import hiding_deprecations
+
+if TYPE_CHECKING:
+    pass
 
 SCHEMA_VERSION = 2
 
@@ -76,7 +79,7 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
         from peft import PeftModel
 
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
-        with calmly():
+        with hiding_deprecations():
             return PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter").eval()
     if delta == "weights":
         model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)

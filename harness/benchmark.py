@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from harness.registry import Registry
 
 if TYPE_CHECKING:
-    from harness.judges import Judge
-    from harness.judges.base import Verb
+    from harness.judging import Judge
+    from harness.judging.judge import Verb
     from harness.responder import Responder
 
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -78,6 +78,22 @@ class ModelRef(BaseModel):
                 f"base model folder {self.path!r} has no config.json; give a folder in Hugging Face format"
             )
         return self.path
+
+
+def model_ref(base: str, chat: str) -> ModelRef:
+    """What a command line calls a base model: a folder that exists, or a Hugging Face id[@revision].
+
+    Raises ValueError for a chat format that is not known, and for a path that leads nowhere.
+    """
+    chats = get_args(ModelRef.model_fields["chat"].annotation)
+    if chat not in chats:
+        raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(chats)}")
+    if Path(base).is_dir():
+        return ModelRef.model_validate({"path": base, "chat": chat})
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ValueError(f"base model folder {base!r} does not exist")
+    name, _, revision = base.partition("@")
+    return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
 
 
 class SAERef(BaseModel):

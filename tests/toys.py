@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.judges import JudgeConfig, register_judge
+from harness.judging import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.preferences import conversation
 from harness.refs import InputPath, ModelRef, SAERef

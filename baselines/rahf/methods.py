@@ -21,12 +21,12 @@ from baselines.rahf.stage2 import Distance, activity_passes, fit_collator, fit_r
 from baselines.rows import answer_rows
 from baselines.sft import train_on_answers
 from baselines.training import TrainedMethod
-from harness.adapters.quiet import calmly
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import BaseShape, register_method
 from harness.model import AlignedModel
 from harness.preferences import Triple
+from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +101,7 @@ class RAHF(TrainedMethod):
 
         layers, steps = self.target_layers(_depth(base)), self.optimiser_steps(len(triples))
         set_seed(seed)
-        with calmly():
+        with hiding_deprecations():
             adapter = self.lora(layers_to_transform=list(range(max(layers))))
             policy = get_peft_model(_plain(tuned).requires_grad_(False), adapter)
         most = meter.train_params

@@ -7,7 +7,7 @@ from dspa.audit.audit import Audit
 from dspa.audit.ranking import SETS
 from dspa.audit.snippets import WINDOW
 from dspa.audit.texts import KINDS
-from reports import markdown as md
+from harness import markdown as md
 
 _TITLES = {
     "ablate": "Ablate set: the smallest column sums",

@@ -58,7 +58,7 @@ class Decoding:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], list[Float[Tensor, "batch vocabulary"]]]]:
-        """A candidate of `harness.perf.compare`; its work gives the logits of the decoded steps."""
+        """A candidate of `harness.speed.compare.compare`; its work gives the logits of the decoded steps."""
         block = next(self._blocks)
 
         def work() -> list[Tensor]:

@@ -12,14 +12,14 @@ from dspa.method import DSPA
 from dspa.perf.map_cost import measure_map
 from dspa.perf.naive_fit import TextPairs, least_forwards, two_full_forwards
 from dspa.perf.options import PerfOptions
-from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import make_saes
 from dspa.saes.sae import load_sae
 from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
-from harness.perf import always, compare
+from harness.speed.compare import always, compare
+from harness.speed.report import Figure, Section
 
 FIT = "DSPA.fit"
 FEATURES, MAP = "DSPA.fit, stage features", "DSPA.fit, stage map"

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
-from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic_sae import ACTIVE_SHARE
 from dspa.steering import ablate_set, top_prompt_latents
+from harness.speed.report import Figure, Section
 
 _PROMPT_TOKENS, _ANSWER_TOKENS = 115, 45
 _SPREAD, _BURST = 1.5, 0.3

@@ -18,7 +18,6 @@ from dspa.perf.decoding import Decoding
 from dspa.perf.launches import launches_and_waits
 from dspa.perf.naive_decoding import LayerHook, error_term_hook, full_encode_hook
 from dspa.perf.options import PerfOptions
-from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import SyntheticSAEs, make_saes
 from dspa.steering import DSPASteering
@@ -26,8 +25,9 @@ from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows
-from harness.perf import Comparison, compare
 from harness.residuals import early_residuals
+from harness.speed.compare import Comparison, compare
+from harness.speed.report import Figure, Section
 
 UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
 ALWAYS = "DSPA, scale max, every token edited"

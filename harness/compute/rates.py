@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from harness.adapters.quiet import calmly
 from harness.compute.shapes import count_flops
 from harness.intervention import captured, find_decoder
+from harness.quiet import hiding_deprecations
 
 _LENGTHS = (8, 16, 24)
 Work = Callable[[nn.Module, Int[Tensor, "1 length"]], object]
@@ -79,7 +79,7 @@ class Rates:
             if adapter is not None:
                 from peft import get_peft_model
 
-                with calmly():
+                with hiding_deprecations():
                     model = get_peft_model(model, copy.deepcopy(adapter))
             if checkpointing:
                 model.activation_checkpointing_enable()

@@ -13,8 +13,9 @@ import pytest
 
 from harness.cli.run import run_command
 from harness.experiment.run import prepare, run_suite
-from harness.judges.ledger import read_accounts
-from reports import read_run, write_report
+from harness.judging.ledger import read_accounts
+from reports.render import write_report
+from reports.run import read_run
 from tests.judge_server import Server, completion, serving
 from tests.toys import NoProgress, write_suite
 from tests.waiting import wait_until

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment.environment import code_commit
 from harness.experiment.run import prepare, run_suite
+from harness.provenance import code_commit
 from harness.run_folder import RunFolder
-from reports import read_run
+from reports.run import read_run
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 

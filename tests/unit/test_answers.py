@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness.model
-from dspa import DSPA
+from dspa.method import DSPA
 from harness.benchmark import BenchmarkConfig, Metric, Record
 from harness.compute import Meter
 from harness.experiment.cell import evaluate, judge_again

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from baselines import StaticSAE
-from dspa import DSPA
 from dspa.density import measure_densities
 from dspa.diagnostics import edit_counts, edited_share_by_age
+from dspa.method import DSPA
 from dspa.saes.sae import load_sae
 from harness.compute import Meter
 from harness.intervention import find_decoder

@@ -8,7 +8,7 @@ from sae_lens.evals import ExplainedVarianceCalculator
 from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from dspa import DSPA
+from dspa.method import DSPA
 from dspa.saes.finetune import FinetuneSettings, continue_training, finetune, save_finetuned
 from dspa.saes.quality import measure_quality
 from dspa.saes.sae import load_sae

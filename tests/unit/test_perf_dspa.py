@@ -8,8 +8,8 @@ import torch
 from transformers import Gemma2Config
 from typer.testing import CliRunner
 
-from dspa import DSPA
 from dspa.diagnostics import edited_share
+from dspa.method import DSPA
 from dspa.perf.decoding import Decoding
 from dspa.perf.fit import FitOptions, measure_fit
 from dspa.perf.map_cost import draw_densities, measure_map

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from dspa import DSPA
+from dspa.method import DSPA
 from dspa.saes.sae import check_sae, load_sae
 from harness.method import BaseShape
 from harness.refs import SAERef
