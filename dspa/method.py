@@ -91,11 +91,11 @@ class DSPA(MethodConfig):
         }
         params = self.model_dump(mode="json") | located
         online = {name: params[name] for name in _ONLINE}
-        settings = SteeringSettings(**online, map=shipped.settings, norm_limits=densities.norm_limits)
+        online |= {"map": shipped.settings, "norm_limits": densities.norm_limits}
         return base.derive(
             method="dspa",
             params=params,
-            intervention=DSPASteering(shipped, settings, device),
+            intervention=DSPASteering(shipped, SteeringSettings.model_validate(online), device),
         )
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:

@@ -77,7 +77,8 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
 
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
         with calmly():
-            return PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter").eval()
+            adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter")
+        return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
     if delta == "weights":
         model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)
         model.generation_config = base.model.generation_config

@@ -8,6 +8,7 @@ import torch
 
 from dspa.audit.scan import residual_batches
 from dspa.audit.texts import NOT_COUNTED, text_of
+from dspa.diagnostics import SelectionTally
 from dspa.steering import DSPASteering, Selection
 from harness.model import AlignedModel
 from harness.preferences import Conversation
@@ -69,7 +70,7 @@ def measure_conditionality(
     augmented: dict[int, frozenset[int]] = {}
     supports: list[int] = []
     full: dict[int, Example] = {}
-    tally = steering.tally()
+    tally = SelectionTally(steering.condition_map)
     for batch in residual_batches(model, texts, {layer}):
         selection = steering.select(batch.residual[layer], batch.kind != NOT_COUNTED)
         tally.selected(selection.gates, selection.latents, selection.scores)

@@ -85,7 +85,7 @@ def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     Raises ValueError when files are missing or damaged, the hook point is not the residual stream, or the arithmetic
     is none that we have.
     """
-    return _load(ref, device)
+    return _load(ref, device)  # type: ignore[arg-type]  # frozen, so pydantic makes it hashable
 
 
 @cache

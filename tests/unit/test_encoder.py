@@ -138,7 +138,7 @@ def test_a_token_without_any_active_latent_has_strongest_zero(tmp_path):
     for architecture in ("standard", "jumprelu", "gated", "topk"):
         sae = load_sae(SAERef(path=str(make_sae(tmp_path / architecture, 1, 0, architecture))))
         silent = replace(sae.encoder, bias=torch.full((D_SAE,), -1e4))
-        assert torch.equal(silent.encoder.strongest(torch.randn(3, D_MODEL)), torch.zeros(3))
+        assert torch.equal(silent.strongest(torch.randn(3, D_MODEL)), torch.zeros(3))
         assert not silent.encode(torch.randn(3, D_MODEL)).any()
 
 
