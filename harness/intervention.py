@@ -186,19 +186,22 @@ class _Stop(Exception):
 
 @contextmanager
 def captured(
-    decoder: Decoder, layers: Collection[int], *, stop: bool = False
+    decoder: Decoder, layers: Collection[int], *, stop: bool = False, last_columns: int | None = None
 ) -> Iterator[dict[int, Float[Tensor, "batch pos d_model"]]]:
     """Layer -> residual stream after it, of the latest forward inside; gradients flow through it as usual.
 
-    With ``stop`` a forward ends after the deepest of ``layers`` and ends the ``with`` block too: what comes later in
-    the model never runs, nor does what is written below the forward.
+    ``last_columns`` keeps that of so many last positions alone. With ``stop`` a forward ends after the deepest of
+    ``layers`` and ends the ``with`` block too: what comes later in the model never runs, nor does what is written below
+    the forward.
     """
     residual: dict[int, Tensor] = {}
     last = max(layers)
 
     def keep(layer: int):
         def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
-            residual[layer] = residual_of(output)
+            stream = residual_of(output)
+            # Cut before the next layer runs: when it is decides the order, and so the last bits, of summed gradients.
+            residual[layer] = stream if last_columns is None else stream[:, -last_columns:]
 
         return hook
 

@@ -130,9 +130,9 @@ def activities(
     """h^l, the input to block l (from 1 on), in the last columns of each text; no block from the last of ``layers`` on
     is run."""
     decoder = find_decoder(model)
-    with captured(decoder, [layer - 1 for layer in layers], stop=True) as residual:
+    with captured(decoder, [layer - 1 for layer in layers], stop=True, last_columns=last_columns) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
-    return torch.stack([residual[layer - 1][:, -last_columns:] for layer in layers])
+    return torch.stack([residual[layer - 1] for layer in layers])
 
 
 def activity_passes(rows: Sequence[Mapping[str, Any]], forward: Rate, training: Rate) -> Callable[[list[int]], int]:
