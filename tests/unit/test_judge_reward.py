@@ -66,10 +66,10 @@ def test_it_learns_what_it_was_shown_and_says_how_well_on_prompts_it_never_saw(j
     assert judge.label == folder_of(judge).name
 
 
-def test_its_accuracy_and_scale_are_those_of_a_plain_forward_on_the_held_out_triples(judge, triples_file):
+def test_its_accuracy_and_scale_are_those_of_a_plain_forward_on_the_held_out_triples(judge, settings, triples_file):
     _, held_out = split_by_prompt(load_triples(triples_file), 0.4, 0)
     model = AutoModelForSequenceClassification.from_pretrained(folder_of(judge)).eval()
-    chat = judge._form.chat
+    chat = AnswerFormat.of(ModelRef(**settings["base"])).chat
 
     def score(triple: Triple, answer: str) -> float:
         ids = [*chat.prompt_ids(triple.prompt), *chat.response_ids(answer), chat.end_id]
@@ -262,9 +262,10 @@ def test_before_it_is_prepared_it_says_so_and_a_damaged_folder_is_named(settings
 
 def test_the_saved_model_writes_conversations_as_its_base_does(judge, settings):
     saved = AnswerFormat.of(ModelRef(path=str(folder_of(judge))))
+    base = AnswerFormat.of(ModelRef(**settings["base"]))
     turns = (*conversation("w1 w2"), Message(role="assistant", content="w3"))
-    assert saved.ids(turns) == judge._form.ids(turns)
-    assert saved.ids(turns)[-1] == judge._form.chat.end_id
+    assert saved.ids(turns) == base.ids(turns)
+    assert saved.ids(turns)[-1] == base.chat.end_id
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen3"])
