@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.files import read_text, write_text
+from harness.files import atomic_folder, read_text, write_text
 from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
 from harness.judging.reward.training import Training, answer_rows, train_reward_model
 from harness.preferences import Conversation, Triple, load_triples, split_by_prompt, triples_hash
@@ -157,24 +156,21 @@ class RewardJudge(JudgeConfig):
         if folder.is_dir():
             _ = self.calibration  # a damaged folder is refused now
             return
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         start = time.monotonic()
         trained, held_out = self._parts
-        if self.base is not None:
-            train_reward_model(self.base, self._form, trained, self.training, partial, device=self.device)
-        scorer = RewardModel.load(self._trained_ref(partial), device=self.device)
-        rows = [ids for pair in answer_rows(self._form, held_out) for ids in pair]
-        scores = scorer.scores(rows, batch_size=self.score_batch_size)
-        if not all(map(math.isfinite, scores)):
-            raise ValueError(
-                f"reward model {self.label} gives scores that are no finite numbers; "
-                + ("lower `training.learning_rate`" if self.base else "give another `model`, or another `dtype` for it")
-            )
-        calibration = Calibration.of(held_out, scores[::2], scores[1::2], trained_on=len(trained) if self.base else 0)
-        calibration.write(partial / "reward.json", settings=self._settings, seconds=round(time.monotonic() - start, 1))
-        partial.rename(folder)
+        with atomic_folder(folder) as partial:
+            if self.base is not None:
+                train_reward_model(self.base, self._form, trained, self.training, partial, device=self.device)
+            scorer = RewardModel.load(self._trained_ref(partial), device=self.device)
+            rows = [ids for pair in answer_rows(self._form, held_out) for ids in pair]
+            scores = scorer.scores(rows, batch_size=self.score_batch_size)
+            if not all(map(math.isfinite, scores)):
+                cure = "lower `training.learning_rate`" if self.base else "give another `model`, or it another `dtype`"
+                raise ValueError(f"reward model {self.label} gives scores that are no finite numbers; {cure}")
+            n_trained = len(trained) if self.base else 0
+            calibration = Calibration.of(held_out, scores[::2], scores[1::2], trained_on=n_trained)
+            seconds = round(time.monotonic() - start, 1)
+            calibration.write(partial / "reward.json", settings=self._settings, seconds=seconds)
 
     @cached_property
     def label(self) -> str:
