@@ -1,68 +1,60 @@
 """Is the steering conditional on the prompt, on how much evidence, and what does it edit? Figures for every report."""
 
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.select import mean_pairwise_jaccard
 from dspa.shipped import ShippedMap
 
+LEGEND = {
+    "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
+    "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
+    "set_size": "latents selected per prompt",
+    "median_support": "triples whose gate is open for a selected input latent, median over prompts and latents",
+    "sure_share": "share of the selected output latents whose untruncated score has a bootstrap interval without 0; "
+    "they were selected as extremes, so this is not a test",
+    "edited_share": "share of the steered tokens that were changed",
+    "edited_latents": "output latents that were edited at least once",
+    "edits_in_top": "share of the edits on the 50 largest and 50 smallest columns of the map, the audited latents",
+}
+"""A sentence for each of `selection_figures`."""
 _KEPT_PROMPTS = 512  # bounds memory; the first prompts of a run are as good as any
 _BOOTSTRAPPED_PROMPTS = 32  # an interval costs a thousand resamples of the map
 _AUDITED = 50  # latents at either end of the map's column sums: the paper's audited sets
 _BUCKETS = 14  # the last one holds all that comes after 2**13 tokens
 
 
-class SelectionLog:
-    """Collects what was selected for each prompt and edited at each token.
+class SelectionTally:
+    """What one steering session selected for its prompts and edited at its tokens. Noting never waits for the device.
 
-    * ``jaccard``: mean pairwise Jaccard similarity of the selected sets; 1 means every prompt gets the same set.
-    * ``cosine_to_global``: mean cosine of s(x) with the global mean difference; 1 means no dependence on the prompt.
-    * ``set_size``: mean number of selected latents.
-    * ``median_support``: median N_i (triples with an open gate) of the selected input latents.
-    * ``sure_share``: share of selected output latents whose score's bootstrap interval excludes 0.
-    * ``edited_share``: share of steered tokens that were changed; ``edited_latents``: latents edited at least once;
-      ``edits_in_top``: share of edits that fell on the map's 2 x 50 most extreme columns.
+    ``read`` gives, of the first 512 prompts, ``inputs`` and ``latents`` (the selected sets, -1: none) and ``cosines``
+    (of the scores with the map's mean difference); of all tokens, ``edits`` ([latent, count], edited ones only) and
+    ``tokens`` and ``changed`` (steered and changed tokens by age: token 1, 2-3, 4-7, ... of the answer).
     """
 
-    def __init__(self, condition_map: ShippedMap, device: str) -> None:
-        self._map = condition_map
-        self._order: list[frozenset[int]] = []
-        self._cosines: list[float] = []
-        self._supports: list[int] = []
-        self._sure: list[bool] = []
-        self._to_bootstrap: list[tuple[Tensor, Tensor]] = []
-        self._bootstrapped = 0
+    def __init__(self, condition_map: ShippedMap) -> None:
+        self._mean = condition_map.mean_difference
+        device = self._mean.device
+        self._selected: dict[str, list[Tensor]] = {"inputs": [], "latents": [], "cosines": []}
+        self._room = _KEPT_PROMPTS
         self._by_age = torch.zeros(2, _BUCKETS, dtype=torch.long, device=device)
         ages = torch.arange(2**_BUCKETS, device=device)
         self._bucket_of = ages.clamp(min=1).float().log2().floor().long()
-        self.edit_counts: Int[Tensor, " d_sae"] = torch.zeros(condition_map.d_sae, dtype=torch.long, device=device)
-        """Edits of each output latent."""
+        self._edits = torch.zeros(condition_map.d_sae, dtype=torch.long, device=device)
 
     def selected(
         self, inputs: Int[Tensor, "batch k_in"], latents: Int[Tensor, "batch k"], scores: Float[Tensor, "batch d_sae"]
     ) -> None:
         """Note the sets of one batch of prompts; -1 in ``inputs`` and ``latents`` stands for none."""
-        room = _KEPT_PROMPTS - len(self._order)
-        if room <= 0:
-            return
-        inputs, latents, scores = inputs[:room], latents[:room], scores[:room]
-        self._order += [frozenset(i for i in row if i >= 0) for row in latents.tolist()]
-        self._cosines += torch.cosine_similarity(scores, self._map.mean_difference[None], dim=1).tolist()
-        self._supports += self._map.support[inputs[inputs >= 0]].tolist()
-        room = _BOOTSTRAPPED_PROMPTS - self._bootstrapped
-        if room > 0:
-            self._to_bootstrap.append((inputs[:room], latents[:room]))
-            self._bootstrapped += len(inputs[:room])
-
-    def _bootstrap(self) -> None:
-        """Only when figures are asked for: no prompt is to wait for it, or for the factors to be unpacked."""
-        for inputs, latents in self._to_bootstrap:
-            interval = self._map.interval(inputs, latents)
-            if interval is not None:
-                low, high = interval
-                self._sure += ((low > 0) | (high < 0))[latents >= 0].tolist()
-        self._to_bootstrap.clear()
+        if self._room:
+            cosines = torch.cosine_similarity(scores, self._mean[None], dim=1)
+            for name, rows in (("inputs", inputs), ("latents", latents), ("cosines", cosines)):
+                self._selected[name].append(rows[: self._room])
+            self._room -= min(self._room, len(inputs))
 
     def edited(
         self,
@@ -71,43 +63,99 @@ class SelectionLog:
         steered: Bool[Tensor, "batch pos"],
         seen: Int[Tensor, " batch"],
     ) -> None:
-        """Note the edits of one forward; ``seen`` counts each row's steered tokens so far and is moved on.
-
-        Never waits for the device.
-        """
+        """Note the edits of one forward; ``seen`` counts each row's steered tokens so far and is moved on."""
         counts = changed.sum(1)
-        self.edit_counts.index_add_(0, latents.flatten(), counts.flatten())
+        self._edits.index_add_(0, latents.flatten(), counts.flatten())
         age = seen[:, None] + steered.cumsum(1)  # 1 = the first steered token, which is the last of the prompt
         bucket = self._bucket_of[age.clamp_(max=len(self._bucket_of) - 1)]
         figures = torch.stack([steered, changed.any(-1)]).long()
         self._by_age.scatter_add_(1, bucket.flatten().expand(2, -1), figures.flatten(1))
         seen += steered.sum(1)
 
-    def edited_share_by_age(self) -> list[tuple[int, int, float]]:
-        """(first token, last token, share edited) for tokens 1, 2-3, 4-7, ... of the answers; token 1 is decided at
-        the last prompt token."""
+    def read(self) -> dict[str, Any]:
+        """See the class; waits for the device."""
+        selected = {name: [row for part in parts for row in part.tolist()] for name, parts in self._selected.items()}
+        edited = self._edits.nonzero()[:, 0]
+        edits = torch.stack([edited, self._edits[edited]], dim=1).tolist()
         tokens, changed = self._by_age.tolist()
-        return [(2**b, 2 ** (b + 1) - 1, c / n) for b, (n, c) in enumerate(zip(tokens, changed, strict=True)) if n]
+        return {**selected, "edits": edits, "tokens": tokens, "changed": changed}
 
-    def summary(self) -> dict[str, float]:
-        """The figures; empty before anything was steered."""
-        self._bootstrap()
-        figures: dict[str, float] = {}
-        if len(self._order) >= 2:
-            figures["jaccard"] = mean_pairwise_jaccard(self._order)
-        if self._order:
-            figures["cosine_to_global"] = sum(self._cosines) / len(self._cosines)
-            figures["set_size"] = sum(map(len, self._order)) / len(self._order)
-        if self._supports:
-            figures["median_support"] = float(torch.tensor(self._supports).float().median())
-        if self._sure:
-            figures["sure_share"] = sum(self._sure) / len(self._sure)
-        tokens, changed = self._by_age.sum(1).tolist()
-        if tokens:
-            figures["edited_share"] = changed / tokens
-            figures["edited_latents"] = float((self.edit_counts > 0).sum())
-        edits = int(self.edit_counts.sum())
-        if edits:
-            audited = torch.cat(self._map.candidates(_AUDITED)).unique()
-            figures["edits_in_top"] = float(self.edit_counts[audited].sum()) / edits
-        return figures
+
+Tallies = Sequence[Mapping[str, Any]]
+"""What `SelectionTally.read` gave for several sessions, in their order."""
+
+
+def edit_counts(tallies: Tallies, d_sae: int) -> Int[Tensor, " d_sae"]:
+    """How often each output latent was edited."""
+    counts = torch.zeros(d_sae, dtype=torch.long)
+    for tally in tallies:
+        for latent, count in tally["edits"]:
+            counts[latent] += count
+    return counts
+
+
+def edited_share(tallies: Tallies) -> float:
+    """Share of the steered tokens that were changed; NaN when none were steered."""
+    tokens, changed = (sum(sum(tally[name]) for tally in tallies) for name in ("tokens", "changed"))
+    return changed / tokens if tokens else float("nan")
+
+
+def edited_share_by_age(tallies: Tallies) -> list[tuple[int, int, float]]:
+    """(first token, last token, share edited) for tokens 1, 2-3, 4-7, ... of the answers; token 1 is decided at the
+    last prompt token."""
+    sums = [[sum(ages) for ages in zip(*(t[name] for t in tallies), strict=True)] for name in ("tokens", "changed")]
+    return [(2**b, 2 ** (b + 1) - 1, c / n) for b, (n, c) in enumerate(zip(*sums, strict=True)) if n]
+
+
+def selection_figures(condition_map: ShippedMap, tallies: Tallies) -> dict[str, float]:
+    """The figures of `LEGEND`, over the first 512 prompts (``sure_share``: 32) and all tokens of the sessions.
+
+    A figure for which there is nothing to go by is left out; the intervals are bootstrapped here, once.
+    """
+
+    def first(name: str, count: int) -> list[Any]:
+        return list(islice((row for tally in tallies for row in tally[name]), count))
+
+    figures: dict[str, float] = {}
+    sets = [frozenset(latent for latent in row if latent >= 0) for row in first("latents", _KEPT_PROMPTS)]
+    if len(sets) >= 2:
+        figures["jaccard"] = mean_pairwise_jaccard(sets)
+    if sets:
+        cosines = first("cosines", _KEPT_PROMPTS)
+        figures["cosine_to_global"] = sum(cosines) / len(cosines)
+        figures["set_size"] = sum(map(len, sets)) / len(sets)
+        device = condition_map.support.device
+        inputs = torch.tensor(first("inputs", _KEPT_PROMPTS), device=device)
+        supports = condition_map.support[inputs[inputs >= 0]]
+        if len(supports):
+            figures["median_support"] = float(supports.float().median())
+        latents = torch.tensor(first("latents", _BOOTSTRAPPED_PROMPTS), device=device)
+        interval = condition_map.interval(inputs[:_BOOTSTRAPPED_PROMPTS], latents)
+        if interval is not None and bool((latents >= 0).any()):
+            low, high = interval
+            sure = ((low > 0) | (high < 0))[latents >= 0].tolist()
+            figures["sure_share"] = sum(sure) / len(sure)
+    edits = edit_counts(tallies, condition_map.d_sae)
+    if any(sum(tally["tokens"]) for tally in tallies):
+        figures["edited_share"] = edited_share(tallies)
+        figures["edited_latents"] = float((edits > 0).sum())
+    if total := int(edits.sum()):
+        audited = torch.cat(condition_map.candidates(_AUDITED)).unique().to(edits.device)
+        figures["edits_in_top"] = float(edits[audited].sum()) / total
+    return figures
+
+
+def mean_pairwise_jaccard(sets: Sequence[frozenset[int]]) -> float:
+    """Mean Jaccard similarity over all pairs; two empty sets count as equal. Needs two sets (ValueError)."""
+    if len(sets) < 2:
+        raise ValueError("Jaccard similarity needs at least two sets")
+    width = max((max(s, default=-1) for s in sets), default=-1) + 1
+    member = torch.zeros(len(sets), max(width, 1))
+    for row, latents in enumerate(sets):
+        member[row, list(latents)] = 1
+    shared = member @ member.t()
+    sizes = member.sum(1)
+    union = sizes[:, None] + sizes[None] - shared
+    similarity = torch.where(union > 0, shared / union.clamp(min=1), 1.0)
+    upper = torch.triu(torch.ones_like(similarity, dtype=torch.bool), diagonal=1)
+    return float(similarity[upper].mean())

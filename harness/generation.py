@@ -1,16 +1,15 @@
 """Answers to prompts: batched decoding whose result for a row does not depend on the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from harness.padding import pad_rows
+from harness.runtime import Runtime
 from harness.sampling import GumbelNoise, row_seed
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
 
 
 @dataclass(frozen=True)
@@ -29,43 +28,56 @@ class Completion:
     error: str | None = None
 
 
-def generate_completions(
-    aligned: "AlignedModel",
+@dataclass(frozen=True)
+class Batch:
+    """Answers that were decoded together. ``rows``: their places among the prompts asked for. ``tally``: what the
+    steering session counted, as JSON (`harness.intervention.Tally`); None where nothing was steered or counted."""
+
+    rows: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    tally: dict[str, Any] | None
+
+
+@torch.no_grad()
+def generate_batches(
+    runtime: Runtime,
     prompts: Sequence[Sequence[int]],
     temperatures: Sequence[float],
     max_new_tokens: int,
     *,
     seed: int,
     batch_size: int,
-) -> list[Completion]:
-    """Answer each prompt (token ids), longest first in batches, in the order given."""
-    results: dict[int, Completion] = {}
-    room = aligned.base.max_length - max_new_tokens
-    for index, prompt in enumerate(prompts):
-        if len(prompt) > room:
-            reason = (
-                f"prompt of {len(prompt)} tokens + {max_new_tokens} new ones exceed the context of "
-                f"{aligned.base.max_length}"
-            )
-            results[index] = Completion("", (), len(prompt), 0, False, reason)
-    todo = sorted((i for i in range(len(prompts)) if i not in results), key=lambda i: (-len(prompts[i]), i))
+) -> Iterator[Batch]:
+    """Answer each prompt (token ids), longest first, each batch as soon as it is done.
+
+    Prompts that do not fit the context come first, as a batch of completions with ``error``.
+    """
+    room = runtime.max_length - max_new_tokens
+    long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
+    if long:
+        yield Batch(long, tuple(_too_long(len(prompts[i]), max_new_tokens, runtime.max_length) for i in long), None)
+    todo = sorted(set(range(len(prompts))) - set(long), key=lambda i: (-len(prompts[i]), i))
     for start in range(0, len(todo), batch_size):
-        rows = todo[start : start + batch_size]
-        completions = _generate_batch(
-            aligned, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
+        rows = tuple(todo[start : start + batch_size])
+        completions, tally = _generate_batch(
+            runtime, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
         )
-        results.update(zip(rows, completions, strict=True))
-    return [results[i] for i in range(len(prompts))]
+        yield Batch(rows, tuple(completions), tally)
+
+
+def _too_long(tokens: int, max_new_tokens: int, context: int) -> Completion:
+    reason = f"prompt of {tokens} tokens + {max_new_tokens} new ones exceed the context of {context}"
+    return Completion("", (), tokens, 0, False, reason)
 
 
 def _generate_batch(
-    aligned: "AlignedModel",
+    runtime: Runtime,
     prompts: list[Sequence[int]],
     temperatures: list[float],
     max_new_tokens: int,
     seed: int,
-) -> list[Completion]:
-    chat, device = aligned.chat, aligned.device
+) -> tuple[list[Completion], dict[str, Any] | None]:
+    chat, device = runtime.chat, runtime.device
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)
     seeds = [row_seed(seed, prompt) for prompt in prompts]
     sampler = [GumbelNoise(temperatures, seeds, device)] if any(temperatures) else []
@@ -76,8 +88,8 @@ def _generate_batch(
         pad_token_id=chat.pad_id,
         eos_token_id=list(chat.stop_ids),
     )
-    with aligned.steering() as session:
-        output = aligned.model.generate(  # type: ignore[operator]
+    with runtime.steering() as session:
+        output = runtime.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
@@ -88,8 +100,8 @@ def _generate_batch(
     for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
         end = next((i + 1 for i, token in enumerate(new) if token in chat.stop_ids), None)
         tokens = tuple(new[:end])
-        if aligned.intervention is not None and aligned.intervention.positions == "generation":
+        if runtime.intervention is not None and runtime.intervention.positions == "generation":
             assert steered[row] == len(tokens), f"row {row}: {steered[row]} steered of {len(tokens)} generated tokens"
         text = chat.decode(tokens if end is None else tokens[:-1])
         completions.append(Completion(text, tokens, len(prompts[row]), steered[row], end is not None))
-    return completions
+    return completions, None if session is None else session.counts()

@@ -1,9 +1,11 @@
 """What an inference-time edit of the residual stream is, and where a model's residual stream is found."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -16,11 +18,39 @@ rows: reordered with them, and an intervention may update it in place."""
 
 
 @runtime_checkable
+class Tally(Protocol):
+    """What one steering session counts: each intervention that has figures has a class of its own for it."""
+
+    def read(self) -> dict[str, Any]:
+        """The counts as JSON (ints, floats, lists), all that `Intervention.figures` needs; waits for the device."""
+        ...
+
+
+class Sums:
+    """A tally of named sums. Adding to them never waits for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Add scalar tensors to the sums of their names."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self) -> dict[str, Any]:
+        """Name -> sum; only names that were added to."""
+        return {name: value.item() for name, value in self._sums.items()}
+
+
+@runtime_checkable
 class Intervention(Protocol):
     """Adds a delta to the residual stream (output of decoder layers ``write_layers``) at steered positions.
 
     ``read_layers`` are the layers whose residual over the prompt ``condition`` needs; all of them must be at or
     before the first write layer, so that the last prompt token can be steered in the same forward pass.
+
+    An intervention never changes: what is counted while it steers goes to the ``tally`` of the steering session, an
+    object that its own `tally` made.
     """
 
     kind: ClassVar[str]
@@ -35,9 +65,16 @@ class Intervention(Protocol):
     def write_layers(self) -> tuple[int, ...]: ...
 
     def condition(
-        self, residual: Mapping[int, Float[Tensor, "batch pos d_model"]], prompt: Bool[Tensor, "batch pos"]
+        self,
+        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
+        prompt: Bool[Tensor, "batch pos"],
+        *,
+        tally: Any = None,
     ) -> RowState:
-        """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``)."""
+        """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``).
+
+        What was selected is noted in ``tally``; None: nobody counts.
+        """
         ...
 
     def delta(
@@ -46,11 +83,13 @@ class Intervention(Protocol):
         residual: Float[Tensor, "batch pos d_model"],
         state: RowState,
         steered: Bool[Tensor, "batch pos"],
+        *,
+        tally: Any = None,
     ) -> Float[Tensor, "batch pos d_model"] | None:
         """What to add to the residual stream: exactly zero where not ``steered`` or where nothing is to be edited.
 
         ``state`` has the rows of ``residual``. None stands for zero everywhere. Called at every decode step (pos = 1),
-        so on an accelerator it must not wait for the device.
+        so on an accelerator neither it nor the ``tally`` may wait for the device.
         """
         ...
 
@@ -71,8 +110,19 @@ class Intervention(Protocol):
         """Inverse of ``tensors`` and ``params``."""
         ...
 
-    def diagnostics(self) -> dict[str, float]:
-        """Figures about what was selected and edited since construction."""
+    def to(self, device: torch.device | str) -> "Intervention":
+        """The same on another device."""
+        ...
+
+    def tally(self) -> Tally | None:
+        """An empty tally for one steering session; None where there is nothing to count."""
+        ...
+
+    def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Figures of what was selected and edited, from what the sessions' tallies read, in the order of the sessions.
+
+        Empty without tallies. The method declares a sentence for each figure (`MethodConfig.diagnostics`).
+        """
         ...
 
 
@@ -128,3 +178,43 @@ def residual_of(output: Any) -> Float[Tensor, "batch pos d_model"]:
 def with_residual(output: Any, residual: Tensor) -> Any:
     """The same output with another residual stream."""
     return (residual, *output[1:]) if isinstance(output, tuple) else residual
+
+
+class _Stop(Exception):
+    """Ends a forward pass when the deepest residual stream asked for is there."""
+
+
+@contextmanager
+def captured(
+    decoder: Decoder, layers: Collection[int], *, stop: bool = False
+) -> Iterator[dict[int, Float[Tensor, "batch pos d_model"]]]:
+    """Layer -> residual stream after it, of the latest forward inside; gradients flow through it as usual.
+
+    With ``stop`` a forward ends after the deepest of ``layers`` and ends the ``with`` block too: what comes later in
+    the model never runs, nor does what is written below the forward.
+    """
+    residual: dict[int, Tensor] = {}
+    last = max(layers)
+
+    def keep(layer: int):
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
+            residual[layer] = residual_of(output)
+
+        return hook
+
+    def end(*_: Any) -> None:
+        raise _Stop
+
+    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in set(layers)]
+    if stop and last + 1 < decoder.n_layers:
+        # Not within the last block needed: under gradient checkpointing that is to be seen to its end.
+        handles.append(decoder.layers[last + 1].register_forward_pre_hook(end))
+    elif stop:
+        handles.append(decoder.layers[last].register_forward_hook(end))
+    try:
+        yield residual
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -44,6 +44,8 @@ class Steering:
     ) -> None:
         self._decoder = find_decoder(model)
         self._intervention = intervention
+        self.tally = intervention.tally()
+        """What the session counts; None where the intervention counts nothing."""
         reads, writes = intervention.read_layers, intervention.write_layers
         allowed = range(self._decoder.n_layers)
         if not set(reads) | set(writes) <= set(allowed):
@@ -105,6 +107,10 @@ class Steering:
         if self._counts is None:
             raise ValueError("no forward pass has run in this session")
         return self._counts
+
+    def counts(self) -> dict[str, Any] | None:
+        """What ``tally`` reads now; None where the intervention counts nothing."""
+        return None if self.tally is None else self.tally.read()
 
     def prompt_lengths(self, lengths: Sequence[int]) -> None:
         """For the next prefill: how many unpadded tokens of each row are its prompt (the rest is its continuation)."""
@@ -182,7 +188,7 @@ class Steering:
         self._counts = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         self._announced, self._prefill = False, True
         self._residual = {}
-        self._state = None if self._intervention.read_layers else self._intervention.condition({}, self._prompt)
+        self._state = None if self._intervention.read_layers else self._condition({})
         return steered
 
     def _begin_continuation(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -227,8 +233,7 @@ class Steering:
             if self._prefill and layer in reads:
                 self._residual[layer] = residual
                 if len(self._residual) == len(set(reads)):
-                    assert self._prompt is not None
-                    self._state = self._intervention.condition(self._residual, self._prompt)
+                    self._state = self._condition(self._residual)
                     self._residual = {}
             if layer not in writes:
                 return None
@@ -237,10 +242,15 @@ class Steering:
 
         return hook
 
+    def _condition(self, residual: dict[int, Tensor]) -> RowState:
+        assert self._prompt is not None
+        return self._intervention.condition(residual, self._prompt, tally=self.tally)
+
     def _edited(self, layer: int, residual: Tensor) -> Tensor | None:
         assert self._edit is not None and self._state is not None
         first = self._first
-        delta = self._intervention.delta(layer, residual[:, first:], self._state, self._edit[:, first:])
+        steered = self._edit[:, first:]
+        delta = self._intervention.delta(layer, residual[:, first:], self._state, steered, tally=self.tally)
         if delta is None:
             return None
         delta = delta.to(residual.dtype)

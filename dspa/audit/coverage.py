@@ -2,32 +2,42 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from dspa.steer import DSPASteering
+from dspa.diagnostics import edit_counts
+from dspa.steering import DSPASteering
 from harness.model import AlignedModel
 from harness.preferences import Conversation
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """``edits``: how often each output latent was edited while ``prompts`` prompts were answered with ``tokens``
-    tokens; ``skipped``: why prompts were left out."""
+    """What happened while ``prompts`` prompts were answered with ``tokens`` tokens. ``tallies``: what DSPA's steering
+    sessions counted; ``skipped``: why prompts were left out."""
 
+    d_sae: int
     prompts: int
     tokens: int
-    edits: Int[Tensor, " d_sae"]
+    tallies: tuple[dict[str, Any], ...]
     skipped: tuple[str, ...] = ()
 
     def __add__(self, other: "Coverage") -> "Coverage":
         return Coverage(
+            self.d_sae,
             self.prompts + other.prompts,
             self.tokens + other.tokens,
-            self.edits + other.edits,
+            self.tallies + other.tallies,
             self.skipped + other.skipped,
         )
+
+    @cached_property
+    def edits(self) -> Int[Tensor, " d_sae"]:
+        """How often each output latent was edited."""
+        return edit_counts(self.tallies, self.d_sae)
 
     @property
     def total(self) -> int:
@@ -43,12 +53,13 @@ def measure_coverage(model: AlignedModel, prompts: Sequence[Conversation], *, ma
     """Answer the prompts greedily and count the edits of each latent."""
     steering = model.intervention
     assert isinstance(steering, DSPASteering)
-    before = steering.edit_counts.clone()
-    completions = model.generate(prompts, max_new_tokens=max_new_tokens, batch_size=16)
+    batches = list(model.generate_batches(prompts, max_new_tokens=max_new_tokens, batch_size=16))
+    completions = [completion for batch in batches for completion in batch.completions]
     answered = [c for c in completions if c.error is None]
     return Coverage(
+        d_sae=steering.condition_map.d_sae,
         prompts=len(answered),
         tokens=sum(c.steered_tokens for c in answered),
-        edits=(steering.edit_counts - before).cpu(),
+        tallies=tuple(batch.tally for batch in batches if batch.tally is not None),
         skipped=tuple(c.error for c in completions if c.error is not None),
     )

@@ -9,6 +9,7 @@ from dspa.audit.prompts import Example
 from dspa.audit.ranking import SETS
 from dspa.audit.snippets import Snippet, top_tokens
 from dspa.audit.texts import KINDS
+from dspa.diagnostics import edited_share, edited_share_by_age
 from harness import markdown as md
 
 GATES_SHOWN = 10
@@ -98,11 +99,13 @@ def conditionality_table(audit: Audit) -> str:
 
 def edited_share_line(audit: Audit) -> str:
     """Share of the answers' tokens that were changed, by their place in the answer."""
+    assert audit.edited is not None
+    tallies = audit.edited.tallies
     places = "; ".join(
         f"{first if first == last else f'{first}-{last}'}: {100 * share:.0f} %"
-        for first, last, share in audit.steering.log.edited_share_by_age()
+        for first, last, share in edited_share_by_age(tallies)
     )
-    share = 100 * audit.steering.diagnostics()["edited_share"]
+    share = 100 * edited_share(tallies)
     return f"{share:.1f} % of these tokens were changed; by place in the answer: {places}."
 
 

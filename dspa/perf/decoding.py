@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,13 +40,17 @@ class Decoding:
             layer, function = hook
             find_decoder(self._model).layers[layer].register_forward_hook(function)
         self._session = aligned.derive(model=self._model).steering()
-        self._session.__enter__()
+        self._steering = self._session.__enter__()
         ids, mask = pad_rows(prompts, aligned.chat.pad_id, side="left", device=aligned.device)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
         self._positions = positions_of(self._mask)
         self._length = ids.shape[1]
         self._cache = DynamicCache(config=self._model.config)
         self._forward(ids, 0, self._length)
+
+    def tally(self) -> dict[str, Any]:
+        """What was counted so far; empty where nothing is steered."""
+        return (None if self._steering is None else self._steering.counts()) or {}
 
     def close(self) -> None:
         """Take the hooks away."""

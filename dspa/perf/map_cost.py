@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.perf.synthetic_sae import ACTIVE_SHARE
-from dspa.select import ablate_set, top_prompt_latents
+from dspa.steering import ablate_set, top_prompt_latents
 from harness.speed.report import Figure, Section
 
 _PROMPT_TOKENS, _ANSWER_TOKENS = 115, 45

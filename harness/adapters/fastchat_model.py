@@ -169,9 +169,7 @@ class ServedModel:
         aligned = self._aligned
         aligned.model.to(device)  # type: ignore[arg-type]
         if aligned.intervention is not None:
-            tensors = {name: tensor.to(device) for name, tensor in aligned.intervention.tensors().items()}
-            moved = type(aligned.intervention).restore(tensors, aligned.intervention.params(), device)
-            self._aligned = aligned.derive(intervention=moved)
+            self._aligned = aligned.derive(intervention=aligned.intervention.to(device))
         return self
 
     def __call__(

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from harness.cli import artifacts, doctor, pass_through, run
-from harness.cli.data_app import data
+from harness.cli.data import data
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 

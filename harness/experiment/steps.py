@@ -1,7 +1,7 @@
 """The two steps of the work, each metered or recorded: fit a method, evaluate a model by a benchmark."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import set_seed
@@ -10,10 +10,12 @@ from harness.benchmark import Benchmark
 from harness.compute import Meter
 from harness.experiment.replay import Completions, Replayed, completion_keys
 from harness.experiment.store import CellFolder
+from harness.generation import Batch
 from harness.judges import Judge
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel, Completion
 from harness.preferences import Budget
+from harness.scoring import ScoredBatch
 
 
 def fit(
@@ -96,29 +98,37 @@ class _Watched(AlignedModel):
     """Keeps what it ``said``, and hands its diagnostics to ``keep`` whenever it was used.
 
     Both are kept as soon as they exist, because a benchmark that is interrupted later may find its answers
-    again and never ask the model a second time. The diagnostics are those of one benchmark: the intervention
-    starts with nothing counted.
+    again and never ask the model a second time. The diagnostics are those of one benchmark.
     """
 
     said: Completions
     keep: Callable[[dict[str, float]], object]
+    tallies: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, aligned: AlignedModel, said: Completions, keep: Callable[[dict[str, float]], object]) -> "_Watched":
-        values = {f.name: getattr(aligned, f.name) for f in fields(AlignedModel)}
-        intervention = aligned.intervention
-        if intervention is not None:
-            state = intervention.tensors(), intervention.params(), str(aligned.device)
-            values["intervention"] = type(intervention).restore(*state)
-        return cls(**values, said=said, keep=keep)
+        return cls(**{f.name: getattr(aligned, f.name) for f in fields(AlignedModel)}, said=said, keep=keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> list[Completion]:
         completions = super().generate(*args, **kwargs)
         self.said.keep(completion_keys(*args, **kwargs), completions)
-        self.keep(self.diagnostics())
+        self.keep(self._figures())
         return completions
 
     def loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         scores = super().loglikelihood_tokens(*args, **kwargs)
-        self.keep(self.diagnostics())
+        self.keep(self._figures())
         return scores
+
+    def generate_batches(self, *args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for batch in super().generate_batches(*args, **kwargs):
+            self.tallies.extend([] if batch.tally is None else [batch.tally])
+            yield batch
+
+    def score_batches(self, *args: Any, **kwargs: Any) -> Iterator[ScoredBatch]:
+        for batch in super().score_batches(*args, **kwargs):
+            self.tallies.extend([] if batch.tally is None else [batch.tally])
+            yield batch
+
+    def _figures(self) -> dict[str, float]:
+        return {} if self.intervention is None else self.intervention.figures(self.tallies)

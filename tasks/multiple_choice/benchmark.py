@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from harness.model import AlignedModel
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own default, so that its command line draws the same examples."""
 
 Shots = Annotated[int, Field(ge=0)]
 
@@ -112,6 +110,7 @@ class MultipleChoice(BenchmarkConfig):
     def run(
         self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
+        from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable
 
@@ -122,7 +121,7 @@ class MultipleChoice(BenchmarkConfig):
         for name in self.tasks:
             with silenced():
                 for leaf in self._loaded[name]["tasks"].values():
-                    leaf.set_fewshot_seed(FEWSHOT_SEED)
+                    leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)  # its command line draws the same examples
                 results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
             assert results is not None
             samples = results.pop("samples")

@@ -65,7 +65,7 @@ def no_generation(monkeypatch) -> None:
     def refuse(*_args, **_kwargs):
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr(harness.model, "generate_completions", refuse)
+    monkeypatch.setattr(harness.model, "generate_batches", refuse)
 
 
 def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished):

@@ -202,12 +202,13 @@ def test_layers_after_the_one_read_and_the_head_never_run(tiny_base, triples):
 
 def test_the_diagnostic_is_the_length_of_the_step_against_that_of_the_residual_stream(tiny_base, triples):
     aligned = fit(tiny_base("llama"), triples)
-    assert aligned.diagnostics() == {}
+    steering, tally = aligned.intervention, aligned.intervention.tally()
+    assert steering.figures([]) == steering.figures([tally.read()]) == {}
     residual, steered = torch.randn(2, 3, 32), torch.tensor([[True, False, True], [False, False, False]])
-    aligned.intervention.delta(2, residual, {}, steered)
+    steering.delta(2, residual, {}, steered, tally=tally)
     step = 3.0 * aligned.intervention.tensors()["vector"]
     expected = float(step.norm() / residual[steered].norm(dim=-1).mean())
-    assert aligned.diagnostics() == {"relative_step": pytest.approx(expected)}
+    assert steering.figures([tally.read()]) == {"relative_step": pytest.approx(expected)}
 
 
 def test_a_layer_outside_the_model_is_refused():

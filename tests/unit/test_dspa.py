@@ -1,5 +1,6 @@
-"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference.py."""
+"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from baselines import StaticSAE
 from dspa.density import measure_densities
+from dspa.diagnostics import edit_counts, edited_share_by_age
 from dspa.method import DSPA
 from dspa.sae import load_sae
 from harness.compute import Meter
@@ -117,15 +119,17 @@ def test_a_token_without_an_active_selected_latent_is_bit_identical(tiny_base, t
     steering, sae = aligned.intervention, load_sae(sae_refs[1])
     residual = torch.randn(4, 16, sae.d_model, generator=torch.Generator().manual_seed(0)) * 2
     index = torch.arange(6).expand(4, -1)
-    state = {**sae.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
+    state = {**sae.encoder.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
     steered = torch.ones(4, 16, dtype=torch.bool)
     steered[1, 3:] = False
-    delta = steering.delta(2, residual, state, steered)
+    tally = steering.tally()
+    delta = steering.delta(2, residual, state, steered, tally=tally)
     untouched = ~(sae.encode(residual)[..., :6] > 0).any(-1) | ~steered
     assert 13 < int(untouched.sum()) < 64
     assert torch.equal((residual + delta)[untouched], residual[untouched])
     assert (delta[~untouched] != 0).any(1).all()
-    assert int(steering.edit_counts.sum()) == int((sae.encode(residual)[..., :6] > 0)[steered].sum())
+    edits = edit_counts([tally.read()], sae.d_sae)
+    assert int(edits.sum()) == int((sae.encode(residual)[..., :6] > 0)[steered].sum())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -183,23 +187,26 @@ def test_diagnostics_depend_neither_on_batch_size_nor_on_finished_neighbours(tin
     figures = []
     for batch_size in (1, 12):
         aligned = fit(tiny_base("gemma2"), triples, sae_refs)
-        aligned.generate(prompts, max_new_tokens=30, temperature=1.5, seed=1, batch_size=batch_size)
-        figures.append(aligned.diagnostics())
+        options = {"max_new_tokens": 30, "temperature": 1.5, "seed": 1, "batch_size": batch_size}
+        tallies = [batch.tally for batch in aligned.generate_batches(prompts, **options)]
+        assert len(tallies) == 12 // batch_size
+        figures.append(aligned.intervention.figures(tallies))
     assert figures[0] == pytest.approx(figures[1])
 
 
 def test_edits_are_counted_by_latent_and_by_place_in_the_answer(tiny_base, triples, sae_refs):
     aligned = fit(tiny_base("gemma2"), triples, sae_refs)
-    completions = aligned.generate(PROMPTS, max_new_tokens=11)
-    log, figures = aligned.intervention.log, aligned.diagnostics()
-    lengths = [len(c.token_ids) for c in completions]
+    batches = list(aligned.generate_batches(PROMPTS, max_new_tokens=11, batch_size=2))
+    tallies = json.loads(json.dumps([batch.tally for batch in batches]))
+    edits, figures = edit_counts(tallies, load_sae(sae_refs[1]).d_sae), aligned.intervention.figures(tallies)
+    lengths = [len(c.token_ids) for batch in batches for c in batch.completions]
     tokens = {first: sum(min(max(n - first + 1, 0), first) for n in lengths) for first in (1, 2, 4, 8)}
-    shares = log.edited_share_by_age()
+    shares = edited_share_by_age(tallies)
     assert [(first, last) for first, last, _ in shares] == [(1, 1), (2, 3), (4, 7), (8, 15)]
     edited = sum(tokens[first] * share for first, _, share in shares)
     assert edited == pytest.approx(figures["edited_share"] * sum(lengths))
-    assert int(log.edit_counts.sum()) >= edited > 0
-    assert figures["edited_latents"] == int((log.edit_counts > 0).sum())
+    assert int(edits.sum()) >= edited > 0
+    assert figures["edited_latents"] == int((edits > 0).sum())
 
 
 def test_a_triple_that_does_not_fit_the_context_is_refused(tiny_base, triples, sae_refs):
@@ -214,8 +221,8 @@ def test_the_selected_sets_depend_on_the_prompt_more_under_the_strict_gate(tiny_
     jaccard = {}
     for gate in ("paper", "strict"):
         aligned = fit(tiny_base("gemma2"), likes + hates, sae_refs, gate=gate, percentile=80.0)
-        aligned.generate([t.prompt for t in likes[:4] + hates[:4]], max_new_tokens=2)
-        jaccard[gate] = aligned.diagnostics()["jaccard"]
+        (batch,) = aligned.generate_batches([t.prompt for t in likes[:4] + hates[:4]], max_new_tokens=2)
+        jaccard[gate] = aligned.intervention.figures([batch.tally])["jaccard"]
     assert jaccard["strict"] < jaccard["paper"]
 
 

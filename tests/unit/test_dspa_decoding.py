@@ -44,8 +44,8 @@ def test_tokens_longer_than_the_norm_filter_allows_are_neither_counted_nor_edite
     assert aligned.fingerprint != unfiltered.fingerprint
     edits = []
     for model in (aligned, unfiltered):
-        model.loglikelihood_tokens([(base.prompt_ids(p), list(range(9, 40))) for p in PROMPTS])
-        edits.append(model.diagnostics()["edited_share"])
+        batches = model.score_batches([(base.prompt_ids(p), list(range(9, 40))) for p in PROMPTS])
+        edits.append(model.intervention.figures([batch.tally for batch in batches])["edited_share"])
     assert edits[0] < edits[1]
 
 

@@ -35,11 +35,11 @@ class Push:
     def __init__(self, strength):
         self.strength = strength
 
-    def condition(self, residual, prompt):
+    def condition(self, residual, prompt, *, tally=None):
         weight = prompt[..., None].to(residual[1].dtype)
         return {"mean": (residual[1] * weight).sum(1) / weight.sum(1).clamp(min=1)}
 
-    def delta(self, layer, residual, state, steered):
+    def delta(self, layer, residual, state, steered, *, tally=None):
         return self.strength * state["mean"].flip(-1)[:, None] * steered[..., None]
 
     def tensors(self):
@@ -55,7 +55,13 @@ class Push:
     def restore(cls, tensors, params, device):
         return cls(**params)
 
-    def diagnostics(self):
+    def to(self, device):
+        return self
+
+    def tally(self):
+        return None
+
+    def figures(self, tallies):
         return {}
 
 

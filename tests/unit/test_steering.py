@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from harness.intervention import find_decoder
+from harness.intervention import Sums, find_decoder
+from harness.preferences import conversation
 from harness.steering import Steering
 
 
@@ -20,11 +21,11 @@ class Marker:
         self.read_layers, self.write_layers = (read,), (write,)
         self.prompts: list[torch.Tensor] = []
 
-    def condition(self, residual, prompt):
+    def condition(self, residual, prompt, *, tally=None):
         self.prompts.append(prompt)
         return {"row": torch.arange(len(prompt))}
 
-    def delta(self, layer, residual, state, steered):
+    def delta(self, layer, residual, state, steered, *, tally=None):
         return steered[..., None].expand_as(residual).float()
 
     def tensors(self):
@@ -40,7 +41,13 @@ class Marker:
     def restore(cls, tensors, params, device):
         return cls()
 
-    def diagnostics(self):
+    def to(self, device):
+        return self
+
+    def tally(self):
+        return None
+
+    def figures(self, tallies):
         return {}
 
 
@@ -196,12 +203,63 @@ def test_several_answers_to_a_prompt_are_rows_of_their_own(tiny_base):
 class RowMarker(Marker):
     """Its state is the row's first prompt token; remembers the rows it was asked to edit at each step."""
 
-    def condition(self, residual, prompt):
+    def condition(self, residual, prompt, *, tally=None):
         self.steps: list[list[int]] = []
         return {"row": torch.arange(len(prompt)) * 10}
 
-    def delta(self, layer, residual, state, steered):
+    def delta(self, layer, residual, state, steered, *, tally=None):
         self.steps.append(state["row"].tolist())
+
+
+class Counting(Marker):
+    """Counts its prompts and its steered tokens."""
+
+    def tally(self):
+        return Sums()
+
+    def condition(self, residual, prompt, *, tally=None):
+        tally.add(prompts=torch.tensor(len(prompt)))
+        return super().condition(residual, prompt)
+
+    def delta(self, layer, residual, state, steered, *, tally=None):
+        tally.add(tokens=steered.sum())
+        return super().delta(layer, residual, state, steered)
+
+
+def test_each_session_counts_for_itself_and_answers_carry_what_was_counted(tiny_base):
+    base = tiny_base()
+    aligned = base.derive(intervention=Counting())
+    with aligned.steering() as session, torch.no_grad():
+        cache = base.model(input_ids=IDS).past_key_values
+        base.model(input_ids=torch.tensor([[9], [9]]), past_key_values=cache)
+    assert session.tally.read() == {"prompts": 2, "tokens": 4}
+    with aligned.steering() as session:
+        assert session.tally.read() == {}
+    prompts = [conversation(text) for text in ("w1 w2", "w3", " ".join(["w4"] * 300), "w5 w6 w7")]
+    batches = list(aligned.generate_batches(prompts, max_new_tokens=4, batch_size=2))
+    assert [batch.rows for batch in batches] == [(2,), (3, 0), (1,)]
+    assert [c.error is None for batch in batches for c in batch.completions] == [False, True, True, True]
+    assert [batch.tally and batch.tally["prompts"] for batch in batches] == [None, 2, 1]
+    for batch in batches[1:]:
+        assert batch.tally["tokens"] == sum(c.steered_tokens for c in batch.completions)
+    answers = {row: one for batch in batches for row, one in zip(batch.rows, batch.completions, strict=True)}
+    assert aligned.generate(prompts, max_new_tokens=4) == [answers[row] for row in range(4)]
+    plain = list(base.generate_batches(prompts[:1], max_new_tokens=1))
+    assert [batch.tally for batch in plain] == [None]
+
+
+def test_scores_come_in_batches_that_carry_what_was_counted(tiny_base):
+    base = tiny_base()
+    requests = [([5, 6, 7], [8, 9]), ([5], [8]), ([6, 7], [9, 9, 9]), ([5], [9])]
+    for model, prompts in ((base.derive(intervention=Counting()), 3), (base, None)):
+        batches = list(model.score_batches(requests, batch_size=2))
+        assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
+        scores = {row: one for batch in batches for row, one in zip(batch.rows, batch.scores, strict=True)}
+        assert model.loglikelihood_tokens(requests, batch_size=2) == [scores[row] for row in range(4)]
+        if prompts is None:
+            assert all(batch.tally is None for batch in batches)
+        else:
+            assert sum(batch.tally["prompts"] for batch in batches) == prompts
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["cache given", "cache made by the model"])
