@@ -1,8 +1,6 @@
 """The body of `audit`: puts together the artifact, the texts, a judge and (in the sandbox) the ground truth."""
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +10,7 @@ from dspa.audit.export import to_csv, to_json
 from dspa.audit.page import to_markdown
 from dspa.audit.texts import read_corpus
 from harness.artifact import read_description
-from harness.files import check_can_make
+from harness.files import atomic_folder, check_can_make
 from harness.judging.endpoint import ChatEndpoint
 from harness.markdown import html_page
 from harness.model import AlignedModel
@@ -68,7 +66,9 @@ def audit_command(
         "features.json": to_json(found),
         "features.csv": to_csv(found),
     }
-    _write(out, files)
+    with atomic_folder(out) as folder:
+        for file, content in files.items():
+            (folder / file).write_text(content, encoding="utf-8")
     console.print(f"audit: {out / 'audit.md'}")
     if found.unjudged:
         print(f"{found.unjudged} features were not judged; the page says why", file=sys.stderr)
@@ -79,14 +79,3 @@ def _endpoint(url: str | None, model: str | None, key: str) -> ChatEndpoint | No
     if (url is None) != (model is None):
         raise ValueError("--judge-url and --judge-model belong together; give both, or neither for snippets only")
     return None if url is None or model is None else ChatEndpoint(url, model, api_key_env=key)
-
-
-def _write(out: Path, files: dict[str, str]) -> None:
-    """All files or no folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        built = Path(scratch, "audit")
-        built.mkdir()
-        for name, text in files.items():
-            (built / name).write_text(text, encoding="utf-8")
-        shutil.move(built, out)

@@ -10,11 +10,8 @@ from typer.testing import CliRunner
 
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
-from dspa.perf.decoding import Decoding
-from dspa.perf.fit import FitOptions, measure_fit
-from dspa.perf.map_cost import draw_densities, measure_map
-from dspa.perf.naive_decoding import error_term_hook, full_encode_hook
-from dspa.perf.naive_fit import TextPairs, least_forwards, two_full_forwards
+from dspa.perf.fit import FitOptions, draw_densities, measure_fit, measure_map
+from dspa.perf.naive import TextPairs, error_term_hook, full_encode_hook, least_forwards, two_full_forwards
 from dspa.perf.steering import (
     ALWAYS,
     ERROR_TERM,
@@ -22,12 +19,12 @@ from dspa.perf.steering import (
     MAX,
     OWN,
     UNSTEERED,
+    Decoding,
     SteeringOptions,
     measure_steering,
     selected_latents,
 )
-from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
-from dspa.perf.synthetic_sae import ACTIVE_SHARE, make_saes
+from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, Writer, make_base, make_saes
 from dspa.saes.sae import load_sae
 from dspa.steering import DSPASteering
 from harness.compute import Meter
