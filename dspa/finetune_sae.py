@@ -23,7 +23,7 @@ from dspa.sae_training import Units, calibrate, check_trainable, to_released, to
 from dspa.token_stream import Text, shuffled_forever, texts_of
 from harness.experiment.environment import code_commit
 from harness.model import AlignedModel
-from harness.preferences import Triple, split_by_prompt
+from harness.preferences import Triple, split_by_prompt, triples_hash
 
 BUFFER_TOKENS = 32_768
 SAMPLE_TOKENS = 16_384
@@ -90,8 +90,8 @@ def finetune(
         "source": source,
         "source_identity": hashlib.sha256(sae.identity.encode()).hexdigest(),
         "base": base.base.identity,
-        "triples_hash": _hash(kept),
-        "held_out_hash": _hash(held_out),
+        "triples_hash": triples_hash(kept),
+        "held_out_hash": triples_hash(held_out),
         "triples": len(kept),
         "held_out_triples": len(held_out),
         "norm_filter": sae.norm_multiple,
@@ -161,10 +161,6 @@ def _described(sae: ResidualSAE, quality: Quality, provenance: dict[str, Any]) -
     known.pop("num_dead_features", None)
     metadata.l0, metadata.finetuned = quality.l0, provenance | origin
     return sae
-
-
-def _hash(triples: Sequence[Triple]) -> str:
-    return hashlib.sha256("\n".join(sorted(t.key for t in triples)).encode()).hexdigest()
 
 
 def save_finetuned(result: Finetuned, path: str | Path) -> None:

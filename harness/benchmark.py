@@ -91,7 +91,7 @@ class Record:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """One evaluation. ``metrics`` names every metric its records may carry.
+    """One evaluation. ``metrics`` declares every metric that its records may carry.
 
     ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name);
     ``needs_judge`` is False for one that can run in a suite without a judge; ``asks`` names what is asked of it.
@@ -104,7 +104,7 @@ class Benchmark(Protocol):
     def needs_judge(self) -> bool: ...
 
     @property
-    def metrics(self) -> tuple[str, ...]: ...
+    def metrics(self) -> tuple[Metric, ...]: ...
 
     @property
     def asks(self) -> "frozenset[Verb]": ...

@@ -90,6 +90,12 @@ def _prompt(value: Any) -> Conversation:
     return conversation(value)
 
 
+def triples_hash(triples: Iterable[Triple], *, in_order: bool = False) -> str:
+    """sha256 (hex) over the triples' keys: whatever their order, or ``in_order`` where the order matters too."""
+    keys = [triple.key for triple in triples]
+    return hashlib.sha256("\n".join(keys if in_order else sorted(keys)).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Budget:
     """The triples a method may see: the same subset in the same order for every method at (size, seed)."""
@@ -103,8 +109,8 @@ class Budget:
 
     @property
     def hash(self) -> str:
-        """sha256 over the triples' keys in order."""
-        return hashlib.sha256("\n".join(t.key for t in self.triples).encode()).hexdigest()
+        """The triples' `triples_hash` in order."""
+        return triples_hash(self.triples, in_order=True)
 
 
 def draw_budget(triples: Sequence[Triple], size: int, seed: int) -> Budget:

@@ -1,16 +1,54 @@
-"""Names of things that live elsewhere: base models and SAEs, by local folder or by public name."""
+"""Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationInfo,
+    model_validator,
+)
+
+from harness.files import content_hash
+
+P = TypeVar("P", str, Path)
+
+
+def _found(path: P, info: ValidationInfo) -> P:
+    """``path`` from the context's ``folder`` on; as it is where the context names none."""
+    folder = (info.context or {}).get("folder")
+    return path if folder is None else type(path)(os.path.abspath(os.path.join(folder, os.path.expanduser(path))))
+
+
+def _written(path: str | Path, info: SerializationInfo) -> str:
+    """``path`` relative to the context's ``folder``; the hash of what is there where the context wants ``contents``."""
+    context: dict[str, Any] = info.context or {}
+    if context.get("contents"):
+        return content_hash(path)
+    folder = context.get("folder")
+    return str(path) if folder is None else Path(os.path.relpath(path, folder)).as_posix()
+
+
+InputPath = Annotated[Path, AfterValidator(_found), PlainSerializer(_written, when_used="json")]
+"""A file or folder that a setting of a method, benchmark or judge names; in a suite it starts at the suite's folder.
+
+Pydantic's context decides: ``{"folder": F}`` reads and writes (as JSON) paths relative to F, ``{"contents": True}``
+writes the hash of what is at the path in its place.
+"""
+_PathText = Annotated[str, AfterValidator(_found), PlainSerializer(_written, when_used="json")]
 
 
 class ModelRef(BaseModel):
     """A base model: ``path`` is a local folder, ``id`` (with ``revision``) a Hugging Face name; exactly one of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: str | None = Field(None, description="local folder in Hugging Face format")
+    path: _PathText | None = Field(None, description="local folder in Hugging Face format")
     id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype the weights are loaded in")
@@ -50,7 +88,7 @@ class SAERef(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: str | None = Field(None, description="local SAELens folder (cfg.json, sae_weights.safetensors)")
+    path: _PathText | None = Field(None, description="local SAELens folder (cfg.json, sae_weights.safetensors)")
     release: str | None = Field(None, description="SAELens release, e.g. gemma-scope-2b-pt-res-canonical")
     id: str | None = Field(None, description="SAE id inside the release, e.g. layer_7/width_16k/canonical")
     norm_filter: float | None = Field(None, gt=1, description="leave out tokens longer than this x the median norm")

@@ -1,136 +1,153 @@
 """How far the two judges of a run agree: the figures, the second judge's means, and both as Markdown."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from harness.agreement import STATISTICS, Kind, Pair, agreement
-from harness.benchmark import Record
+from harness.benchmark import Metric, Record
+from harness.run_folder.plan import BudgetName
 from reports import markdown as md
-from reports.metrics import metric
-from reports.runfolder import Cell, Run
-from reports.tables import rows_where, summary
+from reports.rows import Row, Score, Table
+from reports.run import Cell, Run
+from reports.tables import Comparison, score
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-_COUNTS = ("mean", "low", "high", "n", "failed")
 _UNITLESS = ("pearson", "spearman", "kappa", "kendall")
+_KINDS: Mapping[str, Kind] = {"ratings": "rating", "verdicts": "verdict"}
+"""What a metric is made of -> the kind of agreement; anything else is a value of which nothing more is known."""
 
 
-def agreement_table(run: Run) -> "pd.DataFrame":
-    """Every figure of `harness.agreement` for each metric that both judges judged, over all done cells but sweeps.
+@dataclass(frozen=True)
+class Agreement(Row):
+    """One figure of `harness.agreement` for one metric; a metric without a pair has one row, with n = 0 and no
+    figure."""
 
-    Columns: metric, statistic, value, low, high, n, failed_first, failed_second. A model is a variant at a budget. A
-    metric without a pair has one row with n = 0 and no statistic.
+    metric: str
+    statistic: str | None
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    failed_first: int
+    failed_second: int
+
+
+@dataclass(frozen=True)
+class SecondMean(Row):
+    """The second judge's mean of one metric. Never mixed with the first one's."""
+
+    judge: str
+    variant: str
+    budget: BudgetName
+    metric: str
+    score: Score
+
+    def cells(self) -> dict[str, Any]:
+        whose = {"judge": self.judge, "variant": self.variant, "budget": self.budget, "metric": self.metric}
+        return whose | self.score.cells()
+
+
+def agreement_table(run: Run) -> Table[Agreement]:
+    """Every figure for each metric that both judges judged, over all done cells but sweeps.
+
+    A model is a variant at a budget.
     """
-    import pandas as pd
-
+    judged = [(cell, a, b) for cell in run.cells for a, b in _judged_twice(run, cell)]
     rows = []
-    for name in dict.fromkeys(record.metric for _, records in _judged_twice(run) for record, _ in records):
-        found = [(cell, a, b) for cell, records in _judged_twice(run) for a, b in records if a.metric == name]
-        failed = {
-            "failed_first": sum(a.value is None for _, a, _ in found),
-            "failed_second": sum(b.value is None for _, _, b in found),
-        }
+    for name in dict.fromkeys(a.metric for _, a, _ in judged):
+        found = [(cell.planned, a, b) for cell, a, b in judged if a.metric == name]
+        failed = sum(a.value is None for _, a, _ in found), sum(b.value is None for _, _, b in found)
         pairs = [
             Pair(f"{cell.variant} at {cell.budget}", cell.seed, a.cluster, a.value, b.value)
             for cell, a, b in found
             if a.value is not None and b.value is not None
         ]
         if not pairs:
-            rows.append({"metric": name, "n": 0} | failed)
-        rows += [
-            {"metric": name} | vars(figure) | failed for figure in (agreement(pairs, _kind(name)) if pairs else ())
-        ]
-    columns = ["metric", "statistic", "value", "low", "high", "n", "failed_first", "failed_second"]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+            rows.append(Agreement(name, None, None, None, None, 0, *failed))
+            continue
+        for f in agreement(pairs, _KINDS.get(run.metrics[name].made_of, "value")):
+            rows.append(Agreement(name, f.statistic, f.value, f.low, f.high, f.n, *failed))
+    return Table.of(Agreement, rows)
 
 
-def second_means(run: Run) -> "pd.DataFrame":
-    """The second judge's means: judge, variant, budget, metric, mean, low, high, n, failed. Never mixed with others."""
-    import pandas as pd
-
+def second_means(run: Run) -> Table[SecondMean]:
+    """The second judge's means per variant, budget and metric."""
     rows = []
-    for variant in run.variants:
-        for budget in run.budgets:
+    judge = "" if run.environment.second_judge is None else run.environment.second_judge.label
+    for variant in run.plan.labels:
+        for budget in run.plan.budgets:
             done = [cell for cell in run.cells_of(variant, budget) if cell.done]
-            records = [(cell.seed, r) for cell in done for name in run.judged_twice for r in cell.second.get(name, ())]
+            records = [
+                (cell.planned.seed, record)
+                for cell in done
+                for name in run.plan.judged_twice
+                for record in cell.second.get(name, ())
+            ]
             for name in dict.fromkeys(record.metric for _, record in records):
-                row = {
-                    "judge": (run.second_judge or {}).get("label"),
-                    "variant": variant,
-                    "budget": budget,
-                    "metric": name,
-                }
-                rows.append(row | summary([(s, r) for s, r in records if r.metric == name], _COUNTS))
-    columns = ["judge", "variant", "budget", "metric", *_COUNTS]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+                mean = score([(seed, record) for seed, record in records if record.metric == name])
+                rows.append(SecondMean(judge, variant, budget, name, mean))
+    return Table(["judge", "variant", "budget", "metric", "mean", "low", "high", "n", "failed"], rows)
 
 
-def section(run: Run, frames: "dict[str, pd.DataFrame]") -> dict[str, Any]:
+def section(
+    run: Run, comparison: Table[Comparison], figures: Table[Agreement], means: Table[SecondMean]
+) -> dict[str, Any]:
     """``figures``: the table of figures and what each is. ``means``: (metric, table of each judge's means)."""
-    names = list(dict.fromkeys(frames["agreement"]["metric"]))
-    means = [(name, _means(run, frames["comparison"], frames["second_judge"], name)) for name in names]
-    return {"figures": _figures(frames["agreement"]), "means": means}
+    metrics = [run.metrics[name] for name in dict.fromkeys(row.metric for row in figures)]
+    tables = [(metric, _means(run, comparison, means, metric)) for metric in metrics]
+    return {"figures": _figures(run, figures), "means": tables}
 
 
-def _figures(table: "pd.DataFrame") -> str:
+def _figures(run: Run, table: Table[Agreement]) -> str:
     """The figures as a table, and what each of them is."""
-    rows = []
-    for row in rows_where(table):
-        name = f"`{row['statistic']}`" if row["n"] else md.EMPTY
-        failed = f"{row['failed_first']}, {row['failed_second']}"
-        rows.append([md.escape(metric(row["metric"]).title), name, _figure(row), str(row["n"]), failed])
-    shown = set(table["statistic"])
+    rows = [
+        [
+            md.escape(run.metrics[row.metric].title),
+            f"`{row.statistic}`" if row.n else md.EMPTY,
+            _figure(row),
+            str(row.n),
+            f"{row.failed_first}, {row.failed_second}",
+        ]
+        for row in table
+    ]
+    shown = {row.statistic for row in table}
     legend = "".join(f"* `{name}`: {text}\n" for name, text in STATISTICS.items() if name in shown)
     headers = ["metric", "figure", "value", "n", "failed (first, second judge)"]
     return md.table(headers, rows, text_columns=2) + f"\n\n{legend}"
 
 
-def _means(run: Run, comparison: "pd.DataFrame", means: "pd.DataFrame", name: str) -> str:
+def _means(run: Run, comparison: Table[Comparison], means: Table[SecondMean], metric: Metric) -> str:
     """Each judge's means of one metric at the largest budget, a row a judge: no row mixes two."""
-    budget, digits = run.budgets[-1], metric(name).digits
-    first = {row["variant"]: row for row in rows_where(comparison, budget=budget)}
-    second = {row["variant"]: row for row in rows_where(means, budget=budget, metric=name)}
-    judges = {"first": run.environment["judge"], "second": run.second_judge}
-    cells: dict[str, list[str]] = {which: [] for which in judges}
-    for variant in run.variants:
-        keys = (name, f"{name}_low", f"{name}_high")
-        cells["first"].append(_mean([first[variant][key] for key in keys], digits))
-        row = second.get(variant)
-        cells["second"].append(_mean([row[key] for key in _COUNTS[:3]], digits) if row else md.EMPTY)
-    rows = [[md.code((judges[which] or {}).get("label")), *found] for which, found in cells.items()]
-    return md.table(["judge", *map(md.escape, run.variants.values())], rows)
+    budget = run.plan.budgets[-1]
+    first = {row.variant: row.scores[metric.name] for row in comparison.where(budget=budget)}
+    second = {row.variant: row.score for row in means.where(budget=budget, metric=metric.name)}
+    judges = ((run.environment.judge, first), (run.environment.second_judge, second))
+    rows = [
+        [md.code(judge and judge.label), *(_mean(scores.get(variant), metric) for variant in run.plan.labels)]
+        for judge, scores in judges
+    ]
+    return md.table(["judge", *map(md.escape, run.plan.labels.values())], rows)
 
 
-def _judged_twice(run: Run) -> Iterator[tuple[Cell, list[tuple[Record, Record]]]]:
-    """(cell, records of both judges about the same item) for every done cell of a row of the comparison."""
-    for cell in run.cells:
-        if not cell.done or cell.sweep:
-            continue
-        for name in run.judged_twice:
-            others = {(record.metric, record.item): record for record in cell.second.get(name, ())}
-            mine = cell.records.get(name, ())
-            yield cell, [(r, others[r.metric, r.item]) for r in mine if (r.metric, r.item) in others]
+def _judged_twice(run: Run, cell: Cell) -> Iterator[tuple[Record, Record]]:
+    """The records of both judges about the same item, for a done cell of a row of the comparison."""
+    if not cell.done or cell.planned.sweep:
+        return
+    for name in run.plan.judged_twice:
+        others = {(record.metric, record.item): record for record in cell.second.get(name, ())}
+        mine = cell.records.get(name, ())
+        yield from ((r, others[r.metric, r.item]) for r in mine if (r.metric, r.item) in others)
 
 
-def _kind(name: str) -> Kind:
-    unit = metric(name).unit
-    if unit == "rating 1-10":
-        return "rating"
-    # A length-controlled win rate is made of predictions, which are no verdicts.
-    return "verdict" if unit == "%" and not name.endswith("_lc") else "value"
-
-
-def _figure(row: dict[str, Any]) -> str:
-    if not row["n"]:
+def _figure(row: Agreement) -> str:
+    if row.statistic is None or not row.n:
         return "no answer was judged by both"
-    unitless = row["statistic"].startswith(_UNITLESS)
-    digits = 2 if unitless or row["statistic"].startswith("mean") else 1
-    return f"{md.number(row['value'], digits)} {md.interval(row['low'], row['high'], digits)}"
+    digits = 2 if row.statistic.startswith((*_UNITLESS, "mean")) else 1
+    return f"{md.number(row.value, digits)} {md.interval(row.low, row.high, digits)}"
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
+def _mean(score: Score | None, metric: Metric) -> str:
     """``mean [low, high]``."""
-    mean, low, high = values
-    return md.EMPTY if mean != mean else f"{md.number(mean, digits)} {md.interval(low, high, digits)}"
+    if score is None or score.mean != score.mean:
+        return md.EMPTY
+    return f"{md.number(score.mean, metric.digits)} {md.interval(score.low, score.high, metric.digits)}"

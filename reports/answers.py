@@ -1,13 +1,11 @@
 """A sample of answers: the same prompts, every variant's words next to each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.benchmark import Record
-from reports.runfolder import Cell, Run
+from harness.benchmark import Metric, Record, Sample
+from reports.run import Cell, Run
 
-QUESTIONS = 3
-INSTRUCTIONS = 3
 LENGTH = 600
 
 
@@ -27,61 +25,76 @@ class Prompt:
 
     heading: str
     text: str
-    metric: str
+    metric: Metric
     answers: tuple[Answer, ...]
     reference: str | None
 
 
 def sample_answers(run: Run) -> list[Prompt]:
-    """Prompts of MT-Bench (all turns) and AlpacaEval with the answers at the largest budget, first done seed.
+    """What each benchmark's first metric with a `Sample` asks for, at the largest budget, first done seed.
 
-    Not chosen by result: the first question of each of the first categories and the first instructions, as the first
-    variant that has them lists them. Reads ``category``, ``turn`` and ``prompt`` (the turn's text), or ``instruction``
-    and ``reference``, and ``answer`` (absent where there is none) from the records' ``raw``; a question's cluster is
-    its id.
+    Not chosen by result: items come in the order in which the first variant that has them lists them.
     """
-    cells = {variant: _first_cell(run, variant) for variant in run.variants}
-    questions: list[Record] = []
-    for record in _all(cells.values(), "mt_bench"):
-        same_question = [r for r in questions if r.cluster == record.cluster]
-        categories = {r.raw["category"] for r in questions}
-        new = record.raw["category"] not in categories and len(categories) < QUESTIONS
-        if new or (same_question and all(r.raw["turn"] != record.raw["turn"] for r in same_question)):
-            questions.append(record)
-    compared = (r for r in _all(cells.values(), "alpaca_eval") if r.metric == "alpaca_eval")
-    instructions = {r.raw["instruction"]: r for r in compared}
+    cells = {variant: _first_cell(run, variant) for variant in run.plan.labels}
     prompts = []
-    for record in questions:
-        heading = f"MT-Bench question {record.cluster} ({record.raw['category']}), turn {record.raw['turn']}"
-        answers = _answers(run, cells, "mt_bench", record)
-        text = _shorten(record.raw["prompt"])
-        prompts.append(Prompt(heading, text, record.metric, answers, None))
-    for index, record in enumerate(list(instructions.values())[:INSTRUCTIONS], start=1):
-        answers = _answers(run, cells, "alpaca_eval", record)
-        text, reference = _shorten(record.raw["instruction"]), _shorten(record.raw["reference"])
-        prompts.append(Prompt(f"AlpacaEval instruction {index}", text, record.metric, answers, reference))
+    for benchmark in run.plan.benchmarks:
+        found = [(metric, metric.sample) for metric in benchmark.metrics if metric.sample]
+        for metric, sample in found[:1]:
+            try:
+                chosen = _chosen(_records(cells.values(), benchmark.name, metric), sample)
+                for number, record in enumerate(chosen, start=1):
+                    heading = sample.heading.format_map(record.raw | {"cluster": record.cluster, "number": number})
+                    text = _shorten(record.raw[sample.prompt])
+                    reference = None if sample.reference is None else _shorten(record.raw[sample.reference])
+                    answers = (_answer(run, variant, cell, benchmark.name, record) for variant, cell in cells.items())
+                    prompts.append(Prompt(heading, text, metric, tuple(answers), reference))
+            except KeyError as missing:
+                raise ValueError(
+                    f"benchmark {benchmark.name!r}: the sample of its metric {metric.name!r} names {missing}, which a "
+                    "record does not have in its raw; let the benchmark write it there or leave it out of the sample"
+                ) from None
     return prompts
 
 
+def _chosen(records: Iterable[Record], sample: Sample) -> list[Record]:
+    """Each item once: the first ``count``, or all of the first question of each of the first values of ``spread``."""
+    items: dict[str, Record] = {}
+    for record in records:
+        items.setdefault(record.item, record)
+    if sample.spread is None:
+        return list(items.values())[: sample.count]
+    clusters: dict[object, str] = {}
+    for record in items.values():
+        if len(clusters) < sample.count:
+            clusters.setdefault(record.raw[sample.spread], record.cluster)
+    return [record for record in items.values() if record.cluster in clusters.values()]
+
+
 def _first_cell(run: Run, variant: str) -> Cell | None:
-    cells = [cell for cell in run.cells_of(variant, run.budgets[-1]) if cell.done]
+    cells = [cell for cell in run.cells_of(variant, run.plan.budgets[-1]) if cell.done]
     return cells[0] if cells else None
 
 
-def _all(cells: Iterable[Cell | None], benchmark: str) -> Iterable[Record]:
-    return (record for cell in cells if cell for record in cell.records.get(benchmark, ()))
+def _records(cells: Iterable[Cell | None], benchmark: str, metric: Metric) -> Iterator[Record]:
+    for cell in cells:
+        if cell:
+            yield from (record for record in cell.records.get(benchmark, ()) if record.metric == metric.name)
 
 
-def _answers(run: Run, cells: dict[str, Cell | None], benchmark: str, wanted: Record) -> tuple[Answer, ...]:
-    answers = []
-    for variant, cell in cells.items():
-        found = [r for r in _all([cell], benchmark) if (r.metric, r.item) == (wanted.metric, wanted.item)]
-        record = found[0] if found else None
-        text = record.raw.get("answer") if record else None
-        note = "no cell is done" if cell is None else "not measured" if record is None else record.error
-        shown = None if text is None else _shorten(text)
-        answers.append(Answer(run.variants[variant], shown, record.value if record else None, note))
-    return tuple(answers)
+def _answer(run: Run, variant: str, cell: Cell | None, benchmark: str, wanted: Record) -> Answer:
+    if cell is None:
+        return Answer(run.plan.labels[variant], None, None, "no cell is done")
+    found = (r for r in cell.records.get(benchmark, ()) if (r.metric, r.item) == (wanted.metric, wanted.item))
+    record = next(found, None)
+    if record is None:
+        return Answer(run.plan.labels[variant], None, None, "not measured")
+    text = answer_text(cell, benchmark, record)
+    return Answer(run.plan.labels[variant], None if text is None else _shorten(text), record.value, record.error)
+
+
+def answer_text(cell: Cell, benchmark: str, record: Record) -> str | None:
+    """The answer that ``record`` is about; None where there is none."""
+    return record.raw.get("answer")
 
 
 def _shorten(text: str) -> str:

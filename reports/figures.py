@@ -5,15 +5,14 @@ from math import ceil, floor, isnan, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.metrics import Metric, metric
-from reports.runfolder import Run
-from reports.tables import rows_where
+from harness.benchmark import Metric
+from reports.run import Run
+from reports.tables import Comparison
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
-Table = list[dict[str, Any]]
+Rows = Sequence[Comparison]
 
 # Okabe and Ito's palette, told apart under every common colour blindness; markers say the same in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -22,19 +21,18 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GREY = "#6B6B6B"
 
 
-def write_figures(run: Run, comparison: "pd.DataFrame", folder: Path) -> list[str]:
+def write_figures(run: Run, table: Rows, folder: Path) -> list[str]:
     """Write ``quality_vs_flops.png`` and ``quality_vs_data.png`` to ``folder``; returns the names written.
 
     A metric without a single mean gets no panel; a run without any measurement no figure; one without numbers of
     triples for budgets no figure against them.
     """
-    table = rows_where(comparison)
-    metrics = [name for name in run.metrics if any(not isnan(row[name]) for row in table)]
+    metrics = [m for m in run.metrics.values() if any(not isnan(row.scores[m.name].mean) for row in table)]
     if not metrics:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     panels: dict[str, Callable[..., None]] = {"quality_vs_flops.png": _against_flops}
-    if run.triple_budgets:
+    if run.plan.triple_budgets:
         panels["quality_vs_data.png"] = _against_data
     for name, panel in panels.items():
         _small_multiples(run, table, metrics, panel, folder / name)
@@ -51,7 +49,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
     return front
 
 
-def _small_multiples(run: Run, table: Table, metrics: list[str], panel: Callable[..., None], path: Path) -> None:
+def _small_multiples(run: Run, table: Rows, metrics: list[Metric], panel: Callable[..., None], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,9 +64,8 @@ def _small_multiples(run: Run, table: Table, metrics: list[str], panel: Callable
         if index >= len(metrics):
             axis.set_visible(False)
             continue
-        facts = metric(metrics[index])
-        panel(axis, run, table, facts)
-        _dress(axis, facts)
+        panel(axis, run, table, metrics[index])
+        _dress(axis, metrics[index])
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
@@ -81,24 +78,24 @@ def _small_multiples(run: Run, table: Table, metrics: list[str], panel: Callable
     figure.savefig(path, metadata={"Software": "dspa-bench"})
 
 
-def _against_flops(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+def _against_flops(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
     """Means against executed FLOPs on a log axis; what costs nothing stands at "0", left of the break."""
-    shown = [row for row in table if not isnan(row[facts.name]) and not isnan(row["executed_flops"])]
-    paid = [row["executed_flops"] for row in shown if row["executed_flops"]]
+    shown = [row for row in table if not isnan(row.scores[metric.name].mean) and not isnan(row.cost.executed_flops)]
+    paid = [row.cost.executed_flops for row in shown if row.cost.executed_flops]
     free = min(paid) / 10 if paid else 1.0
     points, at_zero = [], 0
-    _reference(axis, run, table, facts)
-    for variant in run.variants:
-        found = {row["executed_flops"]: row for row in shown if row["variant"] == variant}
+    _reference(axis, run, table, metric)
+    for variant in run.plan.labels:
+        found = {row.cost.executed_flops: row for row in shown if row.variant == variant}
         rows = [found[cost] for cost in sorted(found)]
-        points += [(row["executed_flops"] or free, row[facts.name]) for row in rows]
-        if variant == run.baseline and not any(row["executed_flops"] for row in rows):
+        points += [(row.cost.executed_flops or free, row.scores[metric.name].mean) for row in rows]
+        if variant == run.plan.baseline and not any(row.cost.executed_flops for row in rows):
             continue  # its line and band say it all
-        x = [row["executed_flops"] or free * 1.5**at_zero for row in rows]
-        at_zero += any(not row["executed_flops"] for row in rows)
-        _series(axis, run, variant, facts, x, rows)
+        x = [row.cost.executed_flops or free * 1.5**at_zero for row in rows]
+        at_zero += any(not row.cost.executed_flops for row in rows)
+        _series(axis, run, variant, metric, x, rows)
     if len(points) > 1:
-        front = pareto_front(points, higher_is_better=facts.higher_is_better)
+        front = pareto_front(points, higher_is_better=metric.higher_is_better)
         front.append((max(x for x, _ in points), front[-1][1]))
         style = {"color": _GREY, "linewidth": 6, "alpha": 0.18, "zorder": 1, "label": "Pareto front"}
         axis.step([x for x, _ in front], [y for _, y in front], where="post", **style)
@@ -112,29 +109,30 @@ def _against_flops(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
         axis.set_xticks([], minor=True)
 
 
-def _against_data(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+def _against_data(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
     """Means with intervals against the number of triples, which are evenly spaced; the baseline is a line."""
-    variants = [variant for variant in run.variants if variant != run.baseline]
-    _reference(axis, run, table, facts)
+    variants = [variant for variant in run.plan.labels if variant != run.plan.baseline]
+    _reference(axis, run, table, metric)
     for index, variant in enumerate(variants):
-        at = run.triple_budgets
-        rows = [r for r in table if r["variant"] == variant and r["budget"] in at and not isnan(r[facts.name])]
+        at = run.plan.triple_budgets
+        rows = [r for r in table if r.variant == variant and r.budget in at and not isnan(r.scores[metric.name].mean)]
         shift = 0.36 * (index / max(len(variants) - 1, 1) - 0.5)  # side by side: intervals stay apart
-        x = [at.index(row["budget"]) + shift for row in rows]
-        _series(axis, run, variant, facts, x, rows)
-    axis.set_xticks(range(len(run.triple_budgets)), [str(budget) for budget in run.triple_budgets])
-    axis.set_xlim(-0.45, len(run.triple_budgets) - 0.55)
+        x = [at.index(row.budget) + shift for row in rows]
+        _series(axis, run, variant, metric, x, rows)
+    axis.set_xticks(range(len(run.plan.triple_budgets)), [str(budget) for budget in run.plan.triple_budgets])
+    axis.set_xlim(-0.45, len(run.plan.triple_budgets) - 0.55)
     axis.set_xlabel("preference triples", fontsize=9)
 
 
-def _series(axis: "Axes", run: Run, variant: str, facts: Metric, x: list[float], rows: Table) -> None:
+def _series(axis: "Axes", run: Run, variant: str, metric: Metric, x: list[float], rows: Rows) -> None:
     if not rows:
         return
-    index = list(run.variants).index(variant)
-    mean, low, high = ([row[facts.name + part] for row in rows] for part in ("", "_low", "_high"))
+    index = list(run.plan.labels).index(variant)
+    scores = [row.scores[metric.name] for row in rows]
+    mean = [score.mean for score in scores]
     # A mean without an interval (nan) is drawn as a bare marker.
-    below = [0.0 if isnan(end) else value - end for value, end in zip(mean, low, strict=True)]
-    above = [0.0 if isnan(end) else end - value for value, end in zip(mean, high, strict=True)]
+    below = [0.0 if isnan(score.low) else score.mean - score.low for score in scores]
+    above = [0.0 if isnan(score.high) else score.high - score.mean for score in scores]
     axis.errorbar(
         x,
         mean,
@@ -148,31 +146,31 @@ def _series(axis: "Axes", run: Run, variant: str, facts: Metric, x: list[float],
         elinewidth=1,
         capsize=2,
         zorder=3,
-        label=run.variants[variant],
+        label=run.plan.labels[variant],
     )
 
 
-def _reference(axis: "Axes", run: Run, table: Table, facts: Metric) -> None:
+def _reference(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
     """The baseline as a dashed line, its interval as a band; at the largest budget, where it has several."""
-    rows = [row for row in table if row["variant"] == run.baseline and row["budget"] == run.budgets[-1]]
-    mean, low, high = (rows[0][facts.name + part] for part in ("", "_low", "_high"))
-    if isnan(mean):
+    rows = [row for row in table if row.variant == run.plan.baseline and row.budget == run.plan.budgets[-1]]
+    score = rows[0].scores[metric.name]
+    if isnan(score.mean):
         return
-    label = f"{run.variants[run.baseline]} (baseline)"
-    axis.axhline(mean, color=_GREY, linewidth=1.2, linestyle="--", zorder=2, label=label)
-    if not isnan(low):
-        axis.axhspan(low, high, color=_GREY, alpha=0.10, linewidth=0, zorder=0)
+    label = f"{run.plan.labels[run.plan.baseline]} (baseline)"
+    axis.axhline(score.mean, color=_GREY, linewidth=1.2, linestyle="--", zorder=2, label=label)
+    if not isnan(score.low):
+        axis.axhspan(score.low, score.high, color=_GREY, alpha=0.10, linewidth=0, zorder=0)
 
 
-def _dress(axis: "Axes", facts: Metric) -> None:
-    axis.set_title(facts.title, fontsize=10, loc="left")
-    axis.set_ylabel(facts.unit + ("" if facts.higher_is_better else ", lower is better"), fontsize=9)
+def _dress(axis: "Axes", metric: Metric) -> None:
+    axis.set_title(metric.title, fontsize=10, loc="left")
+    axis.set_ylabel(metric.unit + ("" if metric.higher_is_better else ", lower is better"), fontsize=9)
     low, high = axis.get_ylim()
-    if high - low < facts.least_span:  # do not blow up differences that are none
+    if high - low < metric.least_span:  # do not blow up differences that are none
         middle = (low + high) / 2
-        if not facts.signed:
-            middle = max(middle, 0.4 * facts.least_span)  # and show hardly anything below 0
-        axis.set_ylim(middle - facts.least_span / 2, middle + facts.least_span / 2)
+        if not metric.signed:
+            middle = max(middle, 0.4 * metric.least_span)  # and show hardly anything below 0
+        axis.set_ylim(middle - metric.least_span / 2, middle + metric.least_span / 2)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#E5E5E5", linewidth=0.7)
     axis.set_axisbelow(True)

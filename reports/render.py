@@ -1,29 +1,36 @@
 """Writes the report of a run: report.md, report.html, tables/*.csv and figures/*.png, all or nothing."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.names import budget_text
+from harness.compute.formulas import PAPER_NOTE
+from harness.run_folder.plan import budget_text
 from harness.statistics import REPLICATES
-from reports import (
-    agreement,
-    answers,
-    cost_sections,
-    costs,
-    diagnostic_sections,
-    findings,
-    judging,
-    markdown,
-    sections,
-    tables,
-)
+from reports import agreement, answers, costs, findings, markdown, sections, tables
 from reports.figures import write_figures
-from reports.metrics import metric
-from reports.runfolder import Run, read_run
+from reports.rows import Table
+from reports.run import Run, read_run
 
-if TYPE_CHECKING:
-    import pandas as pd
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a report; each is the CSV file of its name, where it is not None."""
+
+    comparison: Table[tables.Comparison]
+    compute: Table[costs.Compute]
+    sweeps: Table[tables.Comparison]
+    differences: Table[tables.DifferenceRow]
+    categories: Table[tables.Group]
+    turns: Table[tables.Group]
+    diagnostics: Table[tables.Diagnostic]
+    stages: Table[costs.Stage]
+    operators: Table[costs.Operator]
+    failures: Table[tables.Failure]
+    judging: Table[costs.Judging] | None
+    agreement: Table[agreement.Agreement] | None
+    second_judge: Table[agreement.SecondMean] | None
 
 
 def write_report(run: Path | Run) -> Path:
@@ -44,74 +51,77 @@ def write_report(run: Path | Run) -> Path:
 
 
 def _build(run: Run, folder: Path) -> None:
-    frames = {
-        "comparison": tables.comparison(run),
-        "compute": costs.compute(run),
-        "sweeps": tables.sweeps(run),
-        "differences": tables.differences(run),
-        "categories": tables.breakdown(run, "category"),
-        "turns": tables.breakdown(run, "turn"),
-        "diagnostics": tables.diagnostics(run),
-        "stages": costs.stages(run),
-        "operators": costs.operators(run),
-        "failures": tables.failures(run),
-    }
-    if (calls := judging.judging(run)) is not None:
-        frames["judging"] = calls
-    if run.second_judge is not None:
-        frames |= {"agreement": agreement.agreement_table(run), "second_judge": agreement.second_means(run)}
+    twice = run.environment.second_judge is not None
+    found = Tables(
+        comparison=tables.comparison(run),
+        compute=costs.compute(run),
+        sweeps=tables.sweeps(run),
+        differences=tables.differences(run),
+        categories=tables.breakdown(run, "category"),
+        turns=tables.breakdown(run, "turn"),
+        diagnostics=tables.diagnostics(run),
+        stages=costs.stages(run),
+        operators=costs.operators(run),
+        failures=tables.failures(run),
+        judging=costs.judging(run),
+        agreement=agreement.agreement_table(run) if twice else None,
+        second_judge=agreement.second_means(run) if twice else None,
+    )
     (folder / "tables").mkdir(parents=True)
-    for name, frame in frames.items():
-        # 15 digits: every whole number (bytes, parameters) stays whole and no rounding noise shows.
-        frame.to_csv(folder / "tables" / f"{name}.csv", index=False, float_format="%.15g")
-    figures = write_figures(run, frames["comparison"], folder / "figures")
-    text = _markdown(run, frames, figures)
+    for name, table in vars(found).items():
+        if table is not None:
+            table.write(folder / "tables" / f"{name}.csv")
+    figures = write_figures(run, found.comparison.rows, folder / "figures")
+    text = _markdown(run, found, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = html_page(f"{run.name}: comparison report", text)
+    page = html_page(f"{run.plan.name}: comparison report", text)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _markdown(run: Run, frames: dict[str, "pd.DataFrame"], figures: list[str]) -> str:
-    comparison, budget = frames["comparison"], run.budgets[-1]
-    drops = findings.drops(run, comparison)
-    swept = [column for column in frames["sweeps"] if column not in comparison]
+def _markdown(run: Run, found: Tables, figures: list[str]) -> str:
+    budget, compared = run.plan.budgets[-1], found.comparison
+    drops, sides = findings.drops(run, compared), findings.sides(run, compared)
     groups = [
-        (key, name, sections.breakdown_table(run, frames[table], key, name))
-        for table, key in (("categories", "category"), ("turns", "turn"))
-        for name in dict.fromkeys(frames[table]["metric"])
+        (key, run.metrics[name].title, sections.breakdown_table(run, table, name))
+        for key, table in (("category", found.categories), ("turn", found.turns))
+        for name in dict.fromkeys(row.metric for row in table)
     ]
+    second = None
+    if found.agreement is not None and found.second_judge is not None:
+        second = agreement.section(run, compared, found.agreement, found.second_judge)
     context: dict[str, Any] = {
         "run": run,
-        "environment": run.environment,
+        "plan": run.plan,
+        "env": run.environment,
+        "tables": found,
         "budget": budget,
-        "findings": findings.findings(run, comparison, budget),
-        "best": lambda finding: findings.best(run, comparison, finding, budget),
+        "findings": findings.findings(run, compared, sides, budget),
+        "named": findings.NAMED,
         "drops": drops,
         "headline": findings.headline_metrics(run),
-        "choices": findings.multiple_choice_metrics(run),
-        "comparison": lambda names, at: sections.comparison_table(run, comparison, names, at, drops),
-        "named": findings.NAMED,
-        "score": lambda variant, name: sections.score_of(comparison, variant, name, budget),
+        "choices": findings.choice_metrics(run),
+        "unjudged": findings.unjudged_metrics(run),
+        "score": lambda variant, metric: sections.score_of(compared, variant, metric, budget),
+        "comparison": lambda names, at: sections.comparison_table(run, compared, sides, names, at, drops),
         "drop_table": sections.drop_table(run, drops),
-        "difference_table": sections.difference_table(run, frames["differences"], budget),
-        "stop_table": cost_sections.stop_table(run, frames["compute"]),
-        "compute_table": cost_sections.compute_table(run, frames["compute"]),
-        "ratio_table": cost_sections.ratio_table(run, frames["compute"]),
-        "unjudged": [metric(name).title for name in findings.unjudged_metrics(run)],
-        "stage_table": cost_sections.stage_table(run, frames["stages"]),
-        "operator_table": cost_sections.operator_table(run, frames["operators"]),
-        "sweep_table": sections.sweep_table(run, frames["sweeps"], swept) if swept else None,
-        "diagnostic_table": diagnostic_sections.diagnostic_table(run, frames["diagnostics"]),
-        "failure_table": sections.failure_table(frames["failures"]),
-        "settings_table": sections.settings_table(run),
+        "difference_table": sections.difference_table(run, found.differences, budget),
+        "compute_table": sections.compute_table(run, found.compute),
+        "predicted": any(row.predicted_flops == row.predicted_flops for row in found.compute),
+        "stop_table": sections.stop_table(run, found.compute),
+        "ratio_table": sections.ratio_table(run, found.compute),
+        "paper_note": PAPER_NOTE,
+        "stage_table": sections.stage_table(run, found.stages),
+        "operator_table": sections.operator_table(run, found.operators),
+        "sweep_table": sections.sweep_table(run, found.sweeps),
+        "diagnostic_table": sections.diagnostic_table(run, found.diagnostics),
+        "failure_table": sections.failure_table(found.failures),
         "failures_shown": sections.FAILURES_SHOWN,
-        "judging_table": judging.judging_table(frames["judging"]) if "judging" in frames else None,
-        "agreement": agreement.section(run, frames) if run.second_judge is not None else None,
+        "settings_table": sections.settings_table(run),
+        "judging_table": found.judging and sections.judging_table(found.judging),
+        "agreement": second,
         "groups": groups,
-        "title": lambda name: metric(name).title,
         "prompts": answers.sample_answers(run),
         "answer_table": sections.answer_table,
-        "frames": frames,
         "replicates": REPLICATES,
         "figures": figures,
     }

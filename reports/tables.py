@@ -1,22 +1,95 @@
-"""The tables of a run as data frames: comparison, sweeps, differences, breakdowns, diagnostics, failures."""
+"""The tables of a run's scores: comparison, sweeps, differences, breakdowns, diagnostics, failures."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from harness.benchmark import Record
-from harness.names import BudgetName, budget_order
+from harness.run_folder.plan import BudgetName
 from harness.statistics import Measurement, estimate_mean, holm, paired_difference
-from reports.costs import compute_columns
-from reports.runfolder import Cell, Run
+from reports.costs import Cost, mean_cost
+from reports.rows import NAN, Row, Score, Table
+from reports.run import Cell, Run
 
-if TYPE_CHECKING:
-    import pandas as pd
+_PARTS = {"": "mean", "_low": "low", "_high": "high", "_n": "n", "_failed": "failed"}
+"""What follows a metric's name in a column of the comparison -> the field of `Score` in it."""
+_SCORE = [*_PARTS.values()]
 
-_NAN = float("nan")
+
+@dataclass(frozen=True)
+class Comparison(Row):
+    """One variant at one budget, or one swept point; ``scores`` are by metric, ``n_seeds`` the cells that are done."""
+
+    variant: str
+    method: str
+    budget: BudgetName
+    n_seeds: int
+    scores: Mapping[str, Score]
+    cost: Cost
+    sweep: Mapping[str, Any]
+
+    def cells(self) -> dict[str, Any]:
+        whose = {"variant": self.variant, "method": self.method, "budget": self.budget, "n_seeds": self.n_seeds}
+        scores = {name + end: getattr(s, part) for name, s in self.scores.items() for end, part in _PARTS.items()}
+        return whose | scores | self.cost.cells() | self.sweep
 
 
-def comparison(run: Run) -> "pd.DataFrame":
+@dataclass(frozen=True)
+class DifferenceRow(Row):
+    """``variant`` minus the baseline; ``n`` pairs of the same item under the same seed."""
+
+    variant: str
+    budget: BudgetName
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    n: int
+    unpaired: int
+
+
+@dataclass(frozen=True)
+class Group(Row):
+    """The score of the records that have ``value`` under ``key`` in their ``raw``."""
+
+    variant: str
+    budget: BudgetName
+    metric: str
+    key: str
+    value: Any
+    score: Score
+
+    def cells(self) -> dict[str, Any]:
+        whose = {"variant": self.variant, "budget": self.budget, "metric": self.metric, self.key: self.value}
+        return whose | self.score.cells()
+
+
+@dataclass(frozen=True)
+class Diagnostic(Row):
+    """One figure that a method reports of itself, averaged over seeds; named ``benchmark.figure``."""
+
+    variant: str
+    budget: BudgetName
+    diagnostic: str
+    mean: float
+    n_seeds: int
+
+
+@dataclass(frozen=True)
+class Failure(Row):
+    """One record that has no value. The second judge's benchmark is "<name>, second judge"."""
+
+    cell: str
+    benchmark: str
+    metric: str
+    item: str
+    reason: str
+
+
+def comparison(run: Run) -> Table[Comparison]:
     """One row per variant and budget: who it is, ``n_seeds``, five columns per metric, the bill.
 
     ``<m>``, ``<m>_low``, ``<m>_high`` are mean and 95 % interval (empty where nothing was scored), ``<m>_n``
@@ -24,111 +97,80 @@ def comparison(run: Run) -> "pd.DataFrame":
     (``n_seeds`` of them). A variant without triples has its one result at every budget. The bill is the mean
     over seeds, peak memory the largest.
     """
-    import pandas as pd
-
-    methods = {v["name"]: v["method"] for v in run.suite["variants"]}
-    return pd.DataFrame(
-        [
-            {"variant": variant, "method": methods[variant], "budget": budget}
-            | _scores(run, _done(run.cells_of(variant, budget)))
-            for variant in run.variants
-            for budget in run.budgets
-        ]
-    )
+    rows = [
+        _compared(run, variant.name, variant.method, budget, _done(run.cells_of(variant.name, budget)))
+        for variant in run.plan.variants
+        for budget in run.plan.budgets
+    ]
+    return Table(list(rows[0].cells()), rows)
 
 
-def sweeps(run: Run) -> "pd.DataFrame":
+def sweeps(run: Run) -> Table[Comparison]:
     """The comparison's columns and the swept keys, one row per swept point."""
-    import pandas as pd
+    points = [(cells[0].planned, _done(cells)) for cells in run.sweeps]
+    keys = dict.fromkeys(key for first, _ in points for key in first.sweep or {})
+    rows = [
+        _compared(
+            run, first.variant, first.method, first.budget, done, {key: (first.sweep or {}).get(key) for key in keys}
+        )
+        for first, done in points
+    ]
+    empty = _compared(run, "", "", 0, [], dict.fromkeys(keys))
+    return Table(list(empty.cells()), rows)
 
-    keys = list(dict.fromkeys(key for cells in run.sweeps for key in cells[0].sweep or {}))
-    rows = []
-    for cells in run.sweeps:
-        first = cells[0]
-        row = {"variant": first.variant, "method": first.method, "budget": first.budget}
-        rows.append(row | _scores(run, _done(cells)) | {key: (first.sweep or {}).get(key) for key in keys})
-    columns = ["variant", "method", "budget", *_scores(run, []), *keys]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
 
-
-def differences(run: Run) -> "pd.DataFrame":
+def differences(run: Run) -> Table[DifferenceRow]:
     """Every variant minus the baseline on the same items and seeds, per metric and budget.
 
-    Columns: variant, budget, metric, difference, low, high, p, p_holm, n, unpaired. ``p_holm`` is corrected
-    over all comparisons at one budget. A metric that has no pair is left out.
+    ``p_holm`` is corrected over all comparisons at one budget. A metric that has no pair is left out.
     """
-    import pandas as pd
-
     rows = []
-    for budget in run.budgets:
-        base = _done(run.cells_of(run.baseline, budget))
+    for budget in run.plan.budgets:
+        base = _done(run.cells_of(run.plan.baseline, budget))
         family = []
-        for variant in run.variants:
-            cells = _done(run.cells_of(variant, budget)) if variant != run.baseline else []
+        for variant in run.plan.labels:
+            cells = _done(run.cells_of(variant, budget)) if variant != run.plan.baseline else []
             for metric in run.metrics:
-                before, after = _measurements(base, metric), _measurements(cells, metric)
-                if not {(m.seed, m.item) for m in before} & {(m.seed, m.item) for m in after}:
-                    continue
-                d = paired_difference(after, before)
-                family.append(
-                    {"variant": variant, "budget": budget, "metric": metric, "difference": d.mean}
-                    | {"low": d.low, "high": d.high, "p": d.p, "n": d.n, "unpaired": d.unpaired}
-                )
-        for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = adjusted
-        rows += family
-    columns = ["variant", "budget", "metric", "difference", "low", "high", "p", "p_holm", "n", "unpaired"]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+                before, after = (_measurements(_records(side, metric)) for side in (base, cells))
+                if {(m.seed, m.item) for m in before} & {(m.seed, m.item) for m in after}:
+                    family.append((variant, metric, paired_difference(after, before)))
+        corrected = holm([d.p for _, _, d in family])
+        rows += [
+            DifferenceRow(variant, budget, metric, d.mean, d.low, d.high, d.p, p_holm, d.n, d.unpaired)
+            for (variant, metric, d), p_holm in zip(family, corrected, strict=True)
+        ]
+    return Table.of(DifferenceRow, rows)
 
 
-def breakdown(run: Run, key: str) -> "pd.DataFrame":
-    """Means per value of ``raw[key]`` (MT-Bench's ``category`` and ``turn``) for the records that carry it.
-
-    Columns: variant, budget, metric, ``key``, mean, low, high, n, failed.
-    """
-    import pandas as pd
-
+def breakdown(run: Run, key: str) -> Table[Group]:
+    """Scores per value of ``raw[key]`` for the records that carry it; the values are the column ``key``."""
     rows = []
-    for variant in run.variants:
-        for budget in run.budgets:
+    for variant in run.plan.labels:
+        for budget in run.plan.budgets:
             groups: dict[tuple[str, Any], list[tuple[int, Record]]] = defaultdict(list)
-            for cell in _done(run.cells_of(variant, budget)):
-                for record in _records(cell):
-                    if key in record.raw:
-                        groups[record.metric, record.raw[key]].append((cell.seed, record))
-            for (metric, value), found in groups.items():
-                row = {"variant": variant, "budget": budget, "metric": metric, key: value}
-                rows.append(row | summary(found, ("mean", "low", "high", "n", "failed")))
-    columns = ["variant", "budget", "metric", key, "mean", "low", "high", "n", "failed"]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+            for seed, record in _records(_done(run.cells_of(variant, budget))):
+                if key in record.raw:
+                    groups[record.metric, record.raw[key]].append((seed, record))
+            rows += [Group(variant, budget, metric, key, v, score(found)) for (metric, v), found in groups.items()]
+    return Table(["variant", "budget", "metric", key, *_SCORE], rows)
 
 
-def diagnostics(run: Run) -> "pd.DataFrame":
-    """What the methods say about themselves, averaged over seeds.
-
-    Columns: variant, budget, diagnostic, mean, n_seeds.
-    """
-    import pandas as pd
-
+def diagnostics(run: Run) -> Table[Diagnostic]:
+    """What the methods say about themselves, averaged over seeds."""
     rows = []
-    for variant in run.variants:
+    for variant in run.plan.labels:
         for budget, cells in run.groups(variant):
-            for name in dict.fromkeys(name for cell in cells for name in cell.diagnostics):
-                values = [cell.diagnostics[name] for cell in cells if name in cell.diagnostics]
-                row = {"variant": variant, "budget": budget, "diagnostic": name}
-                rows.append(row | {"mean": sum(values) / len(values), "n_seeds": len(values)})
-    return pd.DataFrame(rows, columns=pd.Index(["variant", "budget", "diagnostic", "mean", "n_seeds"]))
+            figures = [cell.state.diagnostics for cell in cells]
+            for name in dict.fromkeys(name for found in figures for name in found):
+                values = [found[name] for found in figures if name in found]
+                rows.append(Diagnostic(variant, budget, name, sum(values) / len(values), len(values)))
+    return Table.of(Diagnostic, rows)
 
 
-def failures(run: Run) -> "pd.DataFrame":
-    """Every failed record of every cell that is over: cell, benchmark, metric, item, reason.
-
-    The second judge's are those of the benchmark "<name>, second judge".
-    """
-    import pandas as pd
-
+def failures(run: Run) -> Table[Failure]:
+    """Every failed record of every cell that is over, the second judge's too."""
     rows = [
-        {"cell": cell.name, "benchmark": name, "metric": r.metric, "item": r.item, "reason": r.error}
+        Failure(cell.planned.name, name, r.metric, r.item, r.error)
         for cell in run.cells
         for name, records in (
             cell.records | {f"{name}, second judge": found for name, found in cell.second.items()}
@@ -136,57 +178,46 @@ def failures(run: Run) -> "pd.DataFrame":
         for r in records
         if r.error is not None
     ]
-    return pd.DataFrame(rows, columns=pd.Index(["cell", "benchmark", "metric", "item", "reason"]))
+    return Table.of(Failure, rows)
 
 
-def rows_where(frame: "pd.DataFrame", **equal: Any) -> list[dict[str, Any]]:
-    """The rows of ``frame`` whose columns have the values given, as dictionaries."""
-    rows = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-    return [row for row in rows if all(row[key] == value for key, value in equal.items())]
-
-
-def _scores(run: Run, cells: Sequence[Cell]) -> dict[str, Any]:
-    """``n_seeds``, five columns per metric and the bill, for the cells of one row."""
-    row: dict[str, Any] = {"n_seeds": len(cells)}
-    for metric in run.metrics:
-        found = [(cell.seed, r) for cell in cells for r in _records(cell) if r.metric == metric]
-        names = (metric, f"{metric}_low", f"{metric}_high", f"{metric}_n", f"{metric}_failed")
-        row |= summary(found, names)
-    return row | compute_columns(cells)
-
-
-def summary(found: Iterable[tuple[int, Record]], names: tuple[str, str, str, str, str]) -> dict[str, Any]:
-    """Mean, its interval, scored and failed records of (seed, record), under ``names``."""
+def score(found: Iterable[tuple[int, Record]]) -> Score:
+    """Mean and interval of (seed, record)."""
     found = list(found)
-    scored = [Measurement(seed, r.cluster, r.item, float(r.value)) for seed, r in found if r.value is not None]
+    scored = _measurements(found)
     failed = len(found) - len(scored)
     if not scored:
-        return dict(zip(names, (_NAN, _NAN, _NAN, 0, failed), strict=True))
+        return Score(NAN, NAN, NAN, 0, failed)
     e = estimate_mean(scored)
-    return dict(zip(names, (e.mean, e.low, e.high, e.n, failed), strict=True))
+    return Score(e.mean, e.low, e.high, e.n, failed)
 
 
-def _measurements(cells: Iterable[Cell], metric: str) -> list[Measurement]:
+def _compared(
+    run: Run,
+    variant: str,
+    method: str,
+    budget: BudgetName,
+    cells: Sequence[Cell],
+    sweep: Mapping[str, Any] | None = None,
+) -> Comparison:
+    scores = {metric: score(_records(cells, metric)) for metric in run.metrics}
+    return Comparison(variant, method, budget, len(cells), scores, mean_cost(cells), sweep or {})
+
+
+def _measurements(found: Iterable[tuple[int, Record]]) -> list[Measurement]:
+    return [Measurement(seed, r.cluster, r.item, float(r.value)) for seed, r in found if r.value is not None]
+
+
+def _records(cells: Iterable[Cell], metric: str | None = None) -> list[tuple[int, Record]]:
+    """(seed, record) of the first judge, of one metric or of all."""
     return [
-        Measurement(cell.seed, r.cluster, r.item, float(r.value))
+        (cell.planned.seed, record)
         for cell in cells
-        for r in _records(cell)
-        if r.metric == metric and r.value is not None
+        for records in cell.records.values()
+        for record in records
+        if metric in (None, record.metric)
     ]
-
-
-def _records(cell: Cell) -> Iterable[Record]:
-    return (record for records in cell.records.values() for record in records)
 
 
 def _done(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.done]
-
-
-def largest_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each variant the rows at its largest budget."""
-    largest: dict[str, BudgetName] = {}
-    for row in rows:
-        known = largest.get(row["variant"], row["budget"])
-        largest[row["variant"]] = max(row["budget"], known, key=budget_order)
-    return [row for row in rows if row["budget"] == largest[row["variant"]]]

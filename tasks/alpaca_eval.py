@@ -13,12 +13,13 @@ from harness.adapters.alpaca_eval import Annotation, Evaluation, evaluate
 from harness.adapters.alpaca_eval_annotator import PackageAnnotator
 from harness.adapters.alpaca_eval_files import load_outputs
 from harness.adapters.alpaca_eval_lc import Form, LengthControl, UnavailableError
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
 from harness.files import write_text
 from harness.judges import Judge
 from harness.judges.base import Verb
 from harness.preferences import conversation
+from harness.refs import InputPath
 from harness.responder import Completion, Responder
 
 REFERENCES = {
@@ -26,6 +27,16 @@ REFERENCES = {
     "v2": "alpaca_eval/model_outputs/gpt4_1106_preview.json",
 }
 """AlpacaEval's own references in the data folder."""
+_WIN_RATE = Metric(
+    name="alpaca_eval",
+    title="AlpacaEval win rate",
+    unit="%",
+    made_of="verdicts",
+    sample=Sample(heading="AlpacaEval instruction {number}", count=3, prompt="instruction", reference="reference"),
+)
+_LENGTH_CONTROLLED = Metric(
+    name="alpaca_eval_lc", title="AlpacaEval length-controlled win rate", unit="%", made_of="predictions"
+)
 FORMS: dict[str, Form] = {"v1": "length_controlled_v1", "noreg": "length_controlled_noreg"}
 
 
@@ -41,14 +52,14 @@ class AlpacaEval(BenchmarkConfig):
     errors) in AlpacaEval's formats, and what an annotator of the package answered.
     """
 
-    references: Path = Field(
+    references: InputPath = Field(
         description="JSON list of {instruction, output, generator, dataset}: what to answer and what to beat"
     )
     reference: Literal["v1", "v2"] | None = Field(
         None, description="instead of `references`: AlpacaEval's own, text_davinci_003 or gpt4_1106_preview"
     )
     annotator: str | None = Field(None, description="a configuration of the package, by name, instead of the judge")
-    annotator_config: Path | None = Field(None, description="a configuration of your own in the package's format")
+    annotator_config: InputPath | None = Field(None, description="a configuration of your own in the package's format")
     annotator_url: str | None = Field(None, description="the server an OpenAI-compatible configuration is to ask")
     annotator_model: str | None = Field(None, description="the model's name at that server")
     length_control: Literal["auto", "v1", "noreg", "off"] = Field(
@@ -66,7 +77,7 @@ class AlpacaEval(BenchmarkConfig):
             return values
         if values.get("references") is not None:
             raise ValueError("give either `reference` (v1, v2) or `references` (a file), not both")
-        return {**values, "references": data_folder() / REFERENCES[values["reference"]]}
+        return {**values, "references": data_folder().absolute() / REFERENCES[values["reference"]]}
 
     @model_validator(mode="after")
     def _one_annotator(self) -> "AlpacaEval":
@@ -103,8 +114,8 @@ class AlpacaEval(BenchmarkConfig):
         return frozenset({"compare"}) if self.needs_judge else frozenset()
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("alpaca_eval", "alpaca_eval_lc") if self._controls_length else ("alpaca_eval",)
+    def metrics(self) -> tuple[Metric, ...]:
+        return (_WIN_RATE, _LENGTH_CONTROLLED) if self._controls_length else (_WIN_RATE,)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -188,7 +199,7 @@ class AlpacaEval(BenchmarkConfig):
     def _failed(self, index: int, reference: dict[str, str], reason: str) -> Iterator[Record]:
         raw = {"instruction": reference["instruction"], "reference": reference["output"]}
         for metric in self.metrics:
-            yield _record(index, metric, None, reason, raw)
+            yield _record(index, metric.name, None, reason, raw)
 
     @cached_property
     def _references(self) -> list[dict[str, str]]:

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
 from harness.preferences import Triple, load_triples
+from harness.refs import InputPath
 
 if TYPE_CHECKING:
     from harness.judges import Judge
     from harness.responder import Responder
+
+_ACCURACY = Metric(name="preference_accuracy", title="Preference accuracy", unit="%", made_of="loglikelihoods")
+_MARGIN = Metric(
+    name="preference_margin",
+    title="Preference margin",
+    unit="nats per token",
+    digits=3,
+    signed=True,
+    made_of="loglikelihoods",
+)
 
 
 @register_benchmark("preference")
@@ -28,14 +39,14 @@ class Preference(BenchmarkConfig):
     A prompt's triples are one cluster.
     """
 
-    triples: Path = Field(description="JSONL of triples that no method is fitted on")
+    triples: InputPath = Field(description="JSONL of triples that no method is fitted on")
     batch_size: int = Field(64, ge=1, description="answers scored together")
 
     needs_judge: ClassVar[bool] = False
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("preference_accuracy", "preference_margin")
+    def metrics(self) -> tuple[Metric, ...]:
+        return (_ACCURACY, _MARGIN)
 
     def check(self) -> None:
         _ = self._triples
@@ -80,5 +91,5 @@ def _records(number: int, triple: Triple, scored: dict[str, Any], error: str | N
         else:
             error = f"log-likelihoods are not both finite: {chosen} and {rejected}"
     cluster = hashlib.sha256(json.dumps(triple.prompt).encode()).hexdigest()[:16]
-    for metric, value in (("preference_accuracy", accuracy), ("preference_margin", margin)):
-        yield Record(item=str(number), cluster=cluster, metric=metric, value=value, error=error, raw=raw)
+    for metric, value in ((_ACCURACY, accuracy), (_MARGIN, margin)):
+        yield Record(item=str(number), cluster=cluster, metric=metric.name, value=value, error=error, raw=raw)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.judges import JudgeConfig, Rating, Verdict, register_judge
 from harness.judges.base import Verb
 from harness.preferences import Message, conversation
@@ -17,7 +17,16 @@ class ToyRated(BenchmarkConfig):
 
     @property
     def metrics(self):
-        return ("mt_bench",)
+        return (
+            Metric(
+                name="mt_bench",
+                title="MT-Bench",
+                unit="rating 1-10",
+                digits=2,
+                made_of="ratings",
+                sample=Sample(heading="Question {cluster} ({category}), turn {turn}", count=3, spread="category"),
+            ),
+        )
 
     @property
     def asks(self) -> frozenset[Verb]:

@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import yaml
 
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
 from harness.judges import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.preferences import conversation
-from harness.refs import ModelRef, SAERef
+from harness.refs import InputPath, ModelRef, SAERef
+from harness.run_folder import CellState, RunFolder
 
 
 @register_method("toy_base")
@@ -32,6 +32,8 @@ class ToyBase(MethodConfig):
 @register_method("toy_noise")
 class ToyNoise(MethodConfig):
     """Adds noise that depends on the seed and on which triples came in which order."""
+
+    diagnostics: ClassVar = {"wobble": "how much the toy wobbles"}
 
     scale: float = 0.1
     sae: SAERef | None = None
@@ -65,14 +67,14 @@ class ToyBench(BenchmarkConfig):
 
     needs_judge = False
 
-    questions: Path
+    questions: InputPath
     pause: float = 0.0
     fail_while: str = ""
     batch_size: int = 64
 
     @property
     def metrics(self):
-        return ("evenness",)
+        return (Metric(name="evenness", title="Evenness", unit="%"),)
 
     def check(self) -> None:
         if not self.questions.is_file():
@@ -102,7 +104,7 @@ class ToyCrash(BenchmarkConfig):
 
     @property
     def metrics(self):
-        return ("nothing",)
+        return (Metric(name="nothing", title="Nothing", unit="%"),)
 
     def check(self) -> None: ...
 
@@ -176,5 +178,8 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
     return found
 
 
-def cell_states(run: Path) -> dict[str, Sequence]:
-    return {p.parent.name: json.loads(p.read_text()) for p in sorted(run.glob("cells/*/cell.json"))}
+def cell_states(run: Path) -> dict[str, CellState]:
+    """Of the cells that are over."""
+    cells = RunFolder(run).plan.cells if (run / "plan.json").is_file() else ()
+    states = {cell.name: RunFolder(run).cell(cell.name).state for cell in cells}
+    return {name: state for name, state in states.items() if state is not None}

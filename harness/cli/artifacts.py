@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from harness.benchmark import Record
 from harness.experiment.cell import evaluate, fit
 from harness.experiment.check import check_base
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import derive_seed
 from harness.experiment.source import Key, describe, set_value, split_override
-from harness.experiment.store import CellFolder, check_can_make
 from harness.experiment.suite import load_suite
+from harness.files import check_can_make
 from harness.method import METHODS, AlignmentMethod
 from harness.model import AlignedModel
 from harness.plugins import load_plugins
 from harness.preferences import conversation, draw_budget, load_triples
 from harness.refs import ModelRef
+from harness.run_folder.cell import CellFolder
 
 CHATS = get_args(ModelRef.model_fields["chat"].annotation)
 
@@ -113,7 +115,7 @@ def eval_command(
     records = [record for name in chosen for record in folder.records(name) or []]
     _print_means(records, console)
     console.print(f"judge: {suite.judge.statement if suite.judge else 'none'}\nrecords: {out / 'records'}")
-    return 1 if any(record["error"] is not None for record in records) else 0
+    return 1 if any(record.error is not None for record in records) else 0
 
 
 def generate_command(
@@ -169,10 +171,10 @@ def model_ref(base: str, chat: str) -> ModelRef:
     return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
 
 
-def _print_means(records: Sequence[dict[str, Any]], console: Console) -> None:
+def _print_means(records: Sequence[Record], console: Console) -> None:
     table = Table("metric", "mean", "n", "failed")
-    for metric in dict.fromkeys(record["metric"] for record in records):
-        values = [r["value"] for r in records if r["metric"] == metric]
+    for metric in dict.fromkeys(record.metric for record in records):
+        values = [record.value for record in records if record.metric == metric]
         measured = [value for value in values if value is not None]
         mean = f"{fmean(measured):.2f}" if measured else "-"
         table.add_row(metric, mean, str(len(measured)), str(len(values) - len(measured)))

@@ -10,7 +10,7 @@ from rich.console import Console
 from dspa.audit import AuditSettings, audit, read_corpus, to_csv, to_json, to_markdown
 from harness.artifact import read_description
 from harness.cli.artifacts import calm
-from harness.experiment.store import check_can_make
+from harness.files import check_can_make
 from harness.judges.chat import ChatEndpoint
 from harness.model import AlignedModel
 from harness.truth import GroundTruth

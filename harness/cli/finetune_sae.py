@@ -10,7 +10,7 @@ from dspa.sae import check_sae, load_sae
 from dspa.sae_training import check_trainable
 from harness.cli.artifacts import calm, model_ref
 from harness.experiment.check import check_base
-from harness.experiment.store import check_can_make
+from harness.files import check_can_make
 from harness.model import AlignedModel
 from harness.preferences import load_triples
 from harness.refs import SAERef

@@ -10,9 +10,10 @@ from typing import Any, Literal, cast
 from harness.adapters import fastchat
 from harness.adapters.fastchat_scores import pair_scores, single_scores
 from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
-from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
 from harness.experiment.suite import Suite, load_suite
+from harness.files import check_can_make, read_json, write_json
 from harness.judges import Judge
+from harness.run_folder.layout import RunFolder
 from harness.scores import Score, write_scores
 from tasks.mt_bench import MTBench
 from tasks.mt_bench.answers import Answers, keep_answers

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from harness.experiment.executors import Progress as RunProgress
 from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import Cell, cell_triples
+from harness.experiment.plan import cell_triples
 from harness.experiment.run import Prepared, prepare, run_suite
 from harness.experiment.suite import Suite, load_suite
-from harness.names import budget_text, flops_budget
+from harness.run_folder.plan import PlannedCell, budget_text, flops_budget
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -70,7 +70,7 @@ def print_plan(prepared: Prepared, console: Console) -> None:
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
-    groups = Counter((c.point, c.method_name, c.budget) for c in prepared.cells)
+    groups = Counter((c.point, c.method, c.budget) for c in prepared.cells)
     for (point, method, budget), count in groups.items():
         cells = [c for c in prepared.cells if (c.point, c.budget) == (point, budget)]
         left = [cell.name for cell in cells if cell.name in failures]
@@ -107,18 +107,19 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _predicted(prepared: Prepared, forecaster: Forecaster, cell: Cell) -> tuple[str, str]:
+def _predicted(prepared: Prepared, forecaster: Forecaster, cell: PlannedCell) -> tuple[str, str]:
     """The predicted bill of ``cell``, and how far over the data it gets where that bill is its budget."""
     triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
+    method = prepared.suite.method_of(cell, prepared.folder.path)
     try:
-        forecast = forecaster.of(cell.method, triples, cell.flops_limit)
+        forecast = forecaster.of(method, triples, cell.flops_limit)
     except ValueError:  # its fit will fail and say so; the other cells may be worth running
         return "-", "less than a triple"
     if forecast.flops is None:
         return "-", ""
     if cell.flops_limit is None:
         return f"{forecast.flops:.4g}", ""
-    if cell.method.single_pass:
+    if method.single_pass:
         assert forecast.budget is not None
         return f"{forecast.flops:.4g}", f"{forecast.budget.size} of {triples.size} triples"
     return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"

@@ -6,6 +6,14 @@ from collections.abc import Callable
 PAPER_PARAMS = 8 * 10**9
 PAPER_TOKENS = 1000
 
+PAPER_NOTE = (
+    "They differ because the convention gives every text its assumed length and cuts RAHF's rows to 768 tokens, "
+    "counts whole forward passes, and knows one number of steps; here DSPA passes a prompt once for both answers, "
+    "stops behind its deepest SAE and leaves the LM head out, RAHF's rows carry an instruction and keep their length, "
+    "and its epochs and steps are the suite's."
+)
+"""Why the ratio of two methods' `paper_flops` is not that of what was measured."""
+
 
 def forward_flops(n_params: int, tokens: int) -> int:
     """2 P per token that passes forward through ``n_params`` parameters."""

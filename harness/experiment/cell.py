@@ -14,13 +14,15 @@ from harness.compute import Meter
 from harness.experiment.answering import Answering
 from harness.experiment.environment import code_commit
 from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import Cell, cell_triples, derive_seed, plan
-from harness.experiment.store import CellFolder, RunFolder
+from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.suite import Suite, load_suite
 from harness.judges import Judge
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel
 from harness.preferences import Budget, Triple, load_triples
+from harness.run_folder.cell import CellFolder, CellState
+from harness.run_folder.layout import RunFolder
+from harness.run_folder.plan import PlannedCell
 
 T = TypeVar("T")
 Notify = Callable[[str, str, int], object]
@@ -40,8 +42,8 @@ class CellContext:
         return cls(load_suite(folder / "suite.yaml"), RunFolder(folder))
 
     @cached_property
-    def cells(self) -> dict[str, Cell]:
-        return {cell.name: cell for cell in plan(self.suite)}
+    def cells(self) -> dict[str, PlannedCell]:
+        return {cell.name: cell for cell in self.folder.plan.cells}
 
     @cached_property
     def base(self) -> AlignedModel:
@@ -83,7 +85,7 @@ class Failures:
             return None
 
 
-def run_cell(context: CellContext, cell: Cell, notify: Notify) -> None:
+def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
     code_commit()  # asked before the work, because the checkout may change during it
     suite, folder = context.suite, context.folder.cell(cell.name)
@@ -105,43 +107,44 @@ def run_cell(context: CellContext, cell: Cell, notify: Notify) -> None:
                 work = part(judge_again, context.second_judge, name, f"{name}, second judge")
                 second.attempt(f"second judge, {name}", work)
     figures = {name: folder.diagnostics(name) for name in suite.benchmarks}
-    state = {
-        **cell.describe(),
-        "commit": code_commit(),
-        "triples_hash": _triples_hash(context, cell, aligned),
-        "fingerprint": aligned and aligned.fingerprint,
-        "status": "failed" if first.errors else "done",
-        "error": "; ".join(first.errors) or None,
+    state = CellState(
+        status="failed" if first.errors else "done",
+        error="; ".join(first.errors) or None,
         # Apart, because what the first judge said stands without it.
-        "second_judge_error": "; ".join(second.errors) or None,
-        "diagnostics": {f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
-    }
+        second_judge_error="; ".join(second.errors) or None,
+        triples_hash=_triples_hash(context, cell, aligned),
+        fingerprint=aligned and aligned.fingerprint,
+        commit=code_commit(),
+        diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
+    )
     folder.finish(state, "\n".join(first.tracebacks + second.tracebacks) or None)
 
 
-def _artifact(context: CellContext, cell: Cell, folder: CellFolder, notify: Notify) -> AlignedModel:
+def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notify: Notify) -> AlignedModel:
     """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
     suite, base = context.suite, context.base
     if not folder.fitted:
         notify(cell.name, "fit", 0)
         budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
         encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
-        forecast = context.forecaster.of(cell.method, budget, cell.flops_limit, base=encoding)
+        method = suite.method_of(cell, context.folder.path)
+        forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
         aligned = fit(
+            method,
             cell.method,
-            cell.method_name,
             encoding,
             forecast.budget,
             derive_seed(suite.file.seed, cell.name, "fit"),
             flops_limit=cell.flops_limit,
             predicted=forecast.stages,
         )
+        assert aligned.bill is not None
         folder.save_bill(aligned.bill)
         aligned.save(folder.artifact)
     return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
 
 
-def _triples_hash(context: CellContext, cell: Cell, aligned: AlignedModel | None) -> str | None:
+def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel | None) -> str | None:
     """Of the triples the fit was given, which under a bill may be fewer than there are; of all, when it failed."""
     if aligned is not None and aligned.budget is not None:
         return aligned.budget["hash"]
@@ -196,7 +199,7 @@ def evaluate(
         # The records are renamed into place after this: wherever they are, the diagnostics are too.
         folder.save_diagnostics(name, model.figures())
 
-    _write(measured(), name, seed, folder, notify)
+    _write(measured(), name, benchmark, seed, folder, notify)
 
 
 def judge_again(
@@ -217,7 +220,7 @@ def judge_again(
     model = Answering(aligned, folder.answers(name))
     files = folder.second.path / (benchmark.files or name)
     records = benchmark.judge_again(model, judge=judge, seed=seed, folder=files)
-    _write(records, name, seed, folder.second, notify)
+    _write(records, name, benchmark, seed, folder.second, notify)
     if not folder.judged_alike(name):
         raise ValueError(
             "the second judge was shown other answers than the first; remove records, answers, second and "
@@ -226,9 +229,14 @@ def judge_again(
 
 
 def _write(
-    records: Iterable[Record], name: str, seed: int, folder: CellFolder, notify: Callable[[int], object]
+    records: Iterable[Record],
+    name: str,
+    benchmark: Benchmark,
+    seed: int,
+    folder: CellFolder,
+    notify: Callable[[int], object],
 ) -> None:
     notify(0)
     set_seed(seed)
-    for count, _ in enumerate(folder.write_records(name, records), 1):
+    for count, _ in enumerate(folder.write_records(name, benchmark.metrics, records), 1):
         notify(count)

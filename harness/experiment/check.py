@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from harness.base_model import base_shape, check_weights
-from harness.benchmark import Benchmark
+from harness.benchmark import Benchmark, Metric
 from harness.chat import ChatFormat
 from harness.experiment.identity import decisive_settings
 from harness.experiment.source import Key
@@ -47,6 +47,7 @@ def check_suite(suite: Suite) -> Checked:
             problems.of(key, lambda method=method: method.check(shape))
     judges_prompts = _check_judges(suite, problems)
     prompts: dict[str, list[str]] = {}
+    owners: dict[str, str] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)
         problems.of(("benchmarks", index), benchmark.check)
@@ -54,6 +55,7 @@ def check_suite(suite: Suite) -> Checked:
             problems.add(("benchmarks", index), f"benchmark {name!r} needs a judge; add `judge:` to the suite")
         if len(problems.texts) == before:
             prompts[name] = benchmark.prompts()
+            problems.of(("benchmarks", index), lambda name=name, b=benchmark: _check_metrics(name, b, owners))
     triples = problems.of(("triples", "path"), lambda: load_triples(file.triples.path))
     if triples is not None:
         for index, budget in enumerate(file.budgets):
@@ -86,6 +88,17 @@ class _Problems:
         except ValueError as problem:
             self.add(key, str(problem))
             return None
+
+
+def _check_metrics(name: str, benchmark: Benchmark, owners: dict[str, str]) -> None:
+    """A metric is one column, so it belongs to one benchmark; adds those of ``name`` to ``owners``."""
+    for metric in benchmark.metrics:
+        if not isinstance(metric, Metric):
+            raise ValueError(f"benchmark {name!r} declares {metric!r}; declare a harness.benchmark.Metric")
+        owner = owners.setdefault(metric.name, name)
+        if owner != name:
+            text = f"benchmark {name!r} declares the metric {metric.name!r}, which {owner!r} declares too"
+            raise ValueError(f"{text}; leave one of them out")
 
 
 def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:

@@ -17,41 +17,41 @@ import psutil
 import torch
 
 from harness.base_model import base_identity
-from harness.experiment.identity import sae_hash, triples_hash
-from harness.experiment.store import RunFolder
+from harness.experiment.identity import sae_hash
 from harness.experiment.suite import Suite
-from harness.preferences import Triple
+from harness.preferences import Triple, triples_hash
+from harness.run_folder.environment import Environment
+from harness.run_folder.layout import RunFolder
 
 DISTRIBUTION = "dspa-bench"
 
 
-def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash: str, folder: Path) -> dict[str, Any]:
-    """environment.json without ``seconds``; paths are relative to ``folder``, the run folder."""
-    file = suite.file
-
-    def ref(value: Any, digest: str | None) -> dict[str, Any]:
-        dump = value.model_dump()
-        path = dump.get("path") and Path(os.path.relpath(dump["path"], folder)).as_posix()
-        return {**dump, "path": path, "hash": digest}
-
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "suite_hash": suite_hash,
-        "git": git_state(),
-        **machine(),
-        "threads": file.execution.threads,
-        "packages": package_versions(),
-        **_judges(suite, RunFolder(folder)),
-        "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
-        "base": ref(file.base, base_identity(file.base)),
-        "saes": {name: ref(sae, sae_hash(sae)) for name, sae in file.saes.items()},
-        "triples": {
-            "path": Path(os.path.relpath(file.triples.path, folder)).as_posix(),
-            "n": len(triples),
-            "hash": triples_hash(triples),
-        },
-    }
+def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash: str, folder: Path) -> Environment:
+    """environment.json of the run in ``folder``, as it is now; no ``seconds`` have passed yet."""
+    file, here = suite.file, {"folder": folder}
+    return Environment.model_validate(
+        {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "suite_hash": suite_hash,
+            "git": git_state(),
+            **machine(),
+            "threads": file.execution.threads,
+            "packages": package_versions(),
+            **_judges(suite, RunFolder(folder)),
+            "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
+            "base": {**file.base.model_dump(mode="json", context=here), "hash": base_identity(file.base)},
+            "saes": {
+                name: {**ref.model_dump(mode="json", context=here), "hash": sae_hash(ref)}
+                for name, ref in file.saes.items()
+            },
+            "triples": {
+                **file.triples.model_dump(mode="json", context=here),
+                "n": len(triples),
+                "hash": triples_hash(triples),
+            },
+        }
+    )
 
 
 def _judges(suite: Suite, run: RunFolder) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _judges(suite: Suite, run: RunFolder) -> dict[str, Any]:
     described: dict[str, Any] = {"judge": None, "second_judge": None}
     described |= {key: {"label": judge.label, "statement": judge.statement} for key, judge in prepared.items()}
     if described["second_judge"]:
-        described["second_judge"]["benchmarks"] = list(suite.judged_twice)
+        described["second_judge"]["benchmarks"] = suite.judged_twice
     return described
 
 
@@ -90,8 +90,12 @@ def package_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted(names)}
 
 
+@cache
 def git_state() -> dict[str, Any] | None:
-    """Commit this code runs from and whether the checkout has uncommitted changes; None outside of one."""
+    """Commit this code runs from and whether the checkout has uncommitted changes; None outside of one.
+
+    As it was when this process first asked: the checkout may change while it works.
+    """
 
     def git(*args: str) -> str | None:
         try:
@@ -106,9 +110,8 @@ def git_state() -> dict[str, Any] | None:
     return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain"))}  # type: ignore[return-value]
 
 
-@cache
 def code_commit() -> str | None:
-    """`git_state` as one word, with "-dirty" for uncommitted changes; as it was when this process first asked."""
+    """`git_state` as one word, with "-dirty" for uncommitted changes."""
     state = git_state()
     return None if state is None else f"{state['commit']}{'-dirty' if state['dirty'] else ''}"
 

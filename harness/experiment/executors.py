@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from harness.experiment.environment import code_commit
-from harness.experiment.plan import Cell
-from harness.experiment.store import CellFolder, RunFolder
+from harness.run_folder.cell import CellFolder, CellState
+from harness.run_folder.layout import RunFolder
+from harness.run_folder.plan import PlannedCell
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
@@ -33,7 +34,7 @@ class Progress(Protocol):
     def over(self, cell: str) -> None: ...
 
 
-def run_local(folder: Path, cells: Sequence[Cell], *, workers: int, threads: int, progress: Progress) -> None:
+def run_local(folder: Path, cells: Sequence[PlannedCell], *, workers: int, threads: int, progress: Progress) -> None:
     """Run ``cells`` of the run in ``folder``; a cell that fails leaves its reason in the folder.
 
     One worker means this very process. Otherwise ``workers`` processes are spawned, each with ``threads``
@@ -46,7 +47,7 @@ def run_local(folder: Path, cells: Sequence[Cell], *, workers: int, threads: int
         _run_in_processes(folder, cells, min(workers, len(cells)), threads, progress)
 
 
-def _run_here(folder: Path, cells: Sequence[Cell], threads: int, progress: Progress) -> None:
+def _run_here(folder: Path, cells: Sequence[PlannedCell], threads: int, progress: Progress) -> None:
     import torch
 
     from harness.experiment.cell import CellContext, run_cell
@@ -68,10 +69,12 @@ def _run_here(folder: Path, cells: Sequence[Cell], threads: int, progress: Progr
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    cell: Cell | None = None
+    cell: PlannedCell | None = None
 
 
-def _run_in_processes(folder: Path, cells: Sequence[Cell], workers: int, threads: int, progress: Progress) -> None:
+def _run_in_processes(
+    folder: Path, cells: Sequence[PlannedCell], workers: int, threads: int, progress: Progress
+) -> None:
     todo = list(cells)[::-1]
     running: list[_Worker] = []
     try:
@@ -116,7 +119,7 @@ def _start(folder: Path, threads: int) -> _Worker:
     return _Worker(process, here)
 
 
-def _give(worker: _Worker, todo: list[Cell]) -> bool:
+def _give(worker: _Worker, todo: list[PlannedCell]) -> bool:
     """Hand the next cell to ``worker``, or tell it to go home when there is none."""
     worker.cell = todo.pop() if todo else None
     with suppress(ConnectionError):  # it died in between: reading its pipe will tell
@@ -134,8 +137,7 @@ def _bury(worker: _Worker, folder: Path, progress: Progress) -> None:
     hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
     cell_folder = RunFolder(folder).cell(worker.cell.name)
     error = f"worker process died ({cause}{hint}); see {cell_folder.log}"
-    unknown: dict[str, Any] = {"commit": code_commit(), "triples_hash": None, "fingerprint": None, "diagnostics": {}}
-    cell_folder.finish({**worker.cell.describe(), **unknown, "status": "failed", "error": error})
+    cell_folder.finish(CellState(status="failed", error=error, commit=code_commit()))
     progress.over(worker.cell.name)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -10,12 +11,13 @@ from transformers import AutoConfig, AutoTokenizer
 from harness.base_model import BaseModel
 from harness.chat import ChatFormat
 from harness.compute.rates import Rates
-from harness.experiment.plan import Cell, cell_triples
+from harness.experiment.plan import cell_triples
 from harness.experiment.suite import Suite
 from harness.method import AlignmentMethod
 from harness.model import AlignedModel
 from harness.preferences import Budget, Triple
 from harness.refs import ModelRef
+from harness.run_folder.plan import PlannedCell
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,11 @@ class Forecaster:
         return AlignedModel(base, self._rates.model, encoded={})
 
 
-def check_bills(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> None:
-    """Raise ValueError, before any work, for a bill that does not pay for a single triple of a cell's method."""
+def check_bills(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple], folder: Path) -> None:
+    """Raise ValueError, before any work, for a bill that does not pay for a single triple of a cell's method.
+
+    ``cells`` are those of the run in ``folder``.
+    """
     bills = [cell for cell in cells if cell.flops_limit is not None]
     if not bills:
         return
@@ -110,6 +115,6 @@ def check_bills(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) 
     for cell in bills:
         drawn = cell_triples(suite, cell, triples)
         try:
-            forecaster.of(cell.method, Budget(drawn.triples[:1], drawn.seed), cell.flops_limit)
+            forecaster.of(suite.method_of(cell, folder), Budget(drawn.triples[:1], drawn.seed), cell.flops_limit)
         except ValueError as problem:
             raise suite.source.error(("flops_budgets",), str(problem)) from None

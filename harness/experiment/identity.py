@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.base_model import base_identity, folder_hash
-from harness.experiment.plan import Cell
-from harness.experiment.source import map_paths
 from harness.experiment.suite import Suite
-from harness.files import content_hash
-from harness.preferences import Triple
+from harness.preferences import Triple, triples_hash
 from harness.refs import SAERef
+from harness.run_folder.plan import PlannedCell, point_name
 
 Identity = dict[str, Any]
 
 
-def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> Identity:
+def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple]) -> Identity:
     """{unit: what it is} for the suite, each benchmark, each variant and sweep point, and each cell.
 
     Files stand for their content: a triples or question file that was edited since is a difference, one that
@@ -41,8 +39,11 @@ def identify(suite: Suite, cells: Sequence[Cell], triples: Sequence[Triple]) -> 
         # Answers do not depend on the batch size, and running out of memory is a reason to change it.
         settings.pop("batch_size", None)
         units[f"benchmarks.{name}"] = settings
+    for section, variant in zip(file.variants, suite.variants, strict=True):
+        for values, method in [(None, variant.method), *((point.values, point.method) for point in variant.points)]:
+            params = suite.params(section, method, {"contents": True})
+            units[f"variants.{point_name(section.name, values)}"] = {"method": section.method, "params": params}
     for cell in cells:
-        units[f"variants.{cell.point}"] = {"method": cell.method_name, "params": dict(cell.params)}
         if cell.sweep is None:  # a larger budget moves a sweep to new cells; the old ones are still what they say
             units[f"cells.{cell.name}"] = {}
     return json.loads(json.dumps(units))
@@ -53,8 +54,7 @@ def decisive_settings(thing: Any) -> dict[str, Any]:
 
     Those that a judge calls operational change no verdict and are left out.
     """
-    settings = thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())))
-    return map_paths(type(thing), settings, content_hash)
+    return thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())), context={"contents": True})
 
 
 def differences(there: Identity, here: Identity) -> list[str]:
@@ -78,11 +78,6 @@ def identity_hash(identity: Identity) -> str:
 def sae_hash(ref: SAERef) -> str | None:
     """Content hash of a local SAE folder; None for a public name, which SAELens does not pin to a content."""
     return folder_hash(ref.path) if ref.path is not None else None
-
-
-def triples_hash(triples: Sequence[Triple]) -> str:
-    """sha256 over the triples' keys, whatever their order in the file."""
-    return hashlib.sha256("\n".join(sorted(t.key for t in triples)).encode()).hexdigest()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

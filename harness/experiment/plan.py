@@ -1,117 +1,97 @@
-"""The plan: which cells a suite consists of. A cell is one method variant at one budget and one seed."""
+"""The plan of a suite: which cells it consists of, and what each of them is given."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from pydantic import BaseModel
-
-from harness.experiment.schema import VariantSection
-from harness.experiment.suite import Suite, Variant
-from harness.method import AlignmentMethod
-from harness.names import BudgetName, budget_order, cell_name, flops_budget, flops_of
+from harness.experiment.suite import Suite, Variant, VariantSection
 from harness.preferences import Budget, Triple, draw_budget
+from harness.run_folder.plan import (
+    BudgetName,
+    Plan,
+    PlannedBenchmark,
+    PlannedCell,
+    PlannedVariant,
+    budget_order,
+    cell_name,
+    flops_budget,
+)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One unit of work and of distribution.
+def make_plan(suite: Suite, folder: Path) -> Plan:
+    """The plan of ``suite`` for the run folder ``folder``, to which paths in it are relative.
 
-    ``budget`` is the number of triples (0 for a method that uses none) or the name of a bill (see `flops_limit`),
-    ``seed`` the repeat (0, 1, ...), ``sweep`` the swept hyper-parameters of a sweep cell, ``params`` all resolved
-    hyper-parameters.
+    A variant is run at every budget with every seed; one that uses no triples once per seed, as budget 0. Sweep points
+    are run at the largest budget with the first seed only (the largest number of triples, if any). Raises ValueError
+    for two swept values that would share a name.
     """
-
-    name: str
-    variant: str
-    label: str
-    method_name: str
-    method: AlignmentMethod
-    budget: BudgetName
-    seed: int
-    sweep: Mapping[str, Any] | None
-    params: Mapping[str, Any]
-
-    @property
-    def point(self) -> str:
-        """The variant, with the swept values of a sweep cell: ``dspa`` or ``dspa@alpha=0.2``."""
-        return self.name.split("__")[0]
-
-    @property
-    def flops_limit(self) -> int | None:
-        """The bill at which the fit stops; None where the budget is a number of triples."""
-        return flops_of(self.budget)
-
-    @property
-    def uses_triples(self) -> bool:
-        return self.method.uses_triples
-
-    def describe(self) -> dict[str, Any]:
-        """What cell.json says of the cell before anything is measured."""
-        return {
-            "cell": self.name,
-            "variant": self.variant,
-            "label": self.label,
-            "method": self.method_name,
-            "budget": self.budget,
-            "seed": self.seed,
-            "uses_triples": self.uses_triples,
-            "sweep": dict(self.sweep) if self.sweep is not None else None,
-            "params": dict(self.params),
-        }
-
-
-def plan(suite: Suite) -> list[Cell]:
-    """All cells of the suite, those that take longest first (so that workers end together).
-
-    A variant is run at every budget with every seed; one that uses no triples once per seed, as budget 0.
-    Sweep points are run at the largest budget with the first seed only (the largest number of triples, if any).
-    """
-    cells = [
-        cell
-        for section, variant in zip(suite.file.variants, suite.variants, strict=True)
-        for cell in _variant_cells(suite, section, variant)
-    ]
+    pairs = list(zip(suite.file.variants, suite.variants, strict=True))
+    cells = [cell for section, variant in pairs for cell in _variant_cells(suite, section, variant, folder)]
     for name, count in Counter(cell.name for cell in cells).items():
         if count > 1:
             raise ValueError(f"two swept values would both be called {name!r}; change one of them")
-    return sorted(cells, key=lambda cell: budget_order(cell.budget), reverse=True)
+    return Plan(
+        name=suite.name,
+        baseline=suite.file.report.baseline or suite.variants[0].name,
+        budgets=tuple(sorted(_budgets(suite), key=budget_order)),
+        seeds=suite.file.seeds,
+        seed=suite.file.seed,
+        variants=tuple(
+            PlannedVariant(
+                name=section.name,
+                label=variant.label,
+                method=section.method,
+                uses_triples=variant.method.uses_triples,
+                settings=suite.settings(section, variant.method, folder),
+            )
+            for section, variant in pairs
+        ),
+        benchmarks=tuple(
+            PlannedBenchmark(
+                name=name,
+                metrics=benchmark.metrics,
+                judged_twice=name in suite.judged_twice,
+                files=benchmark.files or name,
+            )
+            for name, benchmark in suite.benchmarks.items()
+        ),
+        diagnostics={name: text for _, method in suite.methods for name, text in method.diagnostics.items()},
+        cells=tuple(sorted(cells, key=lambda cell: budget_order(cell.budget), reverse=True)),
+    )
 
 
-def _variant_cells(suite: Suite, section: VariantSection, variant: Variant) -> Iterator[Cell]:
-    given = (*suite.file.budgets, *map(flops_budget, suite.file.flops_budgets))
-    budgets: tuple[BudgetName, ...] = given if variant.method.uses_triples else (0,)
+def grown(plan: Plan, before: Plan | None, folder: Path) -> Plan:
+    """``plan`` with those cells of the run's plan ``before`` that it no longer has, where they were begun.
+
+    There are such cells when a larger budget was added: sweep points are then planned at that one.
+    """
+    names = {cell.name for cell in plan.cells}
+    others = [cell for cell in (before.cells if before is not None else ()) if cell.name not in names]
+    begun = tuple(cell for cell in others if (folder / "cells" / cell.name).is_dir())
+    return plan.model_copy(update={"cells": plan.cells + begun}) if begun else plan
+
+
+def _budgets(suite: Suite) -> tuple[BudgetName, ...]:
+    return (*suite.file.budgets, *map(flops_budget, suite.file.flops_budgets))
+
+
+def _variant_cells(suite: Suite, section: VariantSection, variant: Variant, folder: Path) -> Iterator[PlannedCell]:
+    budgets: tuple[BudgetName, ...] = _budgets(suite) if variant.method.uses_triples else (0,)
     runs = [(variant.method, budget, seed, None) for budget in budgets for seed in range(suite.file.seeds)]
     runs += [(point.method, max(budgets, key=budget_order), 0, point.values) for point in variant.points]
     for method, budget, seed, sweep in runs:
-        yield Cell(
+        yield PlannedCell(
             name=cell_name(section.name, budget, seed, sweep),
             variant=section.name,
             label=variant.label,
-            method_name=section.method,
-            method=method,
+            method=section.method,
             budget=budget,
             seed=seed,
-            sweep=sweep,
-            params=_params(method, section.params, suite),
+            uses_triples=method.uses_triples,
+            sweep=None if sweep is None else dict(sweep),
+            params=suite.params(section, method, {"folder": folder}),
         )
-
-
-def _params(method: AlignmentMethod, given: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
-    """All hyper-parameters, defaults included; an SAE that the suite calls by name keeps its name."""
-    resolved = cast(BaseModel, method).model_dump(mode="json")
-    return {key: _named(given.get(key), value, suite.file.saes) for key, value in resolved.items()}
-
-
-def _named(given: Any, resolved: Any, saes: Mapping[str, Any]) -> Any:
-    """``given`` where it is the name of an SAE, or a list that holds some, and ``resolved`` elsewhere."""
-    if isinstance(given, str) and given in saes and isinstance(resolved, dict):
-        return given
-    if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
-        return [_named(one, other, saes) for one, other in zip(given, resolved, strict=True)]
-    return resolved
 
 
 def derive_seed(suite_seed: int, *names: str) -> int:
@@ -123,7 +103,7 @@ def derive_seed(suite_seed: int, *names: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def cell_triples(suite: Suite, cell: Cell, triples: Sequence[Triple]) -> Budget:
+def cell_triples(suite: Suite, cell: PlannedCell, triples: Sequence[Triple]) -> Budget:
     """The triples ``cell`` may see: same subset, same order for every variant at its budget and seed.
 
     Where the budget is a bill, that is all of them, in the order that smaller subsets are cut from.

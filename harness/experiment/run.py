@@ -12,10 +12,12 @@ from harness.experiment.environment import describe_environment
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
 from harness.experiment.identity import Identity, differences, identify, identity_hash
-from harness.experiment.plan import Cell, plan
-from harness.experiment.store import RunFolder, check_can_make, read_json, write_json
+from harness.experiment.plan import grown, make_plan
 from harness.experiment.suite import Suite, load_suite
-from harness.files import write_text
+from harness.files import check_can_make, read_json, write_json, write_text
+from harness.run_folder.environment import Environment
+from harness.run_folder.layout import RunFolder
+from harness.run_folder.plan import Plan, PlannedCell
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,14 @@ class Prepared:
 
     suite: Suite
     checked: Checked
-    cells: tuple[Cell, ...]
+    plan: Plan
     identity: Identity
     folder: RunFolder
+
+    @property
+    def cells(self) -> tuple[PlannedCell, ...]:
+        """What the suite consists of, in the order it is run in."""
+        return self.plan.cells
 
     @property
     def failures(self) -> dict[str, list[str]]:
@@ -47,12 +54,12 @@ def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Se
     """
     suite = load_suite(suite_path, overrides)
     checked = check_suite(suite)
-    cells = tuple(plan(suite))
-    check_bills(suite, cells, checked.triples)
-    identity = identify(suite, cells, checked.triples)
     folder = RunFolder(out if out is not None else Path("runs") / suite.name)
+    plan = make_plan(suite, folder.path)
+    check_bills(suite, plan.cells, checked.triples, folder.path)
+    identity = identify(suite, plan.cells, checked.triples)
     _check_folder(folder, identity)
-    return Prepared(suite, checked, cells, identity, folder)
+    return Prepared(suite, checked, plan, identity, folder)
 
 
 def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]:
@@ -65,6 +72,7 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         _check_folder(folder, prepared.identity)  # again under the lock
         write_json(folder.path / "identity.json", prepared.identity)
         write_text(folder.path / "suite.yaml", suite.to_yaml(folder.path))
+        _write_plan(folder, prepared.plan)
         failures = prepared.failures
         todo = [cell for cell in prepared.cells if cell.name in failures]
         if todo:
@@ -72,6 +80,15 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
                 execution = suite.file.execution
                 run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
     return prepared.failures
+
+
+def _write_plan(folder: RunFolder, plan: Plan) -> None:
+    """Write plan.json unless it is there and says the same."""
+    path = folder.path / "plan.json"
+    before = Plan.read(path) if path.is_file() else None
+    plan = grown(plan, before, folder.path)
+    if plan != before:
+        plan.write(path)
 
 
 def _check_folder(folder: RunFolder, identity: Identity) -> None:
@@ -85,6 +102,7 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
         if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and no run of dspa-bench; give another --out")
         return
+    folder.check_version()
     found = differences(there, identity)
     if found:
         shown = "".join(f"\n  {line}" for line in found[:10])
@@ -102,21 +120,23 @@ def _clock(prepared: Prepared) -> Iterator[None]:
     The judges are prepared first, because what they say of themselves (such as a reward model's accuracy) is in it.
     """
     path = prepared.folder.path / "environment.json"
-    before = read_json(path) or {}
-    start, seconds = time.monotonic(), before.get("seconds", 0.0)
+    before = Environment.read(path) if path.is_file() else None
+    start, seconds = time.monotonic(), before.seconds if before is not None else 0.0
     _prepare_judges(prepared)
-    described = describe_environment(
+    environment = describe_environment(
         prepared.suite,
         prepared.checked.triples,
         suite_hash=identity_hash(prepared.identity),
         folder=prepared.folder.path,
     )
-    environment = {**described, "created": before.get("created", described["created"])}
-    write_json(path, {**environment, "seconds": seconds})
+    if before is not None:
+        environment = environment.model_copy(update={"created": before.created, "seconds": seconds})
+    environment.write(path)
     try:
         yield
     finally:
-        write_json(path, {**environment, "seconds": round(seconds + time.monotonic() - start, 1)})
+        seconds = round(seconds + time.monotonic() - start, 1)
+        environment.model_copy(update={"seconds": seconds}).write(path)
 
 
 def _prepare_judges(prepared: Prepared) -> None:

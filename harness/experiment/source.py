@@ -1,22 +1,20 @@
 """A YAML file that remembers where each key stands, so that every complaint about it can say file:line."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from harness.files import read_text
-from harness.refs import ModelRef, SAERef
 
 Key = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-3 is a float, as who writes a learning rate expects (YAML 1.1 reads a string)."""
+    """YAML 1.2 numbers: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string)."""
 
 
 _Loader.add_implicit_resolver(
@@ -165,36 +163,6 @@ def _members(annotation: Any) -> list[Any]:
     """The types an annotation is built from, unwrapped: ``tuple[A | None, ...]`` gives A and None."""
     args = get_args(annotation)
     return [m for arg in args for m in _members(arg)] if args else [annotation]
-
-
-def map_paths(kind: Any, value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with ``change`` applied to every path in it.
-
-    What is a path is read off the annotations of ``kind``: fields of type Path, and the ``path`` of model and
-    SAE references. So a new method or benchmark gets suite-relative paths by annotating its fields, and
-    nothing else.
-    """
-    if get_origin(kind) is Annotated:
-        return map_paths(get_args(kind)[0], value, change)
-    if get_origin(kind) in (Union, UnionType):
-        for member in get_args(kind):
-            mapped = map_paths(member, value, change)
-            if mapped != value:
-                return mapped
-        return value
-    if kind is Path:
-        return change(value) if isinstance(value, str) else value
-    args = get_args(kind)
-    if isinstance(value, list):
-        return [map_paths(args[0], item, change) for item in value] if args else value
-    if not isinstance(value, Mapping):
-        return value
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        fields: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
-        if issubclass(kind, ModelRef | SAERef):
-            fields["path"] = Path
-        return {k: map_paths(fields.get(k), v, change) for k, v in value.items()}
-    return {k: map_paths(args[1], v, change) for k, v in value.items()} if len(args) == 2 else dict(value)
 
 
 def _yaml_problem(problem: yaml.YAMLError) -> str:

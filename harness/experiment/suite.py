@@ -2,22 +2,112 @@
 
 import importlib
 import itertools
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, Benchmark
-from harness.experiment.schema import SuiteFile, VariantSection
-from harness.experiment.source import Key, Source, describe, map_paths
+from harness.experiment.source import Key, Source, describe
 from harness.judges import JUDGES, Judge
 from harness.method import METHODS, AlignmentMethod
 from harness.plugins import load_plugins
+from harness.refs import InputPath, ModelRef, SAERef
 from harness.registry import Registry
+from harness.run_folder.plan import PlannedCell
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*", value):
+        raise ValueError(f"{value!r} cannot be a name: letters, digits, '.', '-' and single '_' (it names a folder)")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TriplesSection(_Section):
+    path: InputPath = Field(description="JSONL of prompt, chosen, rejected")
+
+
+class BenchmarkSection(BaseModel):
+    """``name`` is the registered benchmark; every other key is a setting of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+
+class JudgeSection(BaseModel):
+    """``kind`` is the registered judge; every other key is a setting of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+
+class SecondJudgeSection(JudgeSection):
+    """A judge that looks at the same answers again; ``benchmarks`` are those whose answers it judges."""
+
+    benchmarks: tuple[str, ...] | None = Field(default=None, description="by default all that need a judge")
+
+
+class VariantSection(_Section):
+    """One row of the comparison: a method with hyper-parameters, and optionally values to sweep over."""
+
+    name: Name
+    method: str
+    label: str | None = None
+    params: dict[str, Any] = {}
+    sweep: dict[str, list[str | bool | int | float]] = {}
+
+
+class ReportSection(_Section):
+    baseline: str | None = Field(default=None, description="what others are compared with; by default the first")
+
+
+class ExecutionSection(_Section):
+    """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
+
+    workers: int = Field(default=1, ge=1, description="processes, each running one cell at a time")
+    threads: int = Field(default=1, ge=1, description="torch threads in each process")
+    device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
+
+
+class SuiteFile(_Section):
+    """A whole suite file; the classes above are its sections."""
+
+    name: Name
+    seed: int = 0
+    plugins: tuple[str, ...] = Field(default=(), description="modules with more methods, benchmarks or judges")
+    base: ModelRef
+    saes: dict[str, SAERef] = {}
+    triples: TriplesSection
+    budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="numbers of triples")
+    flops_budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="bills in FLOPs: a method goes on over all triples until it has executed as many"
+    )
+    seeds: int = Field(default=1, ge=1)
+    judge: JudgeSection | None = None
+    second_judge: SecondJudgeSection | None = Field(
+        default=None, description="judges the same answers again, to see how far two judges agree"
+    )
+    benchmarks: tuple[BenchmarkSection, ...] = Field(min_length=1)
+    variants: tuple[VariantSection, ...] = Field(min_length=1)
+    report: ReportSection = ReportSection()
+    execution: ExecutionSection = ExecutionSection()
+
+    @model_validator(mode="after")
+    def _has_budgets(self) -> "SuiteFile":
+        if not self.budgets and not self.flops_budgets:
+            raise ValueError("missing key 'budgets' (numbers of triples); give it, or 'flops_budgets' (bills), or both")
+        return self
 
 
 @dataclass(frozen=True)
@@ -77,10 +167,32 @@ class Suite:
             for point in variant.points:
                 yield ("variants", index, "sweep"), point.method
 
+    def params(self, variant: VariantSection, method: AlignmentMethod, context: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of ``method``, defaults included; an SAE that the suite calls by name keeps its name.
+
+        ``context`` says what stands for a path (see `harness.refs.InputPath`).
+        """
+        resolved = cast(BaseModel, method).model_dump(mode="json", context=dict(context))
+        return {key: _named(variant.params.get(key), value, self.file.saes) for key, value in resolved.items()}
+
+    def settings(self, variant: VariantSection, method: AlignmentMethod, folder: Path) -> dict[str, Any]:
+        """The hyper-parameters that the suite gives ``variant``, as given; paths are relative to ``folder``."""
+        return _as_given(variant.params, _dumped(method, folder))
+
+    def method_of(self, cell: PlannedCell, folder: Path) -> AlignmentMethod:
+        """The method of ``cell``, a cell of the run in ``folder``."""
+        cls = cast(type[BaseModel], METHODS[cell.method])
+        return cast(AlignmentMethod, cls.model_validate(cell.params, context=_context(self.file, folder)))
+
     def to_yaml(self, folder: Path) -> str:
         """The suite as it was run (overrides applied); paths are relative to ``folder``, its future home."""
-        data = _map_suite_paths(self.source.data, lambda path: _relative(Path(path), folder))
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        resolved = _dumped(self.file, folder)
+        resolved["benchmarks"] = [{"name": name, **_dumped(one, folder)} for name, one in self.benchmarks.items()]
+        for section, variant in zip(resolved["variants"], self.variants, strict=True):
+            section["params"] = _dumped(variant.method, folder)
+        for key, judge in self.judges.items():
+            resolved[key] = {**resolved[key], **_dumped(judge, folder)}
+        return yaml.safe_dump(_as_given(self.source.data, resolved), sort_keys=False, allow_unicode=True)
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
@@ -91,13 +203,13 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     `check_suite`.
     """
     source = Source(Path(path), overrides)
-    file = _file(source)
+    try:
+        file = SuiteFile.model_validate(source.data, context={"folder": source.path.parent})
+    except ValidationError as problem:
+        raise describe(problem, SuiteFile, source.error) from None
     _import_plugins(source, file)
-    folder = source.path.absolute().parent
-    source.data = _map_suite_paths(source.data, lambda text: str(_absolute(text, folder)))
-    file = _file(source)
     _check_names(source, file)
-    context = _context(file)
+    context = _context(file, source.path.parent)
     benchmarks: dict[str, Benchmark] = {}
     for index, entry in enumerate(file.benchmarks):
         key: Key = ("benchmarks", index)
@@ -108,15 +220,8 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         judges[name] = section and _build(
             source, JUDGES, section.kind, section.model_extra or {}, context, (name,), (name, "kind")
         )
-    variants = tuple(_variant(source, file, i, v) for i, v in enumerate(file.variants))
+    variants = tuple(_variant(source, v, i, context) for i, v in enumerate(file.variants))
     return Suite(source, file, variants, benchmarks, **judges)
-
-
-def _file(source: Source) -> SuiteFile:
-    try:
-        return SuiteFile.model_validate(source.data)
-    except ValidationError as problem:
-        raise describe(problem, SuiteFile, source.error) from None
 
 
 def _import_plugins(source: Source, file: SuiteFile) -> None:
@@ -169,18 +274,21 @@ def _build(
         cls = cast(type[BaseModel], registry[name])
     except ValueError as problem:
         raise source.error(name_place, str(problem)) from None
+    for field, info in cls.model_fields.items():
+        if not info.metadata and Path in (info.annotation, *get_args(info.annotation)):
+            text = f"{registry.noun} {name!r} takes a plain Path as {field!r}; declare it as a harness.refs.InputPath"
+            raise source.error(name_place, f"{text}, so that it starts at the suite's folder")
     try:
         return cls.model_validate(dict(params), context=dict(context))
     except ValidationError as problem:
         raise describe(problem, cls, source.error, place) from None
 
 
-def _variant(source: Source, file: SuiteFile, index: int, variant: VariantSection) -> Variant:
+def _variant(source: Source, variant: VariantSection, index: int, context: Mapping[str, Any]) -> Variant:
     key: Key = ("variants", index)
 
     def build(values: Mapping[str, Any], place: Key) -> Any:
-        params = {**variant.params, **values}
-        return _build(source, METHODS, variant.method, params, _context(file), place, (*key, "method"))
+        return _build(source, METHODS, variant.method, {**variant.params, **values}, context, place, (*key, "method"))
 
     method = build({}, (*key, "params"))
     for swept, values in variant.sweep.items():
@@ -196,34 +304,29 @@ def _variant(source: Source, file: SuiteFile, index: int, variant: VariantSectio
     return Variant(variant.name, variant.label or variant.name, method, tuple(points))
 
 
-def _context(file: SuiteFile) -> dict[str, Any]:
-    """What `SAERef` looks names of SAEs up in."""
-    return {"saes": {name: ref.model_dump() for name, ref in file.saes.items()}}
+def _context(file: SuiteFile, folder: Path) -> dict[str, Any]:
+    """What `InputPath` starts at and `SAERef` looks names of SAEs up in."""
+    return {"folder": folder, "saes": {name: ref.model_dump() for name, ref in file.saes.items()}}
 
 
-def _map_suite_paths(data: dict[str, Any], change: Any) -> dict[str, Any]:
-    """The suite's data with ``change`` applied to all its paths, those of its plugins' classes included."""
-    data = map_paths(SuiteFile, data, change)
-    data["benchmarks"] = [map_paths(_class(BENCHMARKS, b["name"]), b, change) for b in data["benchmarks"]]
-    data["variants"] = [
-        {**v, "params": map_paths(_class(METHODS, v["method"]), v["params"], change)} if v.get("params") else v
-        for v in data["variants"]
-    ]
-    for key in ("judge", "second_judge"):
-        if data.get(key):
-            data[key] = map_paths(_class(JUDGES, data[key]["kind"]), data[key], change)
-    return data
+def _named(given: Any, resolved: Any, saes: Mapping[str, Any]) -> Any:
+    """``given`` where it is the name of an SAE, or a list that holds some, and ``resolved`` elsewhere."""
+    if isinstance(given, str) and given in saes and isinstance(resolved, dict):
+        return given
+    if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
+        return [_named(one, other, saes) for one, other in zip(given, resolved, strict=True)]
+    return resolved
 
 
-def _class(registry: Registry, name: str) -> type | None:
-    if name not in registry:
-        return None  # the complaint about it, with the known names, comes from `_build`
-    return registry[name]
+def _dumped(thing: Any, folder: Path) -> dict[str, Any]:
+    """The settings of ``thing`` as JSON, paths relative to ``folder``; not what is computed, which may take long."""
+    return thing.model_dump(mode="json", include=set(type(thing).model_fields), context={"folder": folder})
 
 
-def _absolute(text: str, folder: Path) -> Path:
-    return Path(os.path.abspath(folder / Path(text).expanduser()))
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+def _as_given(given: Any, resolved: Any) -> Any:
+    """``given`` with the texts in it as they are in ``resolved``, where paths are relative to another folder."""
+    if isinstance(given, dict) and isinstance(resolved, dict):
+        return {key: _as_given(value, resolved.get(key)) for key, value in given.items()}
+    if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
+        return [_as_given(one, other) for one, other in zip(given, resolved, strict=True)]
+    return resolved if isinstance(given, str) and isinstance(resolved, str) else given

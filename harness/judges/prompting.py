@@ -14,6 +14,7 @@ from harness.judges.chat import Reply
 from harness.judges.fastchat_prompts import FastChatPrompts
 from harness.judges.replies import Replies, reply_key
 from harness.preferences import Conversation
+from harness.refs import InputPath
 
 R = TypeVar("R", Rating, Comparison, Answer)
 Received = Callable[[int, Reply], None]
@@ -28,7 +29,7 @@ class PromptedJudge(JudgeConfig, ABC):
     is asked again by the next run.
     """
 
-    mt_bench_prompts: Path | None = Field(
+    mt_bench_prompts: InputPath | None = Field(
         None,
         description="FastChat's judge_prompts.jsonl, for ratings and comparisons of conversations of one or two turns; "
         "without it, and for all other requests, the prompts are this project's own",

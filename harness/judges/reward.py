@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from harness.judges.base import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
 from harness.judges.reward_standing import Standing
 from harness.judges.reward_training import Training, answer_rows, train_reward_model
-from harness.preferences import Conversation, Triple, load_triples, split_by_prompt
-from harness.refs import ModelRef
+from harness.preferences import Conversation, Triple, load_triples, split_by_prompt, triples_hash
+from harness.refs import InputPath, ModelRef
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: who reads a report needs neither
     from harness.judges.reward_model import AnswerFormat, RewardModel
@@ -42,7 +42,7 @@ class RewardJudge(JudgeConfig):
     verbs: ClassVar[frozenset[Verb]] = frozenset({"rate", "compare"})
     operational: ClassVar[frozenset[str]] = frozenset({"score_batch_size", "device"})
 
-    triples: Path = Field(description="JSONL of preference triples that no method is fitted on")
+    triples: InputPath = Field(description="JSONL of preference triples that no method is fitted on")
     base: ModelRef | None = Field(None, description="causal LM to train a reward model from")
     training: Training = Training()
     model: ModelRef | None = Field(None, description="instead of `base`: an existing reward model")
@@ -221,7 +221,7 @@ class RewardJudge(JudgeConfig):
         from harness.base_model import base_identity
 
         ref = {**self._ref.model_dump(include={"dtype", "chat"}), "content": base_identity(self._ref)}
-        triples = hashlib.sha256("\n".join(t.key for part in self._parts for t in part).encode()).hexdigest()
+        triples = triples_hash([triple for part in self._parts for triple in part], in_order=True)
         training = {"base": ref, "training": self.training.model_dump()} if self.base else {"model": ref}
         return {"triples": triples, **training}
 

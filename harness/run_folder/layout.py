@@ -17,7 +17,6 @@ cells/<cell>/log.txt                      what libraries printed
 report/                                   what `dspa-bench report` makes of it
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -99,19 +98,22 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; ValueError when another live process holds it."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock.acquire(blocking=False)
+        except Timeout:
+            text = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
+            raise ValueError(text) from None
         except OSError as problem:
             raise ValueError(f"cannot write to the run folder {str(self.path)!r}: {problem.strerror}") from None
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
-                raise ValueError(text) from None
+        try:
             self._sweep()
             yield
+        finally:
+            lock.release()
 
     def _sweep(self) -> None:
         """Remove what killed processes were in the middle of writing, by the names they write under.

@@ -41,23 +41,32 @@ def budget_text(budget: BudgetName) -> str:
     return f"{budget} triples" if isinstance(budget, int) else f"{budget.removesuffix(_FLOPS)} FLOPs"
 
 
-def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, Any] | None = None) -> str:
-    """``dspa__n300__s0``, ``dspa__1e+11flops__s0``, and ``dspa@alpha=0.2,top=5__n300__s0`` for a point of a sweep.
+def point_name(variant: str, sweep: Mapping[str, Any] | None = None) -> str:
+    """``dspa``, or ``dspa@alpha=0.2,top=5`` for a point of a sweep.
 
-    It names a folder, so odd characters of swept values turn into '-'.
+    It names folders, so odd characters of swept values turn into '-'.
     """
-    point = ",".join(f"{k}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(v))}" for k, v in (sweep or {}).items())
+    values = ",".join(f"{k}={re.sub(r'[^A-Za-z0-9.+-]', '-', str(v))}" for k, v in (sweep or {}).items())
+    return f"{variant}@{values}" if values else variant
+
+
+def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, Any] | None = None) -> str:
+    """``dspa__n300__s0``, ``dspa__1e+11flops__s0``, and ``dspa@alpha=0.2,top=5__n300__s0`` for a point of a sweep."""
     data = f"n{budget}" if isinstance(budget, int) else budget
-    return f"{variant}@{point}__{data}__s{seed}" if point else f"{variant}__{data}__s{seed}"
+    return f"{point_name(variant, sweep)}__{data}__s{seed}"
 
 
 class PlannedVariant(Document):
-    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers."""
+    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers.
+
+    ``settings`` are the hyper-parameters that the suite sets; all others are the method's defaults.
+    """
 
     name: str
     label: str
     method: str
     uses_triples: bool
+    settings: dict[str, Any] = Field(default={})
 
 
 class PlannedBenchmark(Document):
@@ -93,8 +102,8 @@ class PlannedCell(Document):
 
     @property
     def point(self) -> str:
-        """The variant, with the swept values of a sweep cell: ``dspa`` or ``dspa@alpha=0.2``."""
-        return self.name.split("__")[0]
+        """The variant, with the swept values of a sweep cell (see `point_name`)."""
+        return point_name(self.variant, self.sweep)
 
     @property
     def flops_limit(self) -> int | None:
@@ -106,8 +115,8 @@ class Plan(Document):
     """A whole run. ``cells`` come in the order they are run in: those that take longest first.
 
     ``baseline`` is the variant that others are compared with, ``budgets`` all budgets by `budget_order` (the last one
-    is what a report is about), ``seeds`` the number of repeats, ``diagnostics`` name -> legend of the figures that
-    methods report of themselves.
+    is what a report is about), ``seeds`` the number of repeats, whose seeds are derived from ``seed``, ``diagnostics``
+    name -> legend of the figures that methods report of themselves.
     """
 
     schema_version: Literal[1] = 1
@@ -115,6 +124,7 @@ class Plan(Document):
     baseline: str
     budgets: tuple[BudgetName, ...]
     seeds: int
+    seed: int = 0
     variants: tuple[PlannedVariant, ...]
     benchmarks: tuple[PlannedBenchmark, ...]
     diagnostics: dict[str, str] = Field(default={})
@@ -135,10 +145,6 @@ class Plan(Document):
         """Name -> metric, in the order of the suite's benchmarks."""
         return {metric.name: metric for benchmark in self.benchmarks for metric in benchmark.metrics}
 
-    def benchmark_of(self, metric: str) -> str:
-        """The name of the benchmark that measures ``metric``."""
-        return next(b.name for b in self.benchmarks if metric in [m.name for m in b.metrics])
-
     @property
     def judged_twice(self) -> tuple[str, ...]:
         """The benchmarks whose answers a second judge judges too."""
@@ -154,23 +160,6 @@ class Plan(Document):
                 key=lambda c: (variants.index(c.variant), budget_order(c.budget), c.seed, _by_value(c.sweep)),
             )
         )
-
-    def cells_of(self, variant: str, budget: BudgetName) -> list[PlannedCell]:
-        """The cells of one row of the comparison, by seed; those without triples belong to every budget. No sweeps."""
-        return [
-            cell
-            for cell in self.in_table_order
-            if cell.variant == variant and not cell.sweep and (cell.budget == budget or not cell.uses_triples)
-        ]
-
-    @property
-    def sweeps(self) -> list[list[PlannedCell]]:
-        """The cells of every swept point, in table order."""
-        points: dict[tuple, list[PlannedCell]] = {}
-        for cell in self.in_table_order:
-            if cell.sweep:
-                points.setdefault((cell.variant, cell.budget, *sorted(cell.sweep.items())), []).append(cell)
-        return list(points.values())
 
 
 def _by_value(sweep: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:

@@ -9,9 +9,10 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from harness.adapters import fastchat
 from harness.adapters.fastchat import Question
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
 from harness.judges import Judge
+from harness.refs import InputPath
 from harness.responder import Responder
 from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
 from tasks.mt_bench.judging import Judging
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from harness.judges.base import Verb
 
 Mode = Literal["single", "pairwise-baseline"]
-_METRICS: dict[Mode, str] = {"single": "mt_bench", "pairwise-baseline": "mt_bench_win"}
+_METRICS: dict[Mode, Metric] = {
+    "single": Metric(
+        name="mt_bench",
+        title="MT-Bench",
+        unit="rating 1-10",
+        digits=2,
+        made_of="ratings",
+        sample=Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category"),
+    ),
+    "pairwise-baseline": Metric(name="mt_bench_win", title="MT-Bench win rate", unit="%", made_of="verdicts"),
+}
 _VERBS: "dict[Mode, Verb]" = {"single": "rate", "pairwise-baseline": "compare"}
 _WIN = {"model_1": 100.0, "tie": 50.0, "model_2": 0.0}  # ours is model_1
 
@@ -38,13 +49,13 @@ class MTBench(BenchmarkConfig):
     are asked for anew.
     """
 
-    questions: Path = Field(description="FastChat's question.jsonl; without it, that of the data folder")
-    references: Path | None = Field(
+    questions: InputPath = Field(description="FastChat's question.jsonl; without it, that of the data folder")
+    references: InputPath | None = Field(
         None,
         description="reference answers, in FastChat's format; for the data folder's questions GPT-4's by default",
     )
     modes: tuple[Mode, ...] = Field(("single",), min_length=1, description="how answers are judged")
-    baseline: Path | None = Field(
+    baseline: InputPath | None = Field(
         None, description="answers to compare with, in FastChat's format; without it, those of the run's base model"
     )
     temperatures: NonNegativeFloat | dict[str, NonNegativeFloat] = Field(
@@ -58,7 +69,7 @@ class MTBench(BenchmarkConfig):
     def _from_data_folder(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "questions" in values:
             return values
-        folder = data_folder() / "mt_bench"
+        folder = data_folder().absolute() / "mt_bench"
         return {"questions": folder / "question.jsonl", "references": folder / "reference_answer/gpt-4.jsonl"} | values
 
     @model_validator(mode="after")
@@ -70,7 +81,7 @@ class MTBench(BenchmarkConfig):
         return self
 
     @property
-    def metrics(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[Metric, ...]:
         return tuple(_METRICS[mode] for mode in self.modes)
 
     @property
@@ -79,9 +90,10 @@ class MTBench(BenchmarkConfig):
 
     def check(self) -> None:
         """Read all files; also raises ValueError for a category without a temperature."""
+        data = data_folder().absolute()
         for path in (self.questions, self.references):
-            if path is not None and path.is_relative_to(data_folder()):
-                data_file(path.relative_to(data_folder()).as_posix(), "mt_bench")
+            if path is not None and path.is_relative_to(data):
+                data_file(path.relative_to(data).as_posix(), "mt_bench")
         for question in self._questions:
             self._temperature(question)
         _ = self._references, self._baseline

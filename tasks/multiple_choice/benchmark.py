@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.adapters.quiet import quiet
-from harness.benchmark import BenchmarkConfig, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
 from harness.files import write_text
 from harness.judges import Judge
+from harness.refs import InputPath
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
@@ -56,7 +57,7 @@ class MultipleChoice(BenchmarkConfig):
         None, description="the paper's five tasks, examples and metrics; from the hub or the data folder's files"
     )
     tasks: tuple[str, ...] = Field((), description="lm-eval task or group names, unless a preset is given")
-    task_folder: Path | None = Field(
+    task_folder: InputPath | None = Field(
         None, description="folder of task YAMLs; relative data_files in them are relative to it"
     )
     num_fewshot: Shots | dict[str, Shots] | None = Field(
@@ -85,8 +86,9 @@ class MultipleChoice(BenchmarkConfig):
         return self
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return self.tasks
+    def metrics(self) -> tuple[Metric, ...]:
+        """One for each of ``tasks``; loads them, because a task says itself which way its metric is better."""
+        return tuple(self._declared(name) for name in self.tasks)
 
     def check(self) -> None:
         """Load the tasks and their data, which is when lm-eval finds out what is wrong with them."""
@@ -102,6 +104,7 @@ class MultipleChoice(BenchmarkConfig):
                         "this benchmark takes tasks of type 'multiple_choice'"
                     )
                 self._metric(name, leaf)
+            self._declared(name)
 
     def prompts(self) -> list[str]:
         """The items' own texts, without instructions and few-shot examples."""
@@ -173,6 +176,18 @@ class MultipleChoice(BenchmarkConfig):
             if own is None or (wanted is not None and own != 0):
                 leaf.set_config(key="num_fewshot", value=wanted or 0)
         return loaded
+
+    def _declared(self, name: str) -> Metric:
+        """Title and unit of a task's column; ValueError for a group whose subtasks do not measure the same."""
+        measured = set()
+        for leaf in self._loaded[name]["tasks"].values():
+            metric = self._metric(name, leaf)
+            accuracy = metric == "exact_match" or metric.startswith("acc")
+            measured.add(("accuracy, %" if accuracy else f"100 x {metric}", bool(leaf.higher_is_better()[metric])))
+        if len(measured) > 1:
+            raise ValueError(f"the subtasks of lm-eval group {name!r} measure different things; list them one by one")
+        ((unit, higher_is_better),) = measured
+        return Metric(name=name, title=name, unit=unit, higher_is_better=higher_is_better, made_of="choices")
 
     def _metric(self, name: str, leaf: "Task") -> str:
         known = [entry["metric"] for entry in leaf.config.metric_list]

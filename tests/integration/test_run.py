@@ -14,7 +14,7 @@ import pytest
 
 from harness.experiment.environment import code_commit
 from harness.experiment.run import prepare, run_suite
-from harness.experiment.store import RunFolder
+from harness.run_folder import RunFolder
 from reports import read_run
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 
@@ -61,23 +61,23 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None
 
 
 def test_a_run_leaves_every_cell_with_its_artifact_bill_records_and_description(uninterrupted):
-    states = cell_states(uninterrupted)
-    assert len(states) == CELLS
+    states, run = cell_states(uninterrupted), RunFolder.open(uninterrupted)
+    assert len(states) == len(run.plan.cells) == CELLS
+    planned = {cell.name: cell for cell in run.plan.cells}
     for name, state in states.items():
-        cell = RunFolder(uninterrupted).cell(name)
-        assert state["cell"] == name
-        assert state["commit"] == code_commit()
-        assert (state["status"], state["error"]) == ("done", None)
+        cell = run.cell(name)
+        assert state.commit == code_commit()
+        assert (state.status, state.error) == ("done", None)
         assert len(cell.records("toy_bench") or []) == 6
         described = json.loads((cell.artifact / "aligned.json").read_text())
-        assert described["fingerprint"] == state["fingerprint"]
+        assert described["fingerprint"] == state.fingerprint
         bill = json.loads((cell.path / "compute.json").read_text())
         assert bill == described["bill"]
-        assert bill["n_triples"] == state["budget"]
-        assert (described["budget"] or {}).get("hash") == state["triples_hash"]
-    sums = {states[f"noise{v}__n8__s0"]["triples_hash"] for v in ("", "@scale=0.1", "@scale=0.3")}
+        assert bill["n_triples"] == planned[name].budget
+        assert (described["budget"] or {}).get("hash") == state.triples_hash
+    sums = {states[f"noise{v}__n8__s0"].triples_hash for v in ("", "@scale=0.1", "@scale=0.3")}
     assert len(sums) == 1
-    assert states["base__n0__s0"]["triples_hash"] is None
+    assert states["base__n0__s0"].triples_hash is None
     assert read_run(uninterrupted).complete, "the report must expect the very cells that were planned"
 
 
@@ -193,8 +193,9 @@ def test_diagnostics_survive_an_interruption_between_the_answers_and_the_records
     assert run(suite_path, tmp_path / "run")[0] == {}
     whole = outcome(tmp_path / "run")
     state = cell_states(tmp_path / "run")["dspa__n8__s0"]
-    assert state["params"]["input_sae"] == "early"
-    assert any(key.startswith("toy_bench.") for key in state["diagnostics"])
+    (planned,) = RunFolder(tmp_path / "run").plan.cells
+    assert planned.params["input_sae"] == "early"
+    assert any(key.startswith("toy_bench.") for key in state.diagnostics)
     cell = tmp_path / "run" / "cells" / "dspa__n8__s0"
     for name in ("cell.json", "records/toy_bench.jsonl", "diagnostics/toy_bench.json"):
         (cell / name).unlink()
@@ -252,8 +253,8 @@ def test_a_failing_fit_does_not_stop_the_others_and_is_tried_again(suite_path, t
     error = "fit: RuntimeError: the toy method was asked to fail"
     assert failures == {"noise@scale=-1__n4__s0": [error]}
     states = cell_states(out)
-    assert {name for name, state in states.items() if state["status"] == "done"} == {"base__n0__s0", "noise__n4__s0"}
-    assert states["noise@scale=-1__n4__s0"]["error"] == error
+    assert {name for name, state in states.items() if state.status == "done"} == {"base__n0__s0", "noise__n4__s0"}
+    assert states["noise@scale=-1__n4__s0"].error == error
     assert "asked to fail" in (out / "cells" / "noise@scale=-1__n4__s0" / "traceback.txt").read_text()
     _, progress = run(suite_path, out, *overrides)
     assert {told[0] for told in progress.told} == {"noise@scale=-1__n4__s0"}
@@ -264,7 +265,7 @@ def test_a_worker_that_dies_fails_its_cell_alone(suite_path, tmp_path):
     failures, _ = run(suite_path, tmp_path / "run", *overrides)
     assert set(failures) == {"noise@scale=101__n4__s0", "noise@scale=102__n4__s0"}
     assert all("worker process died (signal SIGKILL; not enough memory?" in f[0] for f in failures.values())
-    assert sum(state["status"] == "done" for state in cell_states(tmp_path / "run").values()) == 3
+    assert sum(state.status == "done" for state in cell_states(tmp_path / "run").values()) == 3
 
 
 def test_a_benchmark_that_breaks_does_not_take_the_other_benchmarks_along(suite_path, tmp_path):

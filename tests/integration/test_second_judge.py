@@ -10,7 +10,7 @@ import pytest
 import harness.model
 from harness.agreement import Pair, agreement
 from harness.experiment.run import prepare, run_suite
-from harness.experiment.store import RunFolder
+from harness.run_folder import RunFolder
 from reports import read_run, write_report
 from tests.judged_toys import QUESTIONS
 from tests.toys import NoProgress, outcome, write_suite
@@ -72,11 +72,11 @@ def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished)
         cell = RunFolder(finished).cell(name)
         first, second = cell.records("toy_rated") or [], cell.second.records("toy_rated") or []
         assert len(first) == len(second) == len(QUESTIONS)
-        keys = [r["raw"]["answer_key"] for r in first]
-        assert [r["raw"]["answer_key"] for r in second] == keys
+        keys = [r.raw["answer_key"] for r in first]
+        assert [r.raw["answer_key"] for r in second] == keys
         assert len({cell.answers("toy_rated").text(key) for key in keys}) > 1
-        assert {r["raw"]["by"] for r in first} == {"toy-first-word"}
-        assert {r["raw"]["by"] for r in second} == {"toy-length"}
+        assert {r.raw["by"] for r in first} == {"toy-first-word"}
+        assert {r.raw["by"] for r in second} == {"toy-length"}
         assert cell.second.records("toy_bench") is None, "it has no judge, so there is nothing to judge again"
 
 
@@ -159,7 +159,7 @@ def test_the_report_keeps_the_judges_apart_and_gives_the_figures_of_their_pairs(
         cell = RunFolder(finished).cell(name)
         for a, b in zip(cell.records("toy_rated") or [], cell.second.records("toy_rated") or [], strict=True):
             variant, budget, seed = name.split("__")
-            pairs.append(Pair(f"{variant} at {budget}", int(seed[1:]), a["cluster"], a["value"], b["value"]))
+            pairs.append(Pair(f"{variant} at {budget}", int(seed[1:]), a.cluster, a.value, b.value))
     expected = {figure.statistic: figure for figure in agreement(pairs, "rating")}
     with (finished / "report" / "tables" / "agreement.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -186,9 +186,7 @@ def test_the_means_table_has_a_row_for_each_judge(finished):
     with (finished / "report" / "tables" / "second_judge.csv").open() as file:
         means = {row["variant"]: row for row in csv.DictReader(file)}
     assert {row["judge"] for row in means.values()} == {"toy-length"}
-    values = [
-        r["value"] for name in CELLS[2:] for r in RunFolder(finished).cell(name).second.records("toy_rated") or []
-    ]
+    values = [r.value for name in CELLS[2:] for r in RunFolder(finished).cell(name).second.records("toy_rated") or []]
     assert float(means["noise"]["mean"]) == pytest.approx(sum(values) / len(values))
 
 

@@ -239,7 +239,7 @@ def data(tmp_path, monkeypatch):
 def test_references_go_by_name_and_lengths_are_controlled_where_the_inputs_are(data, folder):
     benchmark = AlpacaEval.model_validate({"reference": "v2"})
     benchmark.check()
-    assert benchmark.metrics == ("alpaca_eval", "alpaca_eval_lc")
+    assert [metric.name for metric in benchmark.metrics] == ["alpaca_eval", "alpaca_eval_lc"]
     assert "without its regularisation" in benchmark.notes[0]
     records = list(
         benchmark.run(
@@ -289,7 +289,7 @@ def test_a_regression_that_cannot_be_fitted_is_the_records_error(data):
 
 def test_without_its_inputs_there_is_no_length_control_and_the_notes_say_why(data, references):
     other = AlpacaEval(references=references)
-    assert other.metrics == ("alpaca_eval",)
+    assert [metric.name for metric in other.metrics] == ["alpaca_eval"]
     assert "4 of 4 instructions are not AlpacaEval's own" in other.notes[0]
     assert AlpacaEval(references=references, length_control="off").notes == ()
     with pytest.raises(ValueError, match=r"length_control: v1 is not available: .*df_gamed\.csv is missing"):

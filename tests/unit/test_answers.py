@@ -11,14 +11,14 @@ import pytest
 
 import harness.model
 from dspa import DSPA
-from harness.benchmark import BenchmarkConfig, Record
+from harness.benchmark import BenchmarkConfig, Metric, Record
 from harness.compute import Meter
 from harness.experiment.cell import evaluate, judge_again
-from harness.experiment.store import CellFolder
 from harness.generation import Batch
 from harness.preferences import conversation
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
+from harness.run_folder.cell import CellFolder
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
 from tasks.safety import Safety
@@ -175,7 +175,7 @@ class AnswersAndScores(BenchmarkConfig):
 
     @property
     def metrics(self):
-        return ("tokens",)
+        return (Metric(name="tokens", title="Tokens", unit="nats"),)
 
     def check(self) -> None: ...
 
@@ -294,8 +294,8 @@ def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tm
     assert {str(file) for file in holding - {store}} == exports[name]
     assert store in holding
     for folder in (cell, cell.second):
-        records = folder.records(name)
-        keys = [value for r in records for key, value in r["raw"].items() if key.endswith("answer_key")]
-        assert len(keys) >= len(records)
+        records = folder.records(name) or ()
+        keys = [value for r in records for key, value in r.raw.items() if key.endswith("answer_key")]
+        assert len(keys) >= len(records) > 0
         assert all("unmistakable" in cell.answers(name).text(key) for key in keys)
     assert len(model.calls) == len(set(map(str, model.calls))), "the second judge was given what there is"

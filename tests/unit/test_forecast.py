@@ -19,6 +19,7 @@ from harness.experiment.run import prepare, run_suite
 from harness.model import AlignedModel
 from harness.preferences import Budget, Triple, conversation
 from harness.refs import ModelRef
+from harness.run_folder import RunFolder
 from tests.toys import NoProgress, ToyNoise, outcome, write_suite
 
 INSTRUCTIONS = {"good_instruction": "w1 w2 w3", "bad_instruction": "w4 w5"}
@@ -180,8 +181,10 @@ def test_a_finished_run_can_be_extended_by_bills(tmp_path, tiny_folders):
     assert not run_suite(extended, NoProgress())
     after = outcome(out)
     assert {name: content for name, content in after.items() if name in before} == before
-    described = after["cells/noise__1e+9flops__s0/cell.json"]
-    assert isinstance(described, dict)
-    assert (described["budget"], described["status"]) == ("1e+9flops", "done")
+    run = RunFolder(out)
+    cell = next(cell for cell in run.plan.cells if cell.name == "noise__1e+9flops__s0")
+    state = run.cell(cell.name).state
+    assert state is not None
+    assert (cell.budget, state.status) == ("1e+9flops", "done")
     with pytest.raises(ValueError, match="there, not in this suite"):
         prepare(path, out, small)

@@ -166,7 +166,7 @@ def test_other_baseline_answers_make_old_judgments_worthless(questions, baseline
 
 def test_both_modes_share_one_set_of_answers(questions, baseline, tmp_path):
     benchmark = MTBench(questions=questions, modes=("single", "pairwise-baseline"), baseline=baseline)
-    assert benchmark.metrics == ("mt_bench", "mt_bench_win")
+    assert [metric.name for metric in benchmark.metrics] == ["mt_bench", "mt_bench_win"]
     assert benchmark.asks == {"rate", "compare"}
     model, judge = ScriptedModel(echo), ScriptedJudge(rate=lambda r: 7.0, compare=longer)
     records = run(benchmark, model, judge, tmp_path)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.benchmark import Metric
 from tasks.multiple_choice import MultipleChoice
 from tasks.multiple_choice.benchmark import _record
 from tasks.multiple_choice.local import local_data
@@ -87,9 +88,21 @@ def test_a_group_is_one_metric_with_the_items_of_all_its_tasks(folder, tiny_base
     benchmark = MultipleChoice(tasks=("words",), task_folder=folder)
     benchmark.check()
     records = run(benchmark, tiny_base("llama"))
-    assert benchmark.metrics == ("words",)
+    assert benchmark.metrics == (Metric(name="words", title="words", unit="accuracy, %", made_of="choices"),)
     assert {r.metric for r in records} == {"words"}
     assert len({r.item for r in records}) == 12
+
+
+def test_a_metric_that_is_no_accuracy_has_its_own_unit_and_the_direction_that_the_task_gives_it(folder):
+    text = YAML.replace("NAME", "words_log").replace("acc_norm", "likelihood").replace("better: true", "better: false")
+    (folder / "three.yaml").write_text(text, encoding="utf-8")
+    (folder / "mixed.yaml").write_text("group: mixed\ntask: [words_one, words_log]\nmetadata: {version: 1}\n")
+    benchmark = MultipleChoice(tasks=("words_log",), task_folder=folder, metric="likelihood")
+    benchmark.check()
+    (metric,) = benchmark.metrics
+    assert (metric.unit, metric.higher_is_better, metric.made_of) == ("100 x likelihood", False, "choices")
+    with pytest.raises(ValueError, match="the subtasks of lm-eval group 'mixed' measure different things"):
+        MultipleChoice(tasks=("mixed",), task_folder=folder, metric="acc").check()
 
 
 def test_limit_takes_the_first_items(folder, tiny_base):

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reports.metrics import metric
 
 from baselines import CAA
 from harness.benchmark import BENCHMARKS
 from harness.compute import Meter
-from harness.experiment import check_suite, load_suite
+from harness.experiment.check import check_suite
+from harness.experiment.suite import load_suite
 from harness.preferences import Triple, conversation, load_triples
-from reports.metrics import metric
 from tasks.preference import Preference
 from tests.toys import write_suite
 from tests.unit.test_caa import ReferenceSteering
@@ -150,11 +151,12 @@ def test_in_a_suite_it_needs_no_judge_and_refuses_prompts_that_were_trained_on(t
         check_suite(suite([Triple(conversation("w1  W2"), "w5", "w6")]))
 
 
-def test_the_report_knows_its_metrics():
+def test_its_metrics_say_how_they_are_to_be_read(held_out):
     assert BENCHMARKS["preference"] is Preference
-    accuracy, margin = map(metric, ("preference_accuracy", "preference_margin"))
+    accuracy, margin = Preference(triples=held_out).metrics
     assert (accuracy.title, accuracy.unit, accuracy.digits) == ("Preference accuracy", "%", 1)
     assert (margin.title, margin.unit, margin.digits, margin.signed) == (
         "Preference margin", "nats per token", 3, True
     )  # fmt: skip
-    assert [metric(name).least_span for name in ("safety_rate", "mt_bench", "preference_margin")] == [5.0, 0.5, 0.05]
+    assert (accuracy.least_span, margin.least_span) == (5.0, 0.05)
+    assert margin.better(-0.1, -0.2)

@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
-import yaml
 
+from harness.run_folder import Plan
 from reports.figures import pareto_front
 from reports.render import write_report
-from tests.unit.synthetic_run import write_cell, write_run
+from tests.unit.synthetic_run import PLAN, cell_of, write_run
+
+FILES = {"suite.yaml", "plan.json", "environment.json", "cells", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_the_report_has_the_files_of_the_contract_and_leaves_nothing_else_behind
         assert (report / name).is_file(), name
     for path in report.glob("figures/*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in folder.iterdir()} == {"suite.yaml", "environment.json", "cells", "report"}
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_comparison_csv_reads_back_with_empty_cells_for_what_is_missing(folder):
@@ -139,7 +142,7 @@ def test_an_error_leaves_the_earlier_report_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_report(folder)
     assert (folder / "report" / "report.md").read_text(encoding="utf-8") == first
-    assert {p.name for p in folder.iterdir()} == {"suite.yaml", "environment.json", "cells", "report"}
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_a_run_without_judge_git_or_any_finished_cell_still_gets_a_report(tmp_path):
@@ -195,18 +198,11 @@ def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_a_suite_of_the_required_keys_alone_gets_a_report(tmp_path):
-    folder = write_run(tmp_path / "run")
-    suite = yaml.safe_load((folder / "suite.yaml").read_text())
-    keys = ("name", "budgets", "benchmarks", "variants")
-    (folder / "suite.yaml").write_text(yaml.safe_dump({key: suite[key] for key in keys}))
-    assert "derived from the suite's seed 0 " in write_report(folder).read_text(encoding="utf-8")
-
-
-@pytest.mark.usefixtures("without_figures")
 def test_sweeps_of_a_smaller_budget_stay_in_the_csv_only(tmp_path):
     folder = write_run(tmp_path / "run")
-    write_cell(folder, "dspa@beta=7__n100__s0", "dspa", 100, 0, sweep={"beta": 7})
+    more, plan = cell_of(PLAN.variants[4], 100, 0, {"beta": 7}), Plan.read(folder / "plan.json")
+    plan.model_copy(update={"cells": (*plan.cells, more)}).write(folder / "plan.json")
+    shutil.copytree(folder / "cells" / "dspa@alpha=1.0__n300__s0", folder / "cells" / more.name)
     text = write_report(folder).read_text(encoding="utf-8")
     section = text[text.index("## Sweeps") : text.index("## Diagnostics")]
     assert section.count("| DSPA (strict gate) |") == 3
@@ -253,5 +249,7 @@ def test_costs_by_the_papers_convention_have_their_ratios_beside_the_measured_on
 
 
 def test_what_the_suite_sets_is_in_the_report(text):
+    assert "derived from the suite's seed 0 " in text
     assert "## Settings" in text
+    assert '| DSPA (paper gate) | `dspa` | gate = "paper" |' in text
     assert re.search(r"\| `dpo` \|", text)

@@ -52,9 +52,9 @@ def test_the_resolved_suite_loads_from_another_folder_as_the_same_suite(suite_pa
     elsewhere.mkdir(parents=True)
     (elsewhere / "suite.yaml").write_text(suite.to_yaml(elsewhere))
     again = load_suite(elsewhere / "suite.yaml")
-    assert again.file == suite.file
-    assert again.variants[1].method == suite.variants[1].method
-    assert again.judge == suite.judge
+    built = {"judge", "benchmarks", "variants"}  # of which the file keeps what was written, and the suite what it means
+    assert again.file.model_dump(exclude=built) == suite.file.model_dump(exclude=built)
+    assert (again.benchmarks, again.variants, again.judge) == (suite.benchmarks, suite.variants, suite.judge)
     assert str(tmp_path) not in yaml.safe_load(suite.to_yaml(elsewhere))["triples"]["path"]
 
 

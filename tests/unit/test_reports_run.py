@@ -1,13 +1,13 @@
-"""reports.runfolder: what is read, and what is said about a folder that is not a run."""
+"""reports.run: what is read, and what is said about a folder that is not a run."""
 
 import json
 import shutil
 
 import pytest
-import yaml
 
-from reports.runfolder import read_run
-from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
+from harness.run_folder import Plan
+from reports.run import read_run
+from tests.unit.synthetic_run import BUDGETS, PLAN, SEEDS, VARIANTS, cell_of, write_run
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def _first_records(folder):
 
 def test_cells_come_in_the_order_of_the_suite_then_budget_then_seed(folder):
     run = read_run(folder)
-    assert list(run.variants) == list(VARIANTS)
-    assert [c.name for c in run.cells_of("dspa", 300)] == [f"dspa__n300__s{seed}" for seed in range(SEEDS)]
-    assert run.budgets == sorted(BUDGETS)
+    assert list(run.plan.labels) == VARIANTS
+    assert [c.planned.name for c in run.cells_of("dspa", 300)] == [f"dspa__n300__s{seed}" for seed in range(SEEDS)]
+    assert run.plan.budgets == tuple(sorted(BUDGETS))
 
 
 def test_a_variant_without_triples_belongs_to_every_budget_and_is_grouped_once(folder):
@@ -34,27 +34,28 @@ def test_a_variant_without_triples_belongs_to_every_budget_and_is_grouped_once(f
 
 def test_swept_cells_are_apart_from_the_comparison(folder):
     run = read_run(folder)
-    assert [cells[0].sweep for cells in run.sweeps] == [{"alpha": 0.2}, {"alpha": 0.5}, {"alpha": 1.0}]
-    assert all(cell.sweep is None for cell in run.cells_of("dspa", 300))
+    assert [cells[0].planned.sweep for cells in run.sweeps] == [{"alpha": 0.2}, {"alpha": 0.5}, {"alpha": 1.0}]
+    assert all(cell.planned.sweep is None for cell in run.cells_of("dspa", 300))
 
 
 def test_a_failed_cell_keeps_its_reason_and_a_cell_that_is_not_over_is_named(folder):
     run = read_run(folder)
     (failed,) = [cell for cell in run.cells if not cell.done]
-    assert (failed.name, failed.error) == ("dpo__n100__s1", "ValueError: loss is not finite at step 12")
+    assert (failed.planned.name, failed.state.error) == ("dpo__n100__s1", "ValueError: loss is not finite at step 12")
     assert run.unfinished == ("static_sae__n300__s2",)
 
 
 def test_cells_that_were_never_begun_are_named_too(folder):
     for name in ("dspa__n300__s1", *(f"prompt__n0__s{seed}" for seed in range(SEEDS))):
         (folder / "cells" / name).rename(folder / name)
-    assert set(read_run(folder).unfinished) == {"static_sae__n300__s2", "dspa__n300__s1", "prompt__*"}
+    missing = {f"prompt__n0__s{seed}" for seed in range(SEEDS)}
+    assert set(read_run(folder).unfinished) == {"static_sae__n300__s2", "dspa__n300__s1", *missing}
 
 
 def test_a_swept_cell_that_is_missing_is_named(folder):
-    suite = yaml.safe_load((folder / "suite.yaml").read_text())
-    next(v for v in suite["variants"] if v["name"] == "dspa")["sweep"] = {"alpha": [0.2, 0.5, 1.0, 2.0]}
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    plan = Plan.read(folder / "plan.json")
+    new = cell_of(PLAN.variants[4], 300, 0, {"alpha": 2.0})
+    plan.model_copy(update={"cells": (*plan.cells, new)}).write(folder / "plan.json")
     shutil.rmtree(folder / "cells" / "dspa@alpha=0.5__n300__s0")
     expected = {"static_sae__n300__s2", "dspa@alpha=0.5__n300__s0", "dspa@alpha=2.0__n300__s0"}
     assert set(read_run(folder).unfinished) == expected
@@ -77,31 +78,32 @@ def test_a_run_is_complete_when_no_cell_or_record_failed_and_none_is_missing(tmp
     assert not read_run(write_run(tmp_path / "failed", failed_cell="base__n0__s0")).complete
 
 
-@pytest.mark.parametrize("name", ["suite.yaml", "environment.json", "cells/base__n0__s0/cell.json"])
+@pytest.mark.parametrize("name", ["plan.json", "environment.json", "cells/base__n0__s0/cell.json"])
 def test_a_file_that_is_not_text_is_named(folder, name):
     (folder / name).write_bytes(b"\xff")
     with pytest.raises(ValueError, match=f"{name}: not UTF-8"):
         read_run(folder)
 
 
-def test_metrics_know_their_benchmark(folder):
+def test_metrics_are_those_that_have_a_record_in_the_order_of_the_suite(folder):
+    for path in folder.glob("cells/*/records/alpaca_eval.jsonl"):
+        path.unlink()
     metrics = read_run(folder).metrics
-    assert metrics["mt_bench"] == "mt_bench"
-    assert metrics["sandbox_facts"] == "multiple_choice"
-    assert list(metrics)[:2] == ["mt_bench", "alpaca_eval"]
+    assert list(metrics) == ["mt_bench", "sandbox_facts", "sandbox_scenes", "safety_rate", "over_refusal"]
+    assert metrics["mt_bench"].unit == "rating 1-10"
+    assert not metrics["over_refusal"].higher_is_better
 
 
-def test_the_first_variant_is_the_baseline_unless_the_suite_names_one(folder):
-    suite = (folder / "suite.yaml").read_text()
-    (folder / "suite.yaml").write_text(suite.replace("report:\n  baseline: base", "report:\n  baseline: prompt"))
-    assert read_run(folder).baseline == "prompt"
-    (folder / "suite.yaml").write_text(suite.replace("report:\n  baseline: base\n", ""))
-    assert read_run(folder).baseline == "base"
+def test_a_record_of_a_metric_that_its_benchmark_does_not_declare_is_refused(folder):
+    path = _first_records(folder)
+    path.write_text(path.read_text().replace('"metric": "mt_bench"', '"metric": "over_refusal"', 1))
+    with pytest.raises(ValueError, match=r"'mt_bench' has a record of metric 'over_refusal', which plan\.json does"):
+        read_run(folder)
 
 
-@pytest.mark.parametrize("missing", ["suite.yaml", "environment.json"])
+@pytest.mark.parametrize("missing", ["suite.yaml", "environment.json", "cells"])
 def test_a_folder_that_is_not_a_run_is_refused_with_what_it_lacks(folder, missing):
-    (folder / missing).unlink()
+    (folder / missing).rename(folder.parent / missing)
     with pytest.raises(ValueError, match=f"is not a run folder: it has no {missing}; give the --out folder"):
         read_run(folder)
 
@@ -137,9 +139,10 @@ def test_a_done_cell_without_its_bill_is_refused(folder):
 
 
 def test_a_cell_of_another_suite_is_refused(folder):
-    suite = (folder / "suite.yaml").read_text()
-    (folder / "suite.yaml").write_text(suite.replace("name: dpo", "name: simpo"))
-    with pytest.raises(ValueError, match=r"variant 'dpo' is not in suite\.yaml"):
+    plan = Plan.read(folder / "plan.json")
+    cells = tuple(cell for cell in plan.cells if cell.variant != "dpo")
+    plan.model_copy(update={"cells": cells}).write(folder / "plan.json")
+    with pytest.raises(ValueError, match=r"dpo__n100__s0: plan\.json has no such cell; it belongs to another run"):
         read_run(folder)
 
 

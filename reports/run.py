@@ -1,0 +1,136 @@
+"""A run as a report sees it: the plan, and of every cell that is over how it went, what it cost, what was measured."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.benchmark import Metric, Record
+from harness.compute.bill import Bill
+from harness.run_folder import CellFolder, CellState, Environment, Plan, PlannedBenchmark, PlannedCell, RunFolder
+from harness.run_folder.plan import BudgetName, budget_order
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell that is over, done or failed.
+
+    ``bill`` is None for a cell that failed before it had one. ``records`` maps each benchmark to its records,
+    ``second`` those whose answers the second judge judged too to its records of them.
+    """
+
+    planned: PlannedCell
+    state: CellState
+    folder: CellFolder
+    bill: Bill | None
+    records: Mapping[str, tuple[Record, ...]]
+    second: Mapping[str, tuple[Record, ...]]
+
+    @property
+    def done(self) -> bool:
+        return self.state.status == "done"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was read: ``cells`` are over, in table order; ``unfinished`` names those that are not."""
+
+    folder: Path
+    plan: Plan
+    environment: Environment
+    cells: tuple[Cell, ...]
+    unfinished: tuple[str, ...]
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Name -> metric, for every declared metric that has a record, in the suite's order."""
+        measured = {r.metric for cell in self.cells for records in cell.records.values() for r in records}
+        return {name: metric for name, metric in self.plan.metrics.items() if name in measured}
+
+    def cells_of(self, variant: str, budget: BudgetName) -> list[Cell]:
+        """The cells of one row of the comparison, by seed; those without triples belong to every budget."""
+        return [
+            cell
+            for cell in self.cells
+            if cell.planned.variant == variant
+            and not cell.planned.sweep
+            and (cell.planned.budget == budget or not cell.planned.uses_triples)
+        ]
+
+    def groups(self, variant: str) -> list[tuple[BudgetName, list[Cell]]]:
+        """The variant's done cells by their own budget, which is 0 without triples; no sweeps."""
+        done = [c for c in self.cells if c.planned.variant == variant and not c.planned.sweep and c.done]
+        budgets = sorted({cell.planned.budget for cell in done}, key=budget_order)
+        return [(budget, [cell for cell in done if cell.planned.budget == budget]) for budget in budgets]
+
+    @property
+    def sweeps(self) -> list[list[Cell]]:
+        """The cells of every swept point, in table order."""
+        points: dict[tuple, list[Cell]] = {}
+        for cell in self.cells:
+            if cell.planned.sweep:
+                point = (cell.planned.variant, cell.planned.budget, *sorted(cell.planned.sweep.items()))
+                points.setdefault(point, []).append(cell)
+        return list(points.values())
+
+    @property
+    def unmeasured(self) -> list[tuple[str, str]]:
+        """(cell, benchmark) wherever a cell that is done has no records of a benchmark of the suite."""
+        done = [cell for cell in self.cells if cell.done]
+        missing = [(c.planned.name, b.name) for c in done for b in self.plan.benchmarks if b.name not in c.records]
+        twice = self.plan.judged_twice
+        return missing + [
+            (c.planned.name, f"{name}, second judge") for c in done for name in twice if name not in c.second
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was planned is there: no cell or record failed, none is missing."""
+        both = (found for cell in self.cells for found in (*cell.records.values(), *cell.second.values()))
+        return (
+            not self.unfinished
+            and not self.unmeasured
+            and all(cell.done for cell in self.cells)
+            and all(record.error is None for found in both for record in found)
+        )
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits whose code ran the cells, each once; "unknown" for cells that do not say."""
+        return list(dict.fromkeys(cell.state.commit or "unknown" for cell in self.cells))
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in ``folder``.
+
+    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read, an item
+    recorded twice, or a record of a metric that its benchmark does not declare.
+    """
+    run = RunFolder.open(folder)
+    cells, unfinished = [], []
+    for planned in run.plan.in_table_order:
+        home = run.cell(planned.name)
+        if (state := home.state) is None:
+            unfinished.append(planned.name)
+            continue
+        twice = [benchmark for benchmark in run.plan.benchmarks if benchmark.judged_twice]
+        records, second = _records(home, run.plan.benchmarks), _records(home.second, twice)
+        cells.append(Cell(planned, state, home, home.bill, records, second))
+    return Run(run.path, run.plan, run.environment, tuple(cells), tuple(unfinished))
+
+
+def _records(home: CellFolder, benchmarks: Iterable[PlannedBenchmark]) -> dict[str, tuple[Record, ...]]:
+    found = {}
+    for benchmark in benchmarks:
+        declared = [metric.name for metric in benchmark.metrics]
+        records = home.records(benchmark.name)
+        if records is None:
+            continue
+        for record in records:
+            if record.metric not in declared:
+                raise ValueError(
+                    f"{home.path}: benchmark {benchmark.name!r} has a record of metric {record.metric!r}, which "
+                    f"plan.json does not declare for it; declared: {', '.join(declared)}"
+                )
+        found[benchmark.name] = records
+    return found
