@@ -4,7 +4,6 @@ A = diag(r) G^T Delta with gates G[k, i] = g_i(x_k) and differences Delta[k, j] 
 "Offline"). Nothing of size d_sae x d_sae or n x d_sae is ever allocated, except by ``dense``.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -250,12 +249,6 @@ class ConditionalDifferenceMap:
     def _global_rows(self, latents: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
         scale = self.row_scale[latents] * self.n_triples
         return scale[:, None] * self.mean_difference
-
-
-def error_bound(support: Int[Tensor, " d_in"], d_sae: int, delta: float = 0.05) -> Float[Tensor, " d_in"]:
-    """sqrt(2 log(2 m / delta) / N_i): with probability 1 - delta no entry of row i of the strict map is further from
-    its expectation (arXiv 2603.21461, appendix on concentration; differences lie in [-1, 1]). Infinite for N_i = 0."""
-    return torch.sqrt(2 * math.log(2 * d_sae / delta) / support.float())
 
 
 def _sparse(matrix: Float[Tensor, "n d"] | SparseRows) -> SparseRows:

@@ -12,6 +12,11 @@ from torch import Tensor
 BLOCK_BYTES = 64 * 2**20  # no buffer of tokens x d_sae is larger than this
 
 
+def token_blocks(x: Float[Tensor, "token d_model"], d_sae: int) -> tuple[Float[Tensor, "_ d_model"], ...]:
+    """``x`` in consecutive blocks whose latents, d_sae a token in fp32, take no more than 64 MB."""
+    return x.split(max(1, BLOCK_BYTES // (4 * d_sae)))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """One form for all architectures, with u = normalised(x) - centre:
@@ -72,7 +77,10 @@ class Encoder:
     def counts(
         self, x: Float[Tensor, "token d_model"], row: Int[Tensor, " token"], n_rows: int
     ) -> Float[Tensor, "n_rows d_sae"]:
-        """Number of tokens of each row on which each latent is active."""
+        """Number of tokens of each row on which each latent is active; ``row`` is in 0..n_rows-1.
+
+        Works in blocks of tokens: no buffer of tokens x d_sae exceeds 64 MB.
+        """
         counts = self.bias.new_zeros(n_rows, len(self.bias))
         for block, pre in self._blocks(x):
             if self.k is None:
@@ -83,7 +91,7 @@ class Encoder:
         return counts
 
     def strongest(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-        """The largest latent of each token, 0 where none is active."""
+        """M = max_j f_j, the largest latent of each token, 0 where none is active; blockwise."""
         largest = self.bias.new_empty(len(x))
         for block, pre in self._blocks(x):
             if self.k is None:
@@ -94,7 +102,7 @@ class Encoder:
         return largest
 
     def gather(self, latents: Int[Tensor, "batch k"]) -> dict[str, Tensor]:
-        """Everything that the restricted encode and decode need of the given latents, batch first."""
+        """What `encode_selected` and `decode_change` need of each row's latents, batch first: once per request."""
         rows = {"latents": latents, "decoder": self.decoder[latents]}
         if self.k is not None:
             if self.gain is not None:
@@ -119,6 +127,13 @@ class Encoder:
         pre = torch.baddbmm(rows["bias"], x, rows["encoder"].mT)
         latents = _activate(pre, rows["cut"], rows.get("gain"), rows.get("offset"))
         return latents, self._one if scale is None else scale
+
+    def decode_change(
+        self, change: Float[Tensor, "batch pos k"], rows: dict[str, Tensor], scale: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What a change of the gathered latents adds to the reconstruction; bias and error term are untouched."""
+        out = torch.bmm(change, rows["decoder"])
+        return out if self.normalise == "none" else out * scale
 
     def _selected_of_full(self, x: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         batch, pos, width = x.shape

@@ -6,7 +6,6 @@ explanation of it, stays with it; what changes is how well the SAE describes thi
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dspa.sae_quality import Quality, measure_quality, reconstruct
 from dspa.sae_training import Units, calibrate, check_trainable, to_released, to_training, train
 from dspa.token_stream import Text, shuffled_forever, texts_of
 from harness.experiment.environment import code_commit
+from harness.files import atomic_folder
 from harness.model import AlignedModel
 from harness.preferences import Triple, split_by_prompt, triples_hash
 
@@ -168,12 +168,7 @@ def save_finetuned(result: Finetuned, path: str | Path) -> None:
 
     Raises ValueError when ``path`` exists already.
     """
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; SAEs are never overwritten, choose another folder")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    result.sae.sae.save_model(partial)
-    report = {"before": result.before.to_dict(), "after": result.after.to_dict(), "provenance": result.provenance}
-    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.rename(path)
+    with atomic_folder(path) as folder:
+        result.sae.sae.save_model(folder)
+        report = {"before": result.before.to_dict(), "after": result.after.to_dict(), "provenance": result.provenance}
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,12 @@
 """Whether an SAE was made for the base model, judged by names, because weights do not say it."""
 
 import re
+from functools import cache
 from itertools import accumulate
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from harness.method import BaseShape
+from harness.refs import BaseShape
 
 # Endings that name the same sizes and, nearly, the same residual stream ("gpt2-small" is how GPT-2 is called by SAEs).
 _VARIANTS = {"it", "instruct", "chat", "base", "pt", "small"}
@@ -43,12 +44,18 @@ def _parse(name: str) -> tuple[str | None, list[str]]:
     words = re.findall(r"[a-z0-9]+", name.lower().rsplit("/", 1)[-1])
     while words and words[-1] in _VARIANTS:
         words.pop()
-    known = {_type(name): _type(name) for name in CONFIG_MAPPING_NAMES} | _FAMILIES
+    known = _families()
     for start in range(len(words)):
         for end in range(len(words), start, -1):
             if (joined := "".join(words[start:end])) in known:
                 return known[joined], words[start:]
     return None, []
+
+
+@cache
+def _families() -> dict[str, str]:
+    """Joined words of a name -> family."""
+    return {_type(name): _type(name) for name in CONFIG_MAPPING_NAMES} | _FAMILIES
 
 
 def _type(model_type: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import (
     dictionary_learning_sae_huggingface_loader_1,
@@ -23,8 +23,7 @@ from torch import Tensor
 from dspa.encoder import Encoder, check_supported
 from dspa.model_name import check_same_model
 from harness.fingerprint import hash_tensors
-from harness.method import BaseShape
-from harness.refs import SAERef
+from harness.refs import BaseShape, SAERef
 
 _HOOK_POINTS = (
     (re.compile(r"^blocks\.(\d+)\.hook_resid_post$"), 0),
@@ -67,42 +66,12 @@ class ResidualSAE:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The arithmetic behind all that follows (see dspa.encoder)."""
+        """Its arithmetic (see dspa.encoder)."""
         return Encoder.of(self.sae)
 
     def encode(self, residual: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:
         """Latent activations."""
         return self.encoder.encode(residual)
-
-    def activity_counts(
-        self, residual: Float[Tensor, "token d_model"], row: Int[Tensor, " token"], n_rows: int
-    ) -> Float[Tensor, "n_rows d_sae"]:
-        """Number of tokens of each row on which each latent is active; ``row`` is in 0..n_rows-1 and non-decreasing.
-
-        Works in blocks of tokens: no buffer of tokens x d_sae exceeds 64 MB.
-        """
-        return self.encoder.counts(residual, row, n_rows)
-
-    def strongest(self, residual: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-        """M = max_j f_j over all latents, 0 where none is active; blockwise."""
-        return self.encoder.strongest(residual)
-
-    def gather(self, latents: Int[Tensor, "batch k"]) -> dict[str, Tensor]:
-        """What `encode_selected` and `decode_change` need of each row's latents, batch first: once per request."""
-        return self.encoder.gather(latents)
-
-    def encode_selected(
-        self, residual: Float[Tensor, "batch pos d_model"], rows: dict[str, Tensor]
-    ) -> tuple[Float[Tensor, "batch pos k"], Tensor]:
-        """Activations of the gathered latents, and what undoes the input normalisation ([batch pos 1] or [1 1 1])."""
-        return self.encoder.encode_selected(residual, rows)
-
-    def decode_change(
-        self, change: Float[Tensor, "batch pos k"], rows: dict[str, Tensor], scale: Tensor
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """What a change of the gathered latents adds to the reconstruction; bias and error term are untouched."""
-        out = torch.bmm(change, rows["decoder"])
-        return out if self.encoder.normalise == "none" else out * scale
 
     def fits_norm(self, residual: Float[Tensor, "*any d_model"], limit: float | None) -> Bool[Tensor, "*any"]:
         """Whether each token's norm is at most ``limit`` (None: every token fits)."""
@@ -116,18 +85,15 @@ def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     Raises ValueError when files are missing or damaged, the hook point is not the residual stream, or the arithmetic
     is none that we have.
     """
-    return _load(ref.path, ref.release, ref.id, ref.norm_filter, device)
+    return _load(ref, device)
 
 
 @cache
-def _load(
-    path: str | None, release: str | None, sae_id: str | None, norm_filter: float | None, device: str
-) -> ResidualSAE:
-    ref = SAERef(path=path, release=release, id=sae_id, norm_filter=norm_filter)
+def _load(ref: SAERef, device: str) -> ResidualSAE:
     # To the CPU first: what goes wrong here is then the files' fault and not the device's.
     try:
         if ref.path is not None:
-            _check_config(ref, _config_of(ref))
+            _config_of(ref)
             sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
         else:
             converter = dictionary_learning_sae_huggingface_loader_1 if _is_karvonen(ref) else None
@@ -139,7 +105,7 @@ def _load(
             f"SAE {ref}: {_WEIGHTS if ref.path else 'its weights file'} is damaged or does not belong to its "
             f"configuration ({type(problem).__name__}: {problem}); get it again"
         ) from None
-    layer = _check_config(ref, sae.cfg.to_dict())
+    layer = _layer_of(ref, sae.cfg.to_dict())
     return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, norm_multiple(ref))
 
 
@@ -148,8 +114,7 @@ def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
 
     A folder is judged by its cfg.json without loading weights; a release name is resolved, and loaded, by SAELens.
     """
-    config = load_sae(ref).sae.cfg.to_dict() if ref.path is None else _config_of(ref)
-    layer = _check_config(ref, config)
+    layer, config = _config_of(ref)
     if config["d_in"] != base.d_model:
         raise ValueError(
             f"SAE {ref}: made for d_model {config['d_in']}, but base {base.name} has d_model {base.d_model}"
@@ -164,11 +129,11 @@ def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
 
 def sae_sizes(ref: SAERef) -> tuple[int, int, int]:
     """(layer, d_model, d_sae), read as in `check_sae`."""
-    config = load_sae(ref).sae.cfg.to_dict() if ref.path is None else _config_of(ref)
-    return _check_config(ref, config), int(config["d_in"]), int(config["d_sae"])
+    layer, config = _config_of(ref)
+    return layer, int(config["d_in"]), int(config["d_sae"])
 
 
-def _check_config(ref: SAERef, config: Mapping[str, Any]) -> int:
+def _layer_of(ref: SAERef, config: Mapping[str, Any]) -> int:
     """The layer whose output the SAE reads; ValueError where SAELens' configuration is none we can use."""
     _check_arithmetic(ref, config)
     hook = (config.get("metadata") or {}).get("hook_name")
@@ -181,8 +146,11 @@ def _check_config(ref: SAERef, config: Mapping[str, Any]) -> int:
     )
 
 
-def _config_of(ref: SAERef) -> dict[str, Any]:
-    """A folder's configuration as SAELens reads it, older formats included."""
+def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
+    """(layer, configuration) as SAELens reads it, older formats included, and checked."""
+    if ref.path is None:
+        sae = load_sae(ref)
+        return sae.layer, sae.sae.cfg.to_dict()
     folder = Path(str(ref.path))
     for name in ("cfg.json", _WEIGHTS):
         if not (folder / name).is_file():
@@ -196,7 +164,8 @@ def _config_of(ref: SAERef) -> dict[str, Any]:
             "folder written by SAELens' save_model"
         ) from None
     _check_arithmetic(ref, {"architecture": config.get("architecture", "standard")})  # SAELens ends in a KeyError
-    return handle_config_defaulting(config) | sizes
+    config = handle_config_defaulting(config) | sizes
+    return _layer_of(ref, config), config
 
 
 def _check_arithmetic(ref: SAERef, config: Mapping[str, Any]) -> None:

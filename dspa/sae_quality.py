@@ -1,7 +1,6 @@
 """How well an SAE describes a base model on given text: L0, explained variance, loss recovered."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,12 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dspa.encoder import token_blocks
 from dspa.sae import ResidualSAE
 from dspa.token_stream import Text, TextBatch, batch_texts
-from harness.intervention import find_decoder, residual_of, with_residual
+from harness.intervention import captured, find_decoder, residual_of, with_residual
 from harness.model import AlignedModel
-
-_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,27 +51,26 @@ def measure_quality(
     there is no token to measure.
     """
     (layer,) = {sae.layer for sae in saes}
-    module = find_decoder(base.model).layers[layer]
+    decoder = find_decoder(base.model)
     d_model = saes[0].d_model
     sums = {name: torch.zeros(d_model if name == "x" else (), dtype=torch.float64) for name in ("x", "xx")}
     losses, tokens, predictions = [0.0] * (2 + len(saes)), 0, 0
     active, errors = [0.0] * len(saes), [0.0] * len(saes)
     for batch in batch_texts(base, texts, rows):
-        seen: list[Tensor] = []
-        with _watched(module, lambda residual, seen=seen: seen.append(residual)):
+        with captured(decoder, {layer}) as residual:
             logits = base.model(**batch.inputs, use_cache=False).logits
-        counted = batch.counted & saes[0].fits_norm(seen[0], limit)
-        x = seen[0][counted].float()
+        counted = batch.counted & saes[0].fits_norm(residual[layer], limit)
+        x = residual[layer][counted].float()
         tokens, predictions = tokens + len(x), predictions + int((counted[:, :-1] & batch.mask[:, 1:].bool()).sum())
         sums["x"] += x.double().sum(0).cpu()
         sums["xx"] += x.double().pow(2).sum().cpu()
         losses[0] += _loss(logits, batch, counted)
-        losses[1] += _loss_with(base, module, batch, counted, torch.zeros_like(x))
+        losses[1] += _loss_with(base, decoder.layers[layer], batch, counted, torch.zeros_like(x))
         for index, sae in enumerate(saes):
             rebuilt, fired = reconstruct(sae, x)
             active[index] += fired
             errors[index] += float((x - rebuilt).double().pow(2).sum())
-            losses[2 + index] += _loss_with(base, module, batch, counted, rebuilt)
+            losses[2 + index] += _loss_with(base, decoder.layers[layer], batch, counted, rebuilt)
     if predictions == 0:
         raise ValueError("the held-out texts have no token to measure on; give more triples")
     variance = float(sums["xx"] / tokens - (sums["x"] / tokens).pow(2).sum())
@@ -89,42 +86,30 @@ def reconstruct(
 ) -> tuple[Float[Tensor, "token d_model"], int]:
     """(SAELens' own reconstruction, number of active latents over all tokens), in blocks of tokens."""
     parts, active = [torch.empty_like(residual[:0])], 0
-    for block in residual.split(max(1, _BLOCK_BYTES // (4 * sae.d_sae))):
+    for block in token_blocks(residual, sae.d_sae):
         latents = sae.sae.encode(block)
         active += int((latents > 0).sum())
         parts.append(sae.sae.decode(latents))
     return torch.cat(parts), active
 
 
-@contextmanager
-def _watched(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """While it lasts, ``change`` sees the residual stream that a decoder layer puts out, and may replace it."""
-
-    def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-        changed = change(residual_of(output))
-        return output if changed is None else with_residual(output, changed)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _loss_with(
     base: AlignedModel,
-    module: nn.Module,
+    layer: nn.Module,
     batch: TextBatch,
     counted: Bool[Tensor, "row pos"],
     replacement: Float[Tensor, "token d_model"],
 ) -> float:
-    def replace(residual: Tensor) -> Tensor:
-        residual = residual.clone()
+    def replace(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        residual = residual_of(output).clone()
         residual[counted] = replacement.to(residual.dtype)
-        return residual
+        return with_residual(output, residual)
 
-    with _watched(module, replace):
+    handle = layer.register_forward_hook(replace)
+    try:
         return _loss(base.model(**batch.inputs, use_cache=False).logits, batch, counted)
+    finally:
+        handle.remove()
 
 
 def _loss(logits: Float[Tensor, "row pos vocab"], batch: TextBatch, counted: Bool[Tensor, "row pos"]) -> float:

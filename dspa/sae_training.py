@@ -25,6 +25,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from dspa.encoder import token_blocks
 from dspa.sae import ResidualSAE
 
 State = dict[str, Tensor]
@@ -38,7 +39,6 @@ _KINDS: dict[str, tuple[str, str, int] | None] = {
     "gated": ("l1", "b_gate", -1),
     "topk": None,
 }
-_BLOCK_BYTES = 64 << 20
 _INTEGRAL, _PROPORTIONAL = 0.05, 2.0
 
 
@@ -192,7 +192,7 @@ def calibrate(training: TrainingSAE[Any], sample: Float[Tensor, "token d_model"]
     if kind is None:
         return
     largest = torch.empty(0, device=sample.device)
-    for block in sample.split(max(1, _BLOCK_BYTES // (4 * training.cfg.d_sae))):
+    for block in token_blocks(sample, training.cfg.d_sae):
         margins = torch.cat([largest, _margins(training, block).flatten()])
         largest = margins.topk(min(active + 1, len(margins))).values
     largest = largest[largest.isfinite()]

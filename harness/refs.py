@@ -1,6 +1,7 @@
 """Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -118,3 +119,18 @@ class SAERef(BaseModel):
 
     def __str__(self) -> str:
         return self.path if self.path is not None else f"{self.release}/{self.id}"
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What is known of a base model before its weights are loaded.
+
+    ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
+    name, None for a folder.
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    model_type: str = ""
+    public_id: str | None = None

@@ -93,8 +93,9 @@ def _answer(run: Run, variant: str, cell: Cell | None, benchmark: str, wanted: R
 
 
 def answer_text(cell: Cell, benchmark: str, record: Record) -> str | None:
-    """The answer that ``record`` is about; None where there is none."""
-    return record.raw.get("answer")
+    """The answer that ``record`` is about: from the store where it has a key, else its own; None: there is none."""
+    key = record.raw.get("answer_key")
+    return record.raw.get("answer") if key is None else cell.folder.answers(benchmark).text(key)
 
 
 def _shorten(text: str) -> str:

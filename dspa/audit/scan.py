@@ -73,7 +73,7 @@ class Measurement:
         residual = batch.residual[self.sae.layer][counted][order].float()
         if len(residual) == 0:
             return
-        self.active += self.sae.activity_counts(residual, kind, len(self.tokens)).double().cpu()
+        self.active += self.sae.encoder.counts(residual, kind, len(self.tokens)).double().cpu()
         self.tokens += kind.bincount(minlength=len(self.tokens)).cpu()
         rebuilt, _ = reconstruct(self.sae, residual)
         self._error += float((rebuilt - residual).double().pow(2).sum())

@@ -40,8 +40,7 @@ class Decoding:
             layer, function = hook
             find_decoder(self._model).layers[layer].register_forward_hook(function)
         self._session = aligned.derive(model=self._model).steering()
-        session = self._session.__enter__()
-        self._tally = None if session is None else session.tally
+        self._steering = self._session.__enter__()
         ids, mask = pad_rows(prompts, aligned.chat.pad_id, side="left", device=aligned.device)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
         self._positions = positions_of(self._mask)
@@ -51,7 +50,7 @@ class Decoding:
 
     def tally(self) -> dict[str, Any]:
         """What was counted so far; empty where nothing is steered."""
-        return {} if self._tally is None else self._tally.read()
+        return (None if self._steering is None else self._steering.counts()) or {}
 
     def close(self) -> None:
         """Take the hooks away."""

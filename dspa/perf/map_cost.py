@@ -13,7 +13,7 @@ from torch import Tensor
 from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic_sae import ACTIVE_SHARE
-from dspa.select import ablate_set, top_prompt_latents
+from dspa.steering import ablate_set, top_prompt_latents
 
 _PROMPT_TOKENS, _ANSWER_TOKENS = 115, 45
 _SPREAD, _BURST = 1.5, 0.3

@@ -1,16 +1,16 @@
 """What fitting costs otherwise: two full forwards a pair, or the least that any implementation has to compute."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from transformers import DynamicCache
 
 from dspa.sae import ResidualSAE
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import captured, find_decoder
 from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
+from harness.padding import pad_rows
 from harness.preferences import Triple
+from harness.residuals import early_residuals
 
 
 class TextPairs:
@@ -27,26 +27,13 @@ class TextPairs:
 def two_full_forwards(pairs: TextPairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
     """Each prompt with each answer through the whole model, LM head included; all their tokens encoded by SAELens at
     both layers. Neither densities nor a map are made of it."""
-    base, layers, seen = pairs.base, find_decoder(pairs.base.model).layers, {}
+    base, decoder = pairs.base, find_decoder(pairs.base.model)
     for texts in ([ids[0] + ids[side] for ids in batch] for batch in pairs.batches for side in (1, 2)):
         ids, mask = pad_rows(texts, base.chat.pad_id, side="right", device=base.device)
-        handles = [
-            layers[sae.layer].register_forward_hook(
-                lambda _m, _a, output, layer=sae.layer: seen.update({layer: residual_of(output)})
-            )
-            for sae in saes
-        ]
-        try:
+        with captured(decoder, [sae.layer for sae in saes]) as residual:
             base.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         for sae in saes:
-            sae.sae.encode(seen[sae.layer][mask.bool()])
-
-
-class _Stop(Exception):
-    """Ends a forward after the last layer that is needed."""
+            sae.sae.encode(residual[sae.layer][mask.bool()])
 
 
 @torch.no_grad()
@@ -55,37 +42,15 @@ def least_forwards(pairs: TextPairs, saes: tuple[ResidualSAE, ResidualSAE]) -> N
     prompt and answer tokens with one encoder matrix each: no activation function, no densities, no map."""
     base, decoder = pairs.base, find_decoder(pairs.base.model)
     input_sae, output_sae = saes
-    seen = {}
-
-    def keep(_module: torch.nn.Module, _args: tuple, output: object) -> None:
-        seen["input"] = residual_of(output)
-
-    def stop(_module: torch.nn.Module, _args: tuple, output: object) -> None:
-        seen["output"] = residual_of(output)
-        raise _Stop
-
-    def forward(ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
-        positions = positions_of(mask)[:, -ids.shape[1] :]
-        with suppress(_Stop):
-            decoder.stack(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-
-    handles = [
-        decoder.layers[input_sae.layer].register_forward_hook(keep),
-        decoder.layers[output_sae.layer].register_forward_hook(stop),
-    ]
-    try:
-        for batch in pairs.batches:
-            cache = DynamicCache(config=base.model.config)
-            ids, mask = pad_rows([ids for ids, _, _ in batch], base.chat.pad_id, side="left", device=base.device)
-            forward(ids, mask, cache)
-            torch.mm(seen["input"][mask.bool()].float(), input_sae.sae.W_enc)
-            cache.batch_repeat_interleave(2)
-            answers = [answer for _, *answers in batch for answer in answers]
-            answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
-            forward(answer_ids, torch.cat([mask.repeat_interleave(2, dim=0), answer_mask], dim=1), cache)
-            torch.mm(seen["output"][answer_mask.bool()].float(), output_sae.sae.W_enc)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for batch in pairs.batches:
+        cache = DynamicCache(config=base.model.config)
+        ids, mask = pad_rows([ids for ids, _, _ in batch], base.chat.pad_id, side="left", device=base.device)
+        options = {"last": output_sae.layer, "cache": cache}
+        prompt = early_residuals(decoder, {input_sae.layer}, ids, mask, **options)[input_sae.layer]
+        torch.mm(prompt[mask.bool()].float(), input_sae.sae.W_enc)
+        cache.batch_repeat_interleave(2)
+        answers = [answer for _, *answers in batch for answer in answers]
+        answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
+        whole = torch.cat([mask.repeat_interleave(2, dim=0), answer_mask], dim=1)
+        answered = early_residuals(decoder, {output_sae.layer}, answer_ids, whole, **options)[output_sae.layer]
+        torch.mm(answered[answer_mask.bool()].float(), output_sae.sae.W_enc)

@@ -12,7 +12,6 @@ from jaxtyping import Int
 from sae_lens import SAE
 from torch import Tensor
 
-from dspa.density import density_of
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
 from dspa.perf.decoding import Decoding
@@ -22,13 +21,13 @@ from dspa.perf.options import PerfOptions
 from dspa.perf.report import Figure, Section
 from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
 from dspa.perf.synthetic_sae import SyntheticSAEs, make_saes
-from dspa.select import top_prompt_latents
-from dspa.steer import DSPASteering
+from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows
 from harness.perf import Comparison, compare
+from harness.residuals import early_residuals
 
 UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
 ALWAYS = "DSPA, scale max, every token edited"
@@ -97,18 +96,18 @@ class _Bench:
         self._set_size = float((latents >= 0).sum(1).float().mean())
 
         def steered(**changes: Any) -> AlignedModel:
-            params = steering.params() | changes
-            return fitted.derive(intervention=DSPASteering.restore(steering.tensors(), params, options.device))
+            settings = steering.settings.model_copy(update=changes)
+            return fitted.derive(intervention=DSPASteering(steering.condition_map, settings, options.device))
 
         def hooked(make: Callable[..., LayerHook]) -> tuple[int, LayerHook]:
             sae = SAE.load_from_disk(str(saes.output.path), device=options.device).requires_grad_(False)
-            return steering.write_layers[0], make(sae, latents, alpha=steering.params()["alpha"])
+            return steering.write_layers[0], make(sae, latents, alpha=steering.settings.alpha)
 
         plain = fitted.derive(intervention=None)
         models = {
             OWN: steered(scale="own"),
             MAX: steered(scale="max"),
-            ALWAYS: steered(scale="max", output_sae=saes.always.model_dump()),
+            ALWAYS: steered(scale="max", output_sae=saes.always),
         }
         opened = partial(Decoding, prompts=prompts, tokens=tokens, steps=options.steps)
         self.decodings = {UNSTEERED: opened(plain)}
@@ -186,18 +185,8 @@ def selected_latents(fitted: AlignedModel, prompts: Sequence[Sequence[int]]) -> 
     """The sets that steering selects for the prompts, for those who do not select (-1: none)."""
     steering = fitted.intervention
     assert isinstance(steering, DSPASteering)
-    input_sae, _ = steering.saes
     ids, mask = pad_rows(prompts, fitted.chat.pad_id, side="left", device=fitted.device)
-    decoder, seen = find_decoder(fitted.model), {}
-    handle = decoder.layers[input_sae.layer].register_forward_hook(
-        lambda _module, _args, output: seen.update(residual=residual_of(output))
-    )
-    try:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    finally:
-        handle.remove()
+    (layer,) = steering.read_layers
+    residual = early_residuals(find_decoder(fitted.model), {layer}, ids, mask)[layer]
     counted = mask.bool() & ~torch.isin(ids, torch.tensor(fitted.chat.special_ids, device=fitted.device))
-    density = density_of(input_sae, seen["residual"], counted, None)
-    selected = top_prompt_latents(density, steering.params()["k_prompt"])
-    return steering.latent_sets(steering.condition_map.scores(selected, density))[0]
+    return steering.select(residual, counted).latents

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows
 from harness.preferences import Triple
 from harness.refs import SAERef
+from harness.residuals import early_residuals
 
 ACTIVE_SHARE = 70 / 16_384
 """Mean share of latents active on a token: Gemma Scope's canonical 16k SAEs of Gemma-2-2B have L0 of about 70."""
@@ -88,21 +89,11 @@ def _residuals(
     """Residual stream of prompts with their chosen answers, without special tokens."""
     decoder = find_decoder(base.model)
     kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        return lambda _module, _args, output: seen.update({layer: residual_of(output)})
-
-    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        for triple in triples:
-            prompt, chosen, _ = base.triple_ids(triple)
-            ids, mask = pad_rows([prompt + chosen], base.chat.pad_id, side="right", device=base.device)
-            decoder.stack(input_ids=ids, attention_mask=mask)
-            counted = ~torch.isin(ids, torch.tensor(base.chat.special_ids, device=base.device))
-            for layer in layers:
-                kept[layer].append(seen[layer][counted].float())
-    finally:
-        for handle in handles:
-            handle.remove()
+    for triple in triples:
+        prompt, chosen, _ = base.triple_ids(triple)
+        ids, mask = pad_rows([prompt + chosen], base.chat.pad_id, side="right", device=base.device)
+        residual = early_residuals(decoder, set(layers), ids, mask)
+        counted = ~torch.isin(ids, torch.tensor(base.chat.special_ids, device=base.device))
+        for layer in layers:
+            kept[layer].append(residual[layer][counted].float())
     return {layer: torch.cat(parts) for layer, parts in kept.items()}

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+
 from harness.adapters.lm_eval import AlignedLM, task_manager
 from harness.adapters.quiet import quiet
 from harness.model import AlignedModel
 from harness.perf import Comparison, always, compare
 
 OURS, HF = "aligned", "hf"
-FEWSHOT_SEED = 1234
-"""lm-eval's own default."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _requests(task: str, shots: int, limit: int) -> list[Any]:
             if leaf.OUTPUT_TYPE != "multiple_choice":
                 raise ValueError(f"task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}, not 'multiple_choice'")
             leaf.set_config(key="num_fewshot", value=shots)
-            leaf.set_fewshot_seed(FEWSHOT_SEED)
+            leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
             leaf.build_all_requests(limit=max(1, round(limit / len(leaves))), rank=0, world_size=1)
             requests += leaf.instances
     return requests

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.data_app import data
+from harness.cli.data import data
 from harness.cli.mt_bench_app import mt_bench
 from harness.cli.options import Device, Overrides
 from harness.cli.perf_app import perf

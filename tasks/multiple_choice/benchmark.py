@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from harness.responder import Responder
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own default, so that its command line draws the same examples."""
 
 Shots = Annotated[int, Field(ge=0)]
 
@@ -115,6 +113,7 @@ class MultipleChoice(BenchmarkConfig):
     def run(
         self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
+        from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable
 
@@ -125,7 +124,7 @@ class MultipleChoice(BenchmarkConfig):
         for name in self.tasks:
             with quiet():
                 for leaf in self._loaded[name]["tasks"].values():
-                    leaf.set_fewshot_seed(FEWSHOT_SEED)
+                    leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)  # its command line draws the same examples
                 results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
             assert results is not None
             samples = results.pop("samples")

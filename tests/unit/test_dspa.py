@@ -1,4 +1,4 @@
-"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference.py."""
+"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference."""
 
 import json
 import shutil
@@ -119,7 +119,7 @@ def test_a_token_without_an_active_selected_latent_is_bit_identical(tiny_base, t
     steering, sae = aligned.intervention, load_sae(sae_refs[1])
     residual = torch.randn(4, 16, sae.d_model, generator=torch.Generator().manual_seed(0)) * 2
     index = torch.arange(6).expand(4, -1)
-    state = {**sae.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
+    state = {**sae.encoder.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
     steered = torch.ones(4, 16, dtype=torch.bool)
     steered[1, 3:] = False
     tally = steering.tally()

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from sae_lens.evals import ExplainedVarianceCalculator
+from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dspa import DSPA
@@ -234,10 +235,9 @@ def test_the_folder_is_an_sae_with_its_report_and_origin(tiny_base, tiny_folders
     assert method.fit(base, triples[:8], meter=Meter(), seed=0).intervention is not None
 
 
-def test_a_write_that_fails_leaves_nothing(tiny_base, sae_refs, tmp_path, triples, monkeypatch):
+def test_a_write_that_fails_leaves_nothing_at_its_place(tiny_base, sae_refs, tmp_path, triples, full_disk):
     result = finetune(tiny_base(), load_sae(sae_refs[1]), triples, SMALL, source="s")
-    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with full_disk(1000), pytest.raises((OSError, SafetensorError), match="File too large"):
         save_finetuned(result, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
 

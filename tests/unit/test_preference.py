@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reports.metrics import metric
 
 from baselines import CAA
 from harness.benchmark import BENCHMARKS

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from baselines.rahf_stage1 import instructed, padded_texts
-from baselines.training import Metered, token_triples
-from harness.intervention import find_decoder
+from baselines.metered import Metered
+from baselines.rahf.stage1 import instructed, padded_texts
+from baselines.rows import token_triples
+from harness.compute.rates import Rate
+from harness.intervention import captured, find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows, positions_of
 from harness.preferences import Triple
@@ -118,10 +120,6 @@ def fit_trainer(
     return FitTrainer
 
 
-class _Stop(Exception):
-    """Ends a forward pass in front of the last target layer's block."""
-
-
 def activities(
     model: nn.Module,
     layers: Sequence[int],
@@ -129,24 +127,27 @@ def activities(
     mask: Int[Tensor, "row pos"],
     last_columns: int,
 ) -> Float[Tensor, "layer row column d_model"]:
-    """h^l, the input to block l, in the last columns of each text; no block from the last of ``layers`` on is run."""
+    """h^l, the input to block l (from 1 on), in the last columns of each text; no block from the last of ``layers`` on
+    is run."""
     decoder = find_decoder(model)
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen[layer] = (args[0] if args else kwargs["hidden_states"])[:, -last_columns:]
-            if layer == max(layers):
-                raise _Stop
-
-        return hook
-
-    handles = [decoder.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
-    try:
+    with captured(decoder, [layer - 1 for layer in layers], stop=True) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack([seen[layer] for layer in layers])
+    return torch.stack([residual[layer - 1][:, -last_columns:] for layer in layers])
+
+
+def activity_passes(rows: Sequence[Mapping[str, Any]], forward: Rate, training: Rate) -> Callable[[list[int]], int]:
+    """FLOPs of a batch of `fit_rows` (by their numbers): the frozen model's activities, its contrast's, the LoRA's.
+
+    ``forward`` and ``training`` are the rates of the frozen and of the trained pass, up to the last target layer. The
+    coins thrown here are others than the trainer's.
+    """
+    coin = random.Random(0)
+
+    def flops(batch: list[int]) -> int:
+        answer = max(len(rows[r]["answers"][coin.randrange(2)]) for r in batch)
+        own = max(len(rows[r]["prompt"]) for r in batch) + answer
+        prompts = [len(prompt) for r in batch for prompt in rows[r].get("contrast", ())]
+        contrast = forward.of(2 * len(batch), max(prompts) + answer) if prompts else forward.of(len(batch), own)
+        return forward.of(len(batch), own) + training.of(len(batch), own) + contrast
+
+    return flops

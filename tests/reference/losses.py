@@ -1,4 +1,4 @@
-"""Preference losses as pure functions of log-likelihoods, one value a row: what TRL's trainers compute for us.
+"""Preference losses as pure functions of log-likelihoods, one value a row: what TRL's trainers are to compute.
 
 Log-likelihoods are natural logarithms, sums over the tokens of an answer (end of turn included) unless a mean is asked
 for. A batch's loss is the mean over its rows, except where a function says otherwise.

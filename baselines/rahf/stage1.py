@@ -8,7 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.training import Metered, token_triples
+from baselines.metered import Metered
+from baselines.passes import body_rate, head_flops, training_flops
+from baselines.rows import token_triples
+from baselines.training import TrainedMethod
+from harness.compute.rates import Rates
 from harness.model import AlignedModel
 from harness.padding import pad_rows, positions_of
 from harness.preferences import Triple
@@ -125,3 +129,15 @@ def contrastive_trainer(smoothing: float) -> type[Metered]:
             return contrastive_loss(plus, minus, smoothing)
 
     return ContrastiveTrainer
+
+
+def contrastive_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: Rates) -> int:
+    """FLOPs of a training on `contrastive_rows`: each answer behind both instructions, the LM head on answers alone."""
+    body, head = body_rate(method, rates), head_flops(method, rates, fused=False)
+
+    def both_texts(batch: Sequence[int]) -> int:
+        prompt = max(max(len(rows[r]["plus"]), len(rows[r]["minus"])) for r in batch)
+        answer = max(len(rows[r]["answer"]) for r in batch)
+        return body.of(2 * len(batch), prompt + answer) + head * 2 * len(batch) * (answer + 1)
+
+    return training_flops(method, [row["length"] for row in rows], both_texts)
