@@ -58,8 +58,8 @@ def fit_command(
     ref = model_ref(base, chat)
     method.check(check_base(ref))
     limit = None if flops is None else int(flops)
-    start = AlignedModel.from_base(ref, device=device)
-    forecast = Forecaster(ref, device=device).of(method, drawn, limit)
+    start = AlignedModel.from_base(ref, device=device).derive(encoded={})
+    forecast = Forecaster(ref, device=device).of(method, drawn, limit, base=start)
     aligned = fit(method, name, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
     aligned.save(out)
     bill = aligned.bill or {}
