@@ -93,7 +93,7 @@ def _answer(run: Run, variant: str, cell: Cell | None, benchmark: str, wanted: R
 
 
 def answer_text(cell: Cell, benchmark: str, record: Record) -> str | None:
-    """The answer that ``record`` is about: from the store where it has a key, else its own; None: there is none."""
+    """The answer that ``record`` is about, from the store where the record names its key; None where there is none."""
     key = record.raw.get("answer_key")
     return record.raw.get("answer") if key is None else cell.folder.answers(benchmark).text(key)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.names import BudgetName, budget_text
+from harness.run_folder.plan import BudgetName, budget_text
 
 EMPTY = "–"
 
