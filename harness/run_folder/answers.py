@@ -109,8 +109,7 @@ class AnswerStore:
             try:
                 row = json.loads(line)
                 if "batch" not in row:
-                    completion = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
-                    answers[str(completion.key)] = completion
+                    answers[row["key"]] = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
                     continue
                 if damage is None and len(answers) != row["batch"]:
                     raise ValueError(f"a batch of {row['batch']} answers ends, and {len(answers)} are there")

@@ -84,7 +84,8 @@ def test_cut_at_any_byte_it_has_the_batches_that_are_whole_and_can_be_gone_on_wi
     [
         (1, "{", "bench.jsonl:1: damaged: Expecting property name"),
         (2, "[]", "bench.jsonl:2: damaged: "),
-        (2, '{"text": "x"}', "bench.jsonl:2: damaged: 'token_ids'"),
+        (2, '{"key": "b", "text": "x"}', "bench.jsonl:2: damaged: 'token_ids'"),
+        (2, '{"text": "x", "token_ids": []}', "bench.jsonl:2: damaged: 'key'"),
         (2, "", "bench.jsonl:2: damaged: Expecting value"),
         (3, '{"batch": 3, "tally": null}', "bench.jsonl:3: damaged: a batch of 3 answers ends, and 2 are there"),
         (5, '{"batch": 1}', "bench.jsonl:5: damaged: 'tally'"),
