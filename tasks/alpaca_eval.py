@@ -187,7 +187,7 @@ class AlpacaEval(BenchmarkConfig):
         raw: dict[str, Any] = {
             "instruction": annotation.instruction,
             "reference": annotation.reference,
-            **completion.told,
+            **completion.record_fields,
             "verdicts": list(annotation.raw),
         }
         value = _percent(annotation.preference)

@@ -151,5 +151,5 @@ def _record(request: _Request, answer: Completion, value: float | None, error: s
         metric=(_SAFETY_RATE if request.kind == "harmful" else _OVER_REFUSAL).name,
         value=value,
         error=error,
-        raw={"prompt": request.prompt[-1]["content"], **answer.told, **raw},
+        raw={"prompt": request.prompt[-1]["content"], **answer.record_fields, **raw},
     )

@@ -93,7 +93,7 @@ class ToyBench(BenchmarkConfig):
             if failing and index == 1:
                 yield Record(str(index), str(index), "evenness", None, "the judge was away")
             else:
-                yield Record(str(index), str(index), "evenness", value, raw=completion.told)
+                yield Record(str(index), str(index), "evenness", value, raw=completion.record_fields)
 
 
 @register_benchmark("toy_crash")

@@ -201,7 +201,7 @@ class MTBench(BenchmarkConfig):
                 reason = f"{baseline.name}: {baseline.failed[key]}"
             reason = reason or compared.failed.get(place)
             told: dict[str, Any] = {"baseline": baseline.name}
-            told |= {f"baseline_{name}": value for name, value in baseline.raw(key).items()}
+            told |= {f"baseline_{name}": value for name, value in baseline.record_fields(key).items()}
             if judgment is not None:
                 told |= {"judge": judgment.judge[0], "winners": [judgment.g1_winner, judgment.g2_winner]}
                 told["judgment"] = [judgment.g1_judgment, judgment.g2_judgment]
@@ -226,6 +226,6 @@ class MTBench(BenchmarkConfig):
             "turn": key[1],
             "temperature": self._temperature(question),
             "prompt": question.turns[key[1] - 1],
-            **answers.raw(key),
+            **answers.record_fields(key),
         }
         return Record(f"{key[0]}:{key[1]}", str(key[0]), metric, value, reason, raw | told)
