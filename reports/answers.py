@@ -1,10 +1,10 @@
 """A sample of answers: the same prompts, every variant's words next to each other."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.benchmark import Metric, Record, Sample
-from reports.run import Cell, Run
+from reports.run import Run
 
 LENGTH = 600
 
@@ -35,19 +35,13 @@ def sample_answers(run: Run) -> list[Prompt]:
 
     Not chosen by result: items come in the order in which the first variant that has them lists them.
     """
-    cells = {variant: _first_cell(run, variant) for variant in run.plan.labels}
     prompts = []
     for benchmark in run.plan.benchmarks:
-        found = [(metric, metric.sample) for metric in benchmark.metrics if metric.sample]
-        for metric, sample in found[:1]:
+        metric = next((metric for metric in benchmark.metrics if metric.sample), None)
+        if metric is not None and metric.sample is not None:
+            columns = [_Column(run, variant, benchmark.name, metric.name) for variant in run.plan.labels]
             try:
-                chosen = _chosen(_records(cells.values(), benchmark.name, metric), sample)
-                for number, record in enumerate(chosen, start=1):
-                    heading = sample.heading.format_map(record.raw | {"cluster": record.cluster, "number": number})
-                    text = _shorten(record.raw[sample.prompt])
-                    reference = None if sample.reference is None else _shorten(record.raw[sample.reference])
-                    answers = (_answer(run, variant, cell, benchmark.name, record) for variant, cell in cells.items())
-                    prompts.append(Prompt(heading, text, metric, tuple(answers), reference))
+                prompts += _prompts(columns, metric, metric.sample)
             except KeyError as missing:
                 raise ValueError(
                     f"benchmark {benchmark.name!r}: the sample of its metric {metric.name!r} names {missing}, which a "
@@ -56,46 +50,54 @@ def sample_answers(run: Run) -> list[Prompt]:
     return prompts
 
 
+class _Column:
+    """One variant's records of one metric in its first done cell at the largest budget, and the answers they name."""
+
+    def __init__(self, run: Run, variant: str, benchmark: str, metric: str) -> None:
+        cell = next((cell for cell in run.cells_of(variant, run.plan.budgets[-1]) if cell.done), None)
+        records = cell.records.get(benchmark, ()) if cell else ()
+        self.label = run.plan.labels[variant]
+        self.done = cell is not None
+        self.records = {record.item: record for record in records if record.metric == metric}
+        self.store = cell and cell.folder.answers(benchmark)
+
+    def answer(self, item: str) -> Answer:
+        record = self.records.get(item)
+        if record is None:
+            return Answer(self.label, None, None, "not measured" if self.done else "no cell is done")
+        text = self._text(record)
+        return Answer(self.label, None if text is None else _shorten(text), record.value, record.error)
+
+    def _text(self, record: Record) -> str | None:
+        """From the store of answers where the record names a key, else from the record; None where there is none."""
+        key = record.raw.get("answer_key")
+        return record.raw.get("answer") if key is None or self.store is None else self.store.text(key)
+
+
+def _prompts(columns: Sequence[_Column], metric: Metric, sample: Sample) -> Iterator[Prompt]:
+    records: dict[str, Record] = {}
+    for column in columns:
+        records |= {item: record for item, record in column.records.items() if item not in records}
+    for number, record in enumerate(_chosen(records.values(), sample), start=1):
+        yield Prompt(
+            heading=sample.heading.format_map(record.raw | {"cluster": record.cluster, "number": number}),
+            text=_shorten(record.raw[sample.prompt]),
+            metric=metric,
+            answers=tuple(column.answer(record.item) for column in columns),
+            reference=None if sample.reference is None else _shorten(record.raw[sample.reference]),
+        )
+
+
 def _chosen(records: Iterable[Record], sample: Sample) -> list[Record]:
-    """Each item once: the first ``count``, or all of the first question of each of the first values of ``spread``."""
-    items: dict[str, Record] = {}
-    for record in records:
-        items.setdefault(record.item, record)
+    """The first ``count``, or all of the first question of each of the first values of ``spread``."""
+    records = list(records)
     if sample.spread is None:
-        return list(items.values())[: sample.count]
+        return records[: sample.count]
     clusters: dict[object, str] = {}
-    for record in items.values():
+    for record in records:
         if len(clusters) < sample.count:
             clusters.setdefault(record.raw[sample.spread], record.cluster)
-    return [record for record in items.values() if record.cluster in clusters.values()]
-
-
-def _first_cell(run: Run, variant: str) -> Cell | None:
-    cells = [cell for cell in run.cells_of(variant, run.plan.budgets[-1]) if cell.done]
-    return cells[0] if cells else None
-
-
-def _records(cells: Iterable[Cell | None], benchmark: str, metric: Metric) -> Iterator[Record]:
-    for cell in cells:
-        if cell:
-            yield from (record for record in cell.records.get(benchmark, ()) if record.metric == metric.name)
-
-
-def _answer(run: Run, variant: str, cell: Cell | None, benchmark: str, wanted: Record) -> Answer:
-    if cell is None:
-        return Answer(run.plan.labels[variant], None, None, "no cell is done")
-    found = (r for r in cell.records.get(benchmark, ()) if (r.metric, r.item) == (wanted.metric, wanted.item))
-    record = next(found, None)
-    if record is None:
-        return Answer(run.plan.labels[variant], None, None, "not measured")
-    text = answer_text(cell, benchmark, record)
-    return Answer(run.plan.labels[variant], None if text is None else _shorten(text), record.value, record.error)
-
-
-def answer_text(cell: Cell, benchmark: str, record: Record) -> str | None:
-    """The answer that ``record`` is about, from the store where the record names its key; None where there is none."""
-    key = record.raw.get("answer_key")
-    return record.raw.get("answer") if key is None else cell.folder.answers(benchmark).text(key)
+    return [record for record in records if record.cluster in clusters.values()]
 
 
 def _shorten(text: str) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import yaml
+from numpy.random import default_rng
 
 from harness.benchmark import Record
 from harness.compute.bill import Bill
+from harness.files import write_jsonl
 from harness.run_folder import CellState, Environment, Plan, PlannedCell, PlannedVariant, RunFolder
 from harness.run_folder.plan import cell_name
 
@@ -28,13 +29,13 @@ def write_run(folder: Path, *, failed_cell: str | None = None, unfinished: str |
     (folder / "suite.yaml").touch()
     for cell in cells:
         home, error = RunFolder(folder).cell(cell.name), None
-        home.path.mkdir(parents=True)
         if cell.name == failed_cell:
             error = "ValueError: loss is not finite at step 12"
         else:
             home.save_bill(bill(cell))
             for b in PLAN.benchmarks:
-                list(home.write_records(b.name, b.metrics, (r for m in b.metrics for r in measure(cell, m.name))))
+                rows = [record.to_json() for metric in b.metrics for record in measure(cell, metric.name)]
+                write_jsonl(home.path / "records" / f"{b.name}.jsonl", rows)  # in one go: syncing each takes long
         figures = {"jaccard": 0.4 + 0.01 * cell.seed, "steered_share": 1.0} if cell.method == "dspa" else {}
         if cell.name != unfinished:
             home.finish(CellState(status="failed" if error else "done", error=error, diagnostics=figures))
@@ -47,15 +48,14 @@ def cell_of(variant: PlannedVariant, budget: int | str, seed: int, sweep: dict |
 
 
 def measure(cell: PlannedCell, metric: str) -> Iterator[Record]:
-    key = [cell.seed, int(cell.budget), VARIANTS.index(cell.variant)]
-    hard, rng = np.random.default_rng(0), np.random.default_rng(key)  # ``hard`` is the same for everybody
+    shared, own = default_rng(0), default_rng([cell.seed, int(cell.budget), VARIANTS.index(cell.variant)])
     base, mean = (FACTS["means"][variant].get(metric, 50) for variant in ("base", cell.variant))
     mean = base + (cell.sweep or {}).get("alpha", 1.0) * (0.8 if cell.budget == 100 else 1.0) * (mean - base)
-    spread, top = {"mt_bench": (0.8, 10), "alpaca_eval": (20, 100)}.get(metric, (None, 100))
+    spread, top = {"mt_bench": (0.8, 10.0), "alpaca_eval": (20, 100.0)}.get(metric, (None, 100))
     for i in range(FACTS["items"][metric]):
-        value: float | None = 100.0 * (hard.random() < mean / 100)  # right or wrong
+        value: float | None = 100.0 * (shared.random() < mean / 100)  # right or wrong
         if spread is not None:
-            value = float(np.clip(mean + hard.normal(0, spread) + rng.normal(0, spread / 2), 1, top))
+            value = min(max(mean + shared.normal(0, spread) + own.normal(0, spread / 2), 1.0), top)
         item, cluster, error = f"{metric}-{i}", f"{metric}-{i}", None
         said = f"{cell.label} says: it is a fox."
         raw = {"prompt": f"Tell me about animal {i}.", "reference": "Do it.", "answer": said}

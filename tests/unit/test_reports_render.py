@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 
 from harness.benchmark import Metric
-from harness.run_folder import Plan, PlannedBenchmark
+from harness.files import write_jsonl
+from harness.responder import Completion
+from harness.run_folder import Plan, PlannedBenchmark, RunFolder
+from reports.answers import sample_answers
 from reports.figures import pareto_front
 from reports.render import write_report
+from reports.run import read_run
 from tests.unit.synthetic_run import PLAN, cell_of, write_run
 
 FILES = {"suite.yaml", "plan.json", "environment.json", "cells", "report"}
@@ -196,6 +200,28 @@ def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
     assert re.search(r"\| DSPA \(strict gate\) \| [\d.]+ \| \*\(empty\)\* \|", block)
     assert re.search(r"\| DPO \(LoRA\) \| [\d.]+ \| x{600} \\\[…400 more characters\\\] \|", block)
     assert "| Prompt | – | *(no answer: the context is full)* |" in block
+
+
+def test_an_answer_is_looked_up_where_its_record_names_a_key(tmp_path):
+    folder = write_run(tmp_path / "run")
+    cell = RunFolder(folder).cell("dspa__n300__s0")
+    path = cell.path / "records" / "alpaca_eval.jsonl"
+    first, *rest = [json.loads(line) for line in path.read_text().splitlines()]
+    first["raw"] = {"prompt": "Hello", "reference": "Do it.", "answer_key": "0a1b"}
+    write_jsonl(path, [first, *rest])
+    cell.answers("alpaca_eval").append({"0a1b": Completion("from the store", (1, 2), 5, 0, True)}, None)
+    prompt = next(prompt for prompt in sample_answers(read_run(folder)) if prompt.metric.name == "alpaca_eval")
+    texts = {answer.label: answer.text for answer in prompt.answers}
+    assert texts["DSPA (strict gate)"] == "from the store"
+    assert texts["DPO (LoRA)"] == "DPO (LoRA) says: it is a fox."
+
+
+def test_a_sample_that_names_what_a_record_does_not_have_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run")
+    plan = (folder / "plan.json").read_text()
+    (folder / "plan.json").write_text(plan.replace('"reference": "reference"', '"reference": "gold"'))
+    with pytest.raises(ValueError, match="'alpaca_eval': the sample of its metric 'alpaca_eval' names 'gold', which a"):
+        sample_answers(read_run(folder))
 
 
 @pytest.mark.usefixtures("without_figures")
