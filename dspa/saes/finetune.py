@@ -23,7 +23,7 @@ from dspa.saes.sae import ResidualSAE, check_sae, load_sae
 from dspa.saes.tokens import Text, shuffled_forever, texts_of
 from dspa.saes.training import Units, calibrate, check_trainable, to_released, to_training, train
 from harness.experiment.check import check_base
-from harness.files import atomic_folder
+from harness.files import atomic_folder, check_can_make
 from harness.model import AlignedModel
 from harness.preferences import Triple, load_triples, split_by_prompt, triples_hash
 from harness.provenance import code_commit

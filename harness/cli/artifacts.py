@@ -68,8 +68,8 @@ def fit(
     ref = model_ref(base, chat)
     chosen.check(check_base(ref))
     limit = None if flops is None else int(flops)
-    start = AlignedModel.from_base(ref, device=device)
-    forecast = Forecaster(ref, device=device).of(chosen, drawn, limit)
+    start = AlignedModel.from_base(ref, device=device).derive(encoded={})
+    forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
     aligned = cell.fit(chosen, method, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
     aligned.save(out)
     bill = aligned.bill or {}

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from harness.cli.options import Overrides, command_group
 from harness.plugins import REPORTS, declared
-from harness.run_folder.plan import budget_text, flops_budget
 
 if TYPE_CHECKING:
     from harness.experiment.executors import Progress as RunProgress
@@ -106,6 +105,7 @@ def _cap(suite: "Suite", max_cost: float) -> list[str]:
 def print_plan(prepared: "Prepared", console: Console) -> None:
     """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
     from harness.experiment.forecast import Forecaster
+    from harness.run_folder.plan import budget_text, flops_budget
 
     file, failures = prepared.suite.file, prepared.failures
     forecaster = Forecaster(file.base, device=file.execution.device)
