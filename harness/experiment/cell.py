@@ -10,7 +10,7 @@ from typing import TypeVar
 from transformers import set_seed
 
 from harness.benchmark import Benchmark, Record
-from harness.compute import Meter
+from harness.compute import Bill, Meter
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
@@ -138,8 +138,7 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
             flops_limit=cell.flops_limit,
             predicted=forecast.stages,
         )
-        assert aligned.bill is not None
-        folder.save_bill(aligned.bill)
+        folder.save_bill(Bill.model_validate(aligned.bill))
         aligned.save(folder.artifact)
     return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
@@ -79,11 +79,6 @@ class CellFolder:
         done = state is not None and state.status == "done"
         return read_document(path, Bill) if done or path.is_file() else None
 
-    @property
-    def measured(self) -> list[str]:
-        """The benchmarks that are over, by name."""
-        return sorted(path.stem for path in (self.path / "records").glob("*.jsonl"))
-
     def records(self, benchmark: str) -> tuple[Record, ...] | None:
         """The records of a benchmark that is over, None otherwise.
 
@@ -130,9 +125,9 @@ class CellFolder:
         errors = [record.error for record in records if record.error is not None]
         return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
 
-    def save_bill(self, bill: Bill | Mapping[str, Any]) -> None:
+    def save_bill(self, bill: Bill) -> None:
         """Write compute.json; to be done before the artifact is renamed into place."""
-        write_json(self.path / "compute.json", bill.model_dump(mode="json") if isinstance(bill, BaseModel) else bill)
+        write_json(self.path / "compute.json", bill.model_dump(mode="json"))
 
     def save_diagnostics(self, benchmark: str, figures: Mapping[str, float]) -> None:
         write_json(self.path / "diagnostics" / f"{benchmark}.json", dict(figures))
