@@ -1,16 +1,17 @@
 """Dense steering: one vector at one layer, from the mean residual stream over the tokens of preferred answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.intervention import Positions, RowState, Sums, register_intervention
-from harness.method import BaseShape
+from harness.method import BaseShape, MethodConfig
 from harness.model import AlignedModel
 from harness.predicted import residual_flops
 from harness.preferences import Triple
@@ -20,10 +21,34 @@ Tokens = Literal["mean", "last"]
 """Which tokens of an answer stand for it: the mean over all of them, or the last one."""
 
 
-def check_layer(layer: int, base: BaseShape) -> None:
-    """Raises ValueError for a layer that the base does not have."""
-    if layer >= base.n_layers:
-        raise ValueError(f"layer {layer} is not in {base.name}, which has layers 0 to {base.n_layers - 1}")
+class DirectionMethod(MethodConfig):
+    """Base of the methods that add a multiple of one vector, found in answers' states, after one layer."""
+
+    single_pass: ClassVar[bool] = True
+    diagnostics: ClassVar[Mapping[str, str]] = {
+        "relative_step": "length of the added vector over the mean length of the residual stream that it is added to"
+    }
+    layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
+    scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")]
+    positions: Positions = "generation"
+    batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
+
+    def check(self, base: BaseShape) -> None:
+        """The layer must be in the base."""
+        if self.layer >= base.n_layers:
+            raise ValueError(f"layer {self.layer} is not in {base.name}, which has layers 0 to {base.n_layers - 1}")
+
+    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
+        """The features; finding the vector in them is left out."""
+        encoded = encode_triples(base, triples)
+        features = residual_flops(encoded, last_layer=self.layer, rates=rates, batch_size=self.batch_size)
+        return {"features": features}
+
+    def adding(self, base: AlignedModel, vector: Float[Tensor, " d_model"]) -> AlignedModel:
+        """The artifact: the base with ``scale`` times the vector added."""
+        settings = self.model_dump(mode="json", include={"layer", "scale", "positions"})
+        steering = DirectionSteering(vector.to(base.device), settings)
+        return base.derive(method=self.name, params=self.model_dump(mode="json"), intervention=steering)
 
 
 def response_differences(
@@ -54,14 +79,6 @@ def response_differences(
         states = _states(answers, layer, tokens)
         differences[rows] = (states[0::2] - states[1::2]).cpu()
     return differences
-
-
-def predict_differences(
-    base: AlignedModel, triples: Sequence[Triple], *, layer: int, rates: Rates, batch_size: int
-) -> dict[str, int]:
-    """FLOPs that `response_differences` is going to execute."""
-    encoded = encode_triples(base, triples)
-    return {"features": residual_flops(encoded, last_layer=layer, rates=rates, batch_size=batch_size)}
 
 
 def _states(answers: Seen, layer: int, tokens: Tokens) -> Float[Tensor, "row d_model"]:

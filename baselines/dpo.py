@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baselines.training import Metered, TrainedMethod, preference_rows
+from baselines.metered import Metered
+from baselines.passes import Pass, body_rate, head_flops, training_flops
+from baselines.rows import preference_rows
+from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import register_method
 from harness.model import AlignedModel
-from harness.predicted import fused_head_flops, lora_config, trainer_batches
 from harness.preferences import Triple
 
 LossType = Literal[
@@ -42,17 +44,13 @@ class DPO(TrainedMethod):
             preference_rows(base, triples),
             meter=meter,
             seed=seed,
-            reference=True,
             options={"loss_type": [self.loss_type], "beta": self.beta, "disable_dropout": False},
+            ref_model=base.model,
         )
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on and passed through the reference."""
-        lengths = [int(row["length"]) for row in preference_rows(base, triples)]  # type: ignore[arg-type]
-        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
-        head = fused_head_flops(rates, full=self.tuning == "full") + rates.head
-        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
-        for rows in trainer_batches(lengths, batch_size=self.batch_size, **options):
-            size, length = 2 * len(rows), max(lengths[row] for row in rows)
-            total += training.of(size, length) + rates.body().of(size, length) + head * size * (length - 1)
-        return {"train": total}
+        lengths = [row["length"] for row in preference_rows(base, triples)]
+        trained = Pass(body_rate(self, rates), lengths, texts=2, head=head_flops(self, rates))
+        reference = Pass(rates.body(), lengths, texts=2, head=rates.head)
+        return {"train": training_flops(self, lengths, trained, reference)}

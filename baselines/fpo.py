@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from baselines.fpo_reference import Reference, answer_means, collator, measure_reference, top_features
-from baselines.training import Metered, TrainedMethod, preference_rows
-from dspa.sae import ResidualSAE, check_sae, load_sae, sae_sizes
+from baselines.metered import Metered
+from baselines.passes import Pass, body_rate, head_flops, training_flops
+from baselines.rows import preference_rows
+from baselines.training import TrainedMethod
+from dspa.saes.sae import ResidualSAE, check_sae, load_sae, sae_sizes
 from harness.compute import Meter, signature_of
 from harness.compute.rates import Rates
 from harness.intervention import find_decoder
 from harness.method import BaseShape, register_method
 from harness.model import AlignedModel
-from harness.predicted import fused_head_flops, lora_config, trainer_batches
 from harness.preferences import Triple
 from harness.refs import SAERef
 
@@ -82,7 +84,10 @@ class FPO(TrainedMethod):
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train a copy of the base; ``seed`` decides the order of the triples and the LoRA initialisation."""
-        from trl import DPOConfig
+        from trl import DPOConfig, DPOTrainer
+
+        class Trainer(FeatureConstrained, DPOTrainer):
+            pass
 
         sae = load_sae(self.sae, str(base.device))
         rows = preference_rows(base, triples)
@@ -98,14 +103,17 @@ class FPO(TrainedMethod):
             )
         aligned = self.train(
             base,
-            _trainer_class(self, sae, reference),
+            Trainer,
             DPOConfig,
             [{**row, "triple": number} for number, row in enumerate(rows[: len(reference)])],
             meter=meter,
             seed=seed,
-            reference=True,  # TRL would load a model of its own; neither is ever passed
             options={"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False},
-            given={"data_collator": collator(base)},
+            ref_model=base.model,  # TRL would load a model of its own; neither is ever passed
+            data_collator=collator(base),
+            method=self,
+            sae=sae,
+            reference=reference,
         )
         if len(reference) == len(rows):
             return aligned
@@ -119,73 +127,59 @@ class FPO(TrainedMethod):
         The SAE is frozen, so its encoding costs two products in a training step and one in a forward.
         """
         _, d_model, d_sae = sae_sizes(self.sae)
-        rows: list[Any] = preference_rows(base, triples)
+        rows = preference_rows(base, triples)
         lengths = [row["length"] for row in rows]
         encoding = [2 * d_model * d_sae * len(row["chosen_ids"] + row["rejected_ids"]) for row in rows]
-        by_length, body = sorted(lengths, reverse=True), rates.body()
-        passing = sum(encoding)
-        for start in range(0, len(rows), self.batch_size):
-            size, length = 2 * min(self.batch_size, len(rows) - start), by_length[start]
-            passing += body.of(size, length) + rates.head * size * (length - 1)
-        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
-        head, total = fused_head_flops(rates, full=self.tuning == "full"), 0
-        options = {"accumulation": self.accumulation, "epochs": self.epochs}
-        for batch in trainer_batches(lengths, batch_size=self.batch_size, **options):
-            size, length = 2 * len(batch), max(lengths[row] for row in batch)
-            total += training.of(size, length) + head * size * (length - 1)
-            total += 2 * sum(encoding[row] for row in batch)
-        return {"reference": passing, "train": total}
+        reference = Pass(rates.body(), lengths, texts=2, head=rates.head)
+        order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+        batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+        trained = Pass(body_rate(self, rates), lengths, texts=2, head=head_flops(self, rates))
+        return {
+            "reference": sum(encoding) + sum(map(reference, batches)),
+            "train": training_flops(self, lengths, trained, lambda batch: 2 * sum(encoding[row] for row in batch)),
+        }
 
 
-def _trainer_class(method: FPO, sae: ResidualSAE, reference: Reference) -> type[Metered]:
-    """TRL's DPOTrainer with our loss: one pass through its fused LM head, with a hook on the SAE's layer."""
-    from trl import DPOTrainer
+class FeatureConstrained(Metered):
+    """In front of TRL's DPOTrainer: our loss, from one pass through its fused LM head that the SAE reads."""
 
-    class Trainer(Metered, DPOTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.sae_layer = find_decoder(kwargs["model"]).layers[sae.layer]
+    def __init__(self, *args: Any, method: FPO, sae: ResidualSAE, reference: Reference, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method, self.sae, self.reference = method, sae, reference
+        self.decoder = find_decoder(kwargs["model"])
 
-        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            if self.meter.flops_limit is None:
-                ratio = self.args.get_warmup_steps(num_training_steps)
-                self.args.warmup_steps = min(ratio, method.warmup_steps)
-            return super().create_scheduler(num_training_steps, optimizer)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The warm-up is a share of the training, and no longer than the method says."""
+        args: Any = self.args  # type: ignore[attr-defined]
+        if self.meter.flops_limit is None:
+            args.warmup_steps = min(args.get_warmup_steps(num_training_steps), self.method.warmup_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
-        def step_signature(self, inputs: dict[str, Any]) -> Any:
-            """Answer tokens alone go through the SAE, so their number decides the FLOPs too."""
-            return signature_of(inputs, int(inputs["completion_mask"].sum()))
+    def step_signature(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Answer tokens alone go through the SAE, so their number decides the FLOPs too."""
+        return signature_of(inputs, int(inputs["completion_mask"].sum()))
 
-        def compute_loss(
-            self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Tensor:
-            assert not return_outputs, "only an evaluation through TRL asks for outputs"
-            logp, latents = answer_means(model, self.sae_layer, sae, inputs)
-            reference_logp, reference_latents = reference.of(inputs["triple"])
-            chooser = latents.detach() if method.index_set == "policy" else reference_latents
-            distance = feature_distance(latents, reference_latents, top_features(chooser, method.k))
-            chosen_ratio, rejected_ratio = (logp - reference_logp).chunk(2)  # rows are [chosen, rejected]
-            chosen_distance, rejected_distance = distance.chunk(2)
-            self._note(chosen_ratio - rejected_ratio, chosen_distance, rejected_distance)
-            return fpo_loss(
-                chosen_ratio,
-                rejected_ratio,
-                chosen_distance,
-                rejected_distance,
-                alpha=method.alpha,
-                beta=method.beta,
-            ).mean()
+    def compute_loss(
+        self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Mean `fpo_loss` of a batch whose rows are [chosen, rejected]."""
+        assert not return_outputs, "only an evaluation through TRL asks for outputs"
+        method = self.method
+        logp, latents = answer_means(model, self.decoder, self.sae, inputs)
+        reference_logp, reference_latents = self.reference.of(inputs["triple"])
+        chooser = latents.detach() if method.index_set == "policy" else reference_latents
+        distances = feature_distance(latents, reference_latents, top_features(chooser, method.k)).chunk(2)
+        ratios = (logp - reference_logp).chunk(2)
+        if method.report_to != "none":
+            self._note(ratios[0] - ratios[1], *distances)
+        return fpo_loss(*ratios, *distances, alpha=method.alpha, beta=method.beta).mean()
 
-        def _note(self, margin: Tensor, chosen_distance: Tensor, rejected_distance: Tensor) -> None:
-            """For the tracker, under TRL's names where it has them."""
-            if method.report_to == "none":
-                return
-            for name, value in (
-                ("rewards/margins", method.beta * margin),
-                ("rewards/accuracies", (margin > 0).float()),
-                ("feature_distance/chosen", chosen_distance),
-                ("feature_distance/rejected", rejected_distance),
-            ):
-                self._metrics["train"][name].append(float(value.detach().mean()))
-
-    return Trainer
+    def _note(self, margin: Tensor, chosen_distance: Tensor, rejected_distance: Tensor) -> None:
+        """For the tracker, under TRL's names where it has them."""
+        for name, value in (
+            ("rewards/margins", self.method.beta * margin),
+            ("rewards/accuracies", (margin > 0).float()),
+            ("feature_distance/chosen", chosen_distance),
+            ("feature_distance/rejected", rejected_distance),
+        ):
+            self._metrics["train"][name].append(float(value.detach().mean()))  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """What FPO compares: mean log-likelihood and mean SAE activations of each answer, and the base's, measured once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from baselines.metered import unpatched
+from baselines.metered import measured_batches, unpatched
 from baselines.rows import IGNORED
-from dspa.sae import ResidualSAE
-from dspa.sparse import SparseRows
+from dspa.map.sparse import SparseRows
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter, signature_of
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import Decoder, captured, find_decoder
 from harness.model import AlignedModel
-
-REFERENCE_SHARE = 4  # one part in so many of a FLOP limit: a forward pass is about a third of a training step
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +37,15 @@ class Reference:
 
 
 def answer_means(
-    model: nn.Module, sae_layer: nn.Module, sae: ResidualSAE, batch: Mapping[str, Tensor]
+    model: nn.Module, decoder: Decoder, sae: ResidualSAE, batch: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_sae"]]:
     """Log-likelihood a token, and mean latents, of each row's answer; one forward, through which gradients flow.
 
-    ``model`` has TRL's fused LM head, ``sae_layer`` is its decoder layer whose output the SAE reads. Both means are
-    over the tokens of ``completion_mask``: padding and prompt are in neither.
+    ``model`` has TRL's fused LM head, ``decoder`` is where its layers are. Both means are over the tokens of
+    ``completion_mask``: padding and prompt are in neither.
     """
     answer = batch["completion_mask"].bool()
-    with _outputs_of(sae_layer) as seen:
+    with captured(decoder, [sae.layer]) as residual:
         output = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -56,7 +53,7 @@ def answer_means(
             fused_lm_head=True,
             use_cache=False,
         )
-    return output.log_probs.float().sum(1) / answer.sum(1), mean_latents(sae, seen[0], answer)
+    return output.log_probs.float().sum(1) / answer.sum(1), mean_latents(sae, residual[sae.layer], answer)
 
 
 def mean_latents(
@@ -98,55 +95,32 @@ def measure_reference(
     bf16: bool,
     meter: Meter,
 ) -> Reference:
-    """The base's means of both answers of ``rows`` (as TRL's DPOTrainer takes them), rows of similar length together.
+    """The base's means of both answers of ``rows`` (as TRL's DPOTrainer takes them), by `measured_batches`.
 
     ``keep`` is how many latents of each answer are kept, the strongest (None: all that are active). With a FLOP limit
-    the rows are passed in their order, and at a quarter of what is left of the limit no more of them.
+    only the first rows are passed.
     """
     from trl.trainer.utils import add_fused_lm_head
 
-    collate, sae_layer = collator(base), find_decoder(base.model).layers[sae.layer]
-    limit = meter.flops_limit
-    enough = None if limit is None else meter.executed_flops + (limit - meter.executed_flops) / REFERENCE_SHARE
-    order = list(range(len(rows)))
-    if enough is None:
-        order.sort(key=lambda i: (-rows[i]["length"], i))
-    passed: list[int] = []
-    logps: tuple[list[Tensor], list[Tensor]] = ([], [])
-    latents: tuple[list[SparseRows], list[SparseRows]] = ([], [])
-    device = base.device
+    collate, decoder, device = collator(base), find_decoder(base.model), base.device
+    answers: list[tuple[int, int]] = []  # (0 chosen | 1 rejected, row) of each entry of what follows
+    logps: list[Tensor] = []
+    latents: list[SparseRows] = []
     with unpatched(base.model):
         add_fused_lm_head(base.model)
-        for start in range(0, len(order), batch_size):
-            which = order[start : start + batch_size]
+        for which in measured_batches([row["length"] for row in rows], batch_size, meter):
             batch = {name: t.to(device) for name, t in collate([{**rows[i], "triple": i} for i in which]).items()}
             signature = signature_of(batch, int(batch["completion_mask"].sum()))
             with (
                 meter.step(signature, tokens=int(batch["attention_mask"].sum()), kind="forward"),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
-                logp, mean = answer_means(base.model, sae_layer, sae, batch)
+                logp, mean = answer_means(base.model, decoder, sae, batch)
             if keep is not None:
                 index = top_features(mean, keep)
                 mean = torch.zeros_like(mean).scatter(1, index, mean.gather(1, index))
-            for kind in (0, 1):
-                logps[kind].append(logp.chunk(2)[kind].cpu())
-                latents[kind].append(SparseRows.from_dense(mean.chunk(2)[kind]).to("cpu"))
-            passed += which
-            if enough is not None and meter.executed_flops >= enough:
-                break
-    back = torch.tensor(passed).argsort()
-    back = torch.cat([back, back + len(passed)])
-    means = SparseRows.concatenate(latents[0] + latents[1], sae.d_sae)
-    return Reference(torch.cat(logps[0] + logps[1])[back], means.select(back))
-
-
-@contextmanager
-def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The residual streams that a decoder layer puts out inside, in order."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _args, output: seen.append(residual_of(output)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+            answers += [(kind, i) for kind in (0, 1) for i in which]
+            logps.append(logp.cpu())
+            latents.append(SparseRows.from_dense(mean).to("cpu"))
+    order = torch.tensor(sorted(range(len(answers)), key=answers.__getitem__), dtype=torch.long)
+    return Reference(torch.cat(logps)[order], SparseRows.concatenate(latents, sae.d_sae).select(order))

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from baselines.training import Metered, TrainedMethod, token_triples
+from baselines.metered import Metered
+from baselines.passes import Pass, body_rate, head_flops, training_flops
+from baselines.rows import token_triples
+from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import register_method
 from harness.model import AlignedModel
-from harness.predicted import fused_head_flops, lora_config, trainer_batches
 from harness.preferences import Triple
 
 
@@ -51,7 +53,6 @@ class KTO(TrainedMethod):
             unpaired_rows(base, triples),
             meter=meter,
             seed=seed,
-            reference=True,
             options={
                 "beta": self.beta,
                 "desirable_weight": self.desirable_weight,
@@ -60,6 +61,7 @@ class KTO(TrainedMethod):
                 "train_sampling_strategy": "sequential",
                 "disable_dropout": False,
             },
+            ref_model=base.model,
         )
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
@@ -71,14 +73,15 @@ class KTO(TrainedMethod):
         own, unrelated = (
             [len(row["prompt_ids"] + row[name]) for row in rows] for name in ("completion_ids", "KL_completion_ids")
         )
-        training = rates.training(lora_config(self), checkpointing=self.gradient_checkpointing)
-        body, head = rates.body(), fused_head_flops(rates, full=self.tuning == "full") + rates.head
-        total, options = 0, {"accumulation": self.accumulation, "epochs": self.epochs}
-        for batch in trainer_batches([row["length"] for row in rows], batch_size=2 * self.batch_size, **options):
-            size, length, other = len(batch), max(own[row] for row in batch), max(unrelated[row] for row in batch)
-            total += training.of(size, length) + body.of(size, length) + head * size * (length - 1)
-            total += 2 * (body.of(size, other) + rates.head * size * (other - 1))
-        return {"train": total}
+        flops = training_flops(
+            self,
+            [row["length"] for row in rows],
+            Pass(body_rate(self, rates), own, head=head_flops(self, rates)),
+            Pass(rates.body(), own, head=rates.head),  # the reference
+            *[Pass(rates.body(), unrelated, head=rates.head)] * 2,
+            batch_size=2 * self.batch_size,
+        )
+        return {"train": flops}
 
 
 def unpaired_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:

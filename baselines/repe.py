@@ -1,26 +1,22 @@
 """repe: Representation Engineering, a dense direction from the principal directions of answers' hidden states."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from baselines.direction import DirectionSteering, check_layer, predict_differences, response_differences
+from baselines.direction import DirectionMethod, response_differences
 from harness.compute import Meter
-from harness.compute.rates import Rates
-from harness.intervention import Positions
-from harness.method import BaseShape, MethodConfig, register_method
+from harness.method import BaseShape, register_method
 from harness.model import AlignedModel
 from harness.preferences import Triple
 
-_ONLINE = {"layer", "scale", "positions"}
-
 
 @register_method("repe")
-class RepE(MethodConfig):
+class RepE(DirectionMethod):
     """arXiv 2310.01405 as the DSPA paper has it: h += scale * v, v the mean difference within 16 directions.
 
     The DSPA paper gives the layer (that of its output SAE), 16 directions and the scale of 0.5. Ours: a triple's
@@ -31,16 +27,12 @@ class RepE(MethodConfig):
     in expectation the same directions.
     """
 
-    single_pass: ClassVar[bool] = True
-    layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
     directions: Annotated[int, Field(ge=1, description="principal directions; at most the triples and the width")] = 16
     scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")] = 0.5
-    positions: Positions = "generation"
-    batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:
         """The layer must be in the base, the directions in its width."""
-        check_layer(self.layer, base)
+        super().check(base)
         if self.directions > base.d_model:
             raise ValueError(f"{self.directions} directions are more than the {base.d_model} dimensions of {base.name}")
 
@@ -58,15 +50,7 @@ class RepE(MethodConfig):
         signature = ("project", self.directions, *differences.shape)
         with meter.stage("directions"), meter.step(signature, tokens=0, kind="forward"):
             vector = projected_mean(differences, self.directions)
-        return base.derive(
-            method="repe",
-            params=self.model_dump(mode="json"),
-            intervention=DirectionSteering(vector.to(base.device), self.model_dump(mode="json", include=_ONLINE)),
-        )
-
-    def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
-        """The features; what finding the directions takes is left out."""
-        return predict_differences(base, triples, layer=self.layer, rates=rates, batch_size=self.batch_size)
+        return self.adding(base, vector)
 
 
 def projected_mean(differences: Float[Tensor, "n d_model"], directions: int) -> Float[Tensor, " d_model"]:

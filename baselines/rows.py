@@ -19,7 +19,7 @@ def token_triples(base: AlignedModel, triples: Sequence[Triple]) -> list[tuple[l
     return [(prompt, chosen + end, rejected + end) for prompt, chosen, rejected in ids]
 
 
-def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, list[int] | int]]:
+def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
     """One row a triple, as TRL's DPOTrainer takes it; ``length`` is the longer text's, for the sampler."""
     return [
         {
@@ -32,7 +32,7 @@ def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[
     ]
 
 
-def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, list[int] | int]]:
+def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
     """One row a triple, as TRL's SFTTrainer takes it: prompt and chosen answer, the prompt without labels."""
     return [
         {

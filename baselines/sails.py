@@ -8,10 +8,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from baselines.passes import supervised_flops
 from baselines.rows import answer_rows
 from baselines.sails_subspace import activation_differences, orthonormal_basis, principal_directions, start_lora
-from baselines.training import Metered, TrainedMethod, supervised_flops
-from dspa.sae import check_sae, load_sae, norm_multiple, sae_sizes
+from baselines.sft import train_on_answers
+from baselines.training import TrainedMethod
+from dspa.saes.sae import check_sae, load_sae, norm_multiple, sae_sizes
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import BaseShape, register_method
@@ -91,11 +93,6 @@ class SAILS(TrainedMethod):
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train an adapter on the base; ``seed`` decides random directions, the order of the answers and dropout."""
-        from trl import SFTConfig, SFTTrainer
-
-        class Trainer(Metered, SFTTrainer):
-            labelled = ("labels",)
-
         rows = answer_rows(base, triples)  # refuses what does not fit the context before anything is passed
         policy = self.policy(base, seed)
         found: dict[str, Any] = {}
@@ -104,7 +101,7 @@ class SAILS(TrainedMethod):
             draw = torch.Generator().manual_seed(seed)
             bases = {layer: orthonormal_basis(directions[layer], self.lora_rank, draw) for layer in sorted(directions)}
             start_lora(policy, bases, WRITERS)
-        aligned = self.train(base, Trainer, SFTConfig, rows, meter=meter, seed=seed, policy=policy)
+        aligned = train_on_answers(self, base, rows, meter=meter, seed=seed, policy=policy)
         return aligned.derive(params={**aligned.params, **found})
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:

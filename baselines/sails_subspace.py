@@ -6,15 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dspa.encoder import BLOCK_BYTES
-from dspa.sae import ResidualSAE
+from baselines.metered import measured_batches
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.preferences import Triple
-from harness.residuals import batches_by_length, encode_triples, triple_residuals
-
-FEATURES_SHARE = 4  # one part in so many of a FLOP limit may go to measuring features
+from harness.residuals import encode_triples, triple_residuals
 
 
 @torch.no_grad()
@@ -24,20 +23,15 @@ def activation_differences(
     """({layer of an SAE: |E_chosen[a] - E_rejected[a]| of each feature}, number of triples measured); on the CPU.
 
     E is the mean activation over all tokens of the answers, without special ones. The prompt is passed once and its
-    KV cache serves both answers, up to the deepest SAE layer. With a FLOP limit the triples are passed in their order,
-    and at a quarter of what is left of the limit no more of them.
+    KV cache serves both answers, up to the deepest SAE layer. With a FLOP limit only the first triples are measured
+    (see `measured_batches`).
     """
     encoded = encode_triples(base, triples)
-    limit, before = meter.flops_limit, meter.executed_flops
-    if limit is None:
-        batches = list(batches_by_length(encoded, batch_size))
-    else:
-        batches = [list(rows) for rows in torch.arange(len(encoded)).split(batch_size)]
     layers = {sae.layer for sae in saes}
     sums = {sae.layer: torch.zeros(2, sae.d_sae, dtype=torch.float64) for sae in saes}
     n_tokens, n_triples = torch.zeros(2, dtype=torch.float64), 0
-    for rows in batches:
-        _, answers = triple_residuals(base, [encoded[int(row)] for row in rows], set(), layers, meter)
+    for rows in measured_batches(list(map(len, encoded)), batch_size, meter):
+        _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), layers, meter)
         for sae in saes:
             residual = answers.residual[sae.layer]
             tokens = [residual[kind::2][answers.counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, ...
@@ -45,8 +39,6 @@ def activation_differences(
                 sums[sae.layer] += torch.stack([_sum_of_latents(sae, of_kind) for of_kind in tokens]).cpu()
         n_tokens += torch.stack([answers.counted[kind::2].sum() for kind in (0, 1)]).cpu()
         n_triples += len(rows)
-        if limit is not None and meter.executed_flops >= before + (limit - before) / FEATURES_SHARE:
-            break
     means = {layer: total / n_tokens.clamp(min=1)[:, None] for layer, total in sums.items()}
     return {layer: (mean[0] - mean[1]).abs().float() for layer, mean in means.items()}, n_triples
 
@@ -111,5 +103,5 @@ def nearest(layers: Collection[int], layer: int) -> int:
 
 def _sum_of_latents(sae: ResidualSAE, residual: Float[Tensor, "token d_model"]) -> Float[Tensor, " d_sae"]:
     """Sum of the activations over tokens, in blocks that hold no more than the SAE's own."""
-    blocks = residual.split(max(1, BLOCK_BYTES // (4 * sae.d_sae)))
+    blocks = token_blocks(residual, sae.d_sae)
     return torch.stack([sae.encode(block).sum(0, dtype=torch.float64) for block in blocks]).sum(0)

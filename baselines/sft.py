@@ -1,11 +1,14 @@
 """sft: supervised fine-tuning on the chosen answers through TRL's SFTTrainer; also stage 0, the shared base."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from baselines.training import Metered, TrainedMethod, answer_rows, supervised_flops
+from baselines.metered import Metered
+from baselines.passes import supervised_flops
+from baselines.rows import answer_rows
+from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import register_method
@@ -26,13 +29,20 @@ class SFT(TrainedMethod):
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train a copy of the base; ``seed`` decides the order of the answers and the LoRA initialisation."""
-        from trl import SFTConfig, SFTTrainer
-
-        class Trainer(Metered, SFTTrainer):
-            labelled = ("labels",)
-
-        return self.train(base, Trainer, SFTConfig, answer_rows(base, triples), meter=meter, seed=seed)
+        return train_on_answers(self, base, answer_rows(base, triples), meter=meter, seed=seed)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """The chosen answers with their prompt, trained on."""
         return {"train": supervised_flops(self, answer_rows(base, triples), rates)}
+
+
+def train_on_answers(
+    method: TrainedMethod, base: AlignedModel, rows: Sequence[Mapping[str, Any]], **options: Any
+) -> AlignedModel:
+    """`TrainedMethod.train` on `answer_rows` with TRL's SFTTrainer; ``options`` are its (meter, seed, ...)."""
+    from trl import SFTConfig, SFTTrainer
+
+    class Trainer(Metered, SFTTrainer):
+        labelled = ("labels",)
+
+    return method.train(base, Trainer, SFTConfig, rows, **options)

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baselines.training import Metered, TrainedMethod, experimental, labelled_rows, paired_flops
+from baselines.metered import Metered, experimental
+from baselines.passes import paired_flops
+from baselines.rows import labelled_rows
+from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.method import register_method
@@ -55,4 +58,4 @@ class SimPO(TrainedMethod):
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on."""
-        return {"train": paired_flops(self, [row["length"] for row in labelled_rows(base, triples)], rates)}
+        return {"train": paired_flops(self, labelled_rows(base, triples), rates)}

@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dspa.density import measure_densities
-from dspa.edit import Mode, Scale, latent_change, movable_latents
 from dspa.predict import predict_densities
-from dspa.sae import ResidualSAE, check_sae, load_sae
-from dspa.select import ablate_set, augment_set
+from dspa.saes.sae import ResidualSAE, check_sae, load_sae
+from dspa.steering import Mode, Scale, latent_change, latent_sets, movable_latents
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.intervention import Positions, RowState, Sums, register_intervention
@@ -34,6 +33,11 @@ class StaticSAE(MethodConfig):
     """
 
     single_pass: ClassVar[bool] = True
+    diagnostics: ClassVar[Mapping[str, str]] = {
+        "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
+        "set_size": "latents selected per prompt",
+        "edited_share": "share of the steered tokens that were changed",
+    }
     sae: SAERef
     k_diff: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(ge=0)] = 0.5
@@ -61,19 +65,14 @@ class StaticSAE(MethodConfig):
             )
         with meter.stage("map"):
             mean = densities.difference.mean()[None].to(device)
-            sets = []
-            if self.mode in ("ablate", "both"):
-                sets.append((ablate_set(mean, self.k_diff)[0], -1.0))
-            if self.mode in ("augment", "both"):
-                sets.append((augment_set(mean, self.k_diff)[0], 1.0))
-            latents = torch.cat([chosen[chosen >= 0] for chosen, _ in sets])
-            sign = torch.cat([torch.full((int((chosen >= 0).sum()),), value) for chosen, value in sets])
+            latents, sign = (found[0] for found in latent_sets(mean, self.mode, self.k_diff))
+            latents, sign = latents[latents >= 0], sign[latents >= 0]
         located = {"sae": self.sae.located().model_dump()}
         settings = self.model_dump(mode="json", include=_ONLINE) | located | {"norm_limit": densities.norm_limits[1]}
         return base.derive(
             method="static_sae",
             params=self.model_dump(mode="json") | located,
-            intervention=StaticSteering(latents.to(device), sign.to(device), settings, device),
+            intervention=StaticSteering(latents, sign, settings, device),
         )
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
@@ -94,7 +93,7 @@ class StaticSteering:
     def __init__(self, latents: Tensor, sign: Tensor, settings: dict[str, Any], device: str) -> None:
         self._latents, self._sign, self._settings = latents, sign[None], settings
         self._sae: ResidualSAE = load_sae(SAERef.model_validate(settings["sae"]), device)
-        self._rows = self._sae.gather(latents[None])
+        self._rows = self._sae.encoder.gather(latents[None])
 
     @property
     def positions(self) -> Positions:
@@ -127,13 +126,13 @@ class StaticSteering:
         # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
         tokens = residual.flatten(0, 1)[None]
         steered_tokens = steered.flatten()[None] & self._sae.fits_norm(tokens, self._settings["norm_limit"])
-        latents, scale = self._sae.encode_selected(tokens, self._rows)
+        latents, scale = self._sae.encoder.encode_selected(tokens, self._rows)
         movable = movable_latents(latents, self._sign, steered_tokens, active_only=self._settings["active_only"])
-        strongest = self._sae.strongest(tokens[0])[None] if self._settings["scale"] == "max" else None
+        strongest = self._sae.encoder.strongest(tokens[0])[None] if self._settings["scale"] == "max" else None
         change = latent_change(latents, self._sign, strongest, movable, alpha=self._settings["alpha"])
         if tally is not None:
             tally.add(tokens=steered.sum(), changed=(change != 0).any(-1).sum())
-        return self._sae.decode_change(change, self._rows, scale).view_as(residual)
+        return self._sae.encoder.decode_change(change, self._rows, scale).view_as(residual)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"latents": self._latents, "sign": self._sign[0]}

@@ -9,34 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from baselines.metered import Metered, experimental, unpatch, unpatched
-from baselines.rows import IGNORED, answer_rows, labelled_rows, preference_rows, token_triples
-from harness.adapters.quiet import calmly
+from baselines.metered import Metered, unpatch, unpatched
 from harness.compute import Meter
 from harness.method import BaseShape, MethodConfig
 from harness.model import AlignedModel
+from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
-    from harness.compute.rates import Rates
-
-
-__all__ = [
-    "IGNORED",
-    "Metered",
-    "TrainedMethod",
-    "answer_rows",
-    "experimental",
-    "labelled_rows",
-    "paired_flops",
-    "preference_rows",
-    "sharing_copy",
-    "supervised_flops",
-    "token_triples",
-    "unpatch",
-    "unpatched",
-]
 _ENDLESS = 10**6  # epochs: the FLOP limit ends the training
 
 
@@ -110,24 +92,35 @@ class TrainedMethod(MethodConfig):
         """
         from transformers import set_seed
 
-        if self.tuning == "full":
+        adapter = self.adapter()
+        if adapter is None:
             model = copy.deepcopy(base.model).requires_grad_(True)
             _without_dropout(model)
             return model
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         model = sharing_copy(base.model)
         _without_dropout(model)
         set_seed(seed)
-        config = LoraConfig(
+        with hiding_deprecations():
+            return get_peft_model(model, adapter)  # type: ignore[return-value]
+
+    def adapter(self) -> "LoraConfig | None":
+        """PEFT's configuration of the adapter that is tuned; None where all weights are."""
+        return self.lora() if self.tuning == "lora" else None
+
+    def lora(self, **own: Any) -> "LoraConfig":
+        """PEFT's configuration with the ``lora_*`` options, and those of the method's ``own``."""
+        from peft import LoraConfig
+
+        return LoraConfig(
             r=self.lora_rank,
             lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=self.lora_dropout,
             target_modules=self.lora_targets,
             task_type="CAUSAL_LM",
+            **own,
         )
-        with calmly():
-            return get_peft_model(model, config)  # type: ignore[return-value]
 
     def train(
         self,
@@ -138,34 +131,34 @@ class TrainedMethod(MethodConfig):
         *,
         meter: Meter,
         seed: int,
-        reference: bool = False,
         stage: str = "train",
         policy: "PreTrainedModel | None" = None,
         options: Mapping[str, Any] | None = None,
-        given: Mapping[str, Any] | None = None,
+        **given: Any,
     ) -> AlignedModel:
         """Train on ``rows`` and derive the artifact; the base is unchanged, also when training raises.
 
-        ``reference`` hands the base to the trainer as reference model. ``policy`` replaces the model to train,
-        ``options`` go to TRL's configuration and ``given`` to the trainer. Where a FLOP limit ended the training, the
-        artifact's ``params`` say so under ``stopped_at``.
+        ``policy`` replaces the model to train, ``options`` go to TRL's configuration and ``given`` to the trainer.
+        Where a FLOP limit ended the training, the artifact's ``params`` say so under ``stopped_at``.
         """
         from datasets import Dataset
         from transformers import set_seed
 
-        own = dict(options or {})
-        if meter.flops_limit is not None:
-            own["num_train_epochs"] = _ENDLESS
+        own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
         set_seed(seed)
-        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), calmly():
+        with (
+            meter.stage(stage),
+            tempfile.TemporaryDirectory() as scratch,
+            unpatched(base.model),
+            hiding_deprecations(),
+        ):
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
                 meter=meter,
-                **({"ref_model": base.model} if reference else {}),
-                **(given or {}),
+                **given,
             )
             meter.train_params = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             trainer.train()
@@ -186,36 +179,6 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy whose parameters are new objects on the same memory: modules can be replaced, weights must not change."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
-
-
-def paired_flops(method: TrainedMethod, lengths: Sequence[int], rates: "Rates") -> int:
-    """FLOPs of TRL's CPO and ORPO trainers: both answers of a triple in one batch, with a plain LM head.
-
-    ``lengths`` are those of the triples' longer texts.
-    """
-    from harness.predicted import lora_config, trainer_batches
-
-    training = rates.training(lora_config(method), checkpointing=method.gradient_checkpointing)
-    head = rates.head * (3 if method.tuning == "full" else 2)
-    total, options = 0, {"accumulation": method.accumulation, "epochs": method.epochs}
-    for rows in trainer_batches(lengths, batch_size=method.batch_size, **options):
-        size, length = 2 * len(rows), max(lengths[row] for row in rows)
-        total += training.of(size, length) + head * size * length
-    return total
-
-
-def supervised_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: "Rates") -> int:
-    """FLOPs of TRL's SFT trainer on `answer_rows`: one text a row, with the fused LM head."""
-    from harness.predicted import fused_head_flops, lora_config, trainer_batches
-
-    lengths = [row["length"] for row in rows]
-    training = rates.training(lora_config(method), checkpointing=method.gradient_checkpointing)
-    head = fused_head_flops(rates, full=method.tuning == "full")
-    total, options = 0, {"accumulation": method.accumulation, "epochs": method.epochs}
-    for batch in trainer_batches(lengths, batch_size=method.batch_size, **options):
-        size, length = len(batch), max(lengths[row] for row in batch)
-        total += training.of(size, length) + head * size * (length - 1)
-    return total
 
 
 def _without_dropout(model: nn.Module) -> None:

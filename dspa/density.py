@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dspa.sae import ResidualSAE
-from dspa.sparse import SparseRows
+from dspa.map.sparse import SparseRows
+from dspa.saes.sae import ResidualSAE
 from harness.compute import Meter
 from harness.model import AlignedModel
 from harness.preferences import Triple
@@ -48,7 +48,7 @@ def density_of(
     tokens, row = residual[counted], counted.nonzero()[:, 0]
     signature = ("encode", sae.layer, sae.d_sae, len(tokens), len(residual))
     with nullcontext() if meter is None else meter.step(signature, tokens=0, kind="forward"):
-        counts = sae.activity_counts(tokens, row, len(residual))
+        counts = sae.encoder.counts(tokens, row, len(residual))
     return counts / counted.sum(1).clamp(min=1)[:, None]
 
 

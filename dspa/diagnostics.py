@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.select import mean_pairwise_jaccard
-from dspa.shipped import ShippedMap
+from dspa.map.shipped import ShippedMap
 
 LEGEND = {
     "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
@@ -144,3 +143,19 @@ def selection_figures(condition_map: ShippedMap, tallies: Tallies) -> dict[str, 
         audited = torch.cat(condition_map.candidates(_AUDITED)).unique().to(edits.device)
         figures["edits_in_top"] = float(edits[audited].sum()) / total
     return figures
+
+
+def mean_pairwise_jaccard(sets: Sequence[frozenset[int]]) -> float:
+    """Mean Jaccard similarity over all pairs; two empty sets count as equal. Needs two sets (ValueError)."""
+    if len(sets) < 2:
+        raise ValueError("Jaccard similarity needs at least two sets")
+    width = max((max(s, default=-1) for s in sets), default=-1) + 1
+    member = torch.zeros(len(sets), max(width, 1))
+    for row, latents in enumerate(sets):
+        member[row, list(latents)] = 1
+    shared = member @ member.t()
+    sizes = member.sum(1)
+    union = sizes[:, None] + sizes[None] - shared
+    similarity = torch.where(union > 0, shared / union.clamp(min=1), 1.0)
+    upper = torch.triu(torch.ones_like(similarity, dtype=torch.bool), diagonal=1)
+    return float(similarity[upper].mean())

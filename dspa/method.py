@@ -6,23 +6,22 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from dspa.condiff import ConditionalDifferenceMap, Gate
 from dspa.density import measure_densities
 from dspa.diagnostics import LEGEND
-from dspa.edit import Mode, Scale
+from dspa.map.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.shipped import MapOptions, ShippedMap
 from dspa.predict import predict_densities
-from dspa.sae import check_sae, load_sae, sae_sizes
-from dspa.shipped import MapOptions, ShippedMap
-from dspa.steer import DSPASteering
+from dspa.saes.sae import check_sae, load_sae, sae_sizes
+from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.intervention import Positions
-from harness.method import BaseShape, MethodConfig, register_method
+from harness.method import MethodConfig, register_method
 from harness.model import AlignedModel
 from harness.preferences import Triple
-from harness.refs import SAERef
+from harness.refs import BaseShape, SAERef
 
-_ONLINE = {"input_sae", "output_sae", "k_prompt", "k_diff", "alpha", "mode", "scale", "positions"}
+_ONLINE = ("input_sae", "output_sae", "k_prompt", "k_diff", "alpha", "mode", "scale", "positions")
 
 
 @register_method("dspa")
@@ -90,12 +89,13 @@ class DSPA(MethodConfig):
             "input_sae": self.input_sae.located().model_dump(),
             "output_sae": self.output_sae.located().model_dump(),
         }
-        online = {"map": shipped.options, "norm_limits": list(densities.norm_limits)}
-        settings = self.model_dump(mode="json", include=_ONLINE) | located | online
+        params = self.model_dump(mode="json") | located
+        online = {name: params[name] for name in _ONLINE}
+        online |= {"map": shipped.settings, "norm_limits": densities.norm_limits}
         return base.derive(
             method="dspa",
-            params=self.model_dump(mode="json") | located,
-            intervention=DSPASteering(shipped, settings, device),
+            params=params,
+            intervention=DSPASteering(shipped, SteeringSettings.model_validate(online), device),
         )
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:

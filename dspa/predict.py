@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dspa.density import CALIBRATION
-from dspa.sae import norm_multiple, sae_sizes
+from dspa.saes.sae import norm_multiple, sae_sizes
 from harness.compute.rates import Rates
 from harness.model import AlignedModel
 from harness.predicted import residual_flops

@@ -1,99 +1,56 @@
-"""The artifact folder: aligned.json plus safetensors (adapter/, weights/, intervention.safetensors). Never pickle."""
+"""The artifact folder: aligned.json plus safetensors (adapter/, weights/, intervention.safetensors). Never pickle.
 
+`harness.model.AlignedModel.save` and `load` put together what is written and read here.
+"""
+
+import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.adapters.quiet import calmly
 from harness.base_model import BaseModel
-from harness.intervention import INTERVENTIONS
+from harness.files import atomic_folder
+from harness.intervention import INTERVENTIONS, Intervention
 from harness.plugins import load_plugins
-from harness.refs import ModelRef
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
+from harness.quiet import hiding_deprecations
 
 SCHEMA_VERSION = 2
 
 
-def save_artifact(aligned: "AlignedModel", path: str | Path) -> None:
-    """Write into a temporary neighbour and rename, so that the folder appears complete or not at all.
+def write_artifact(
+    path: str | Path,
+    description: Mapping[str, Any],
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tensors: Mapping[str, Tensor] | None,
+) -> None:
+    """Write the folder; it appears complete or not at all.
 
-    Raises ValueError when ``path`` exists already.
+    ``description["delta"]`` says what of ``model`` is kept; ``tensors`` are the intervention's. Raises ValueError when
+    ``path`` exists already.
     """
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; artifacts are never overwritten, choose another folder")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    intervention = aligned.intervention
-    if intervention is not None:
-        tensors = {name: t.detach().cpu().contiguous() for name, t in intervention.tensors().items()}
-        save_file(tensors, partial / "intervention.safetensors")
-    if aligned.delta == "adapter":
-        aligned.model.save_pretrained(partial / "adapter")
-    elif aligned.delta == "weights":
-        aligned.model.save_pretrained(partial / "weights")
-        aligned.tokenizer.save_pretrained(partial / "weights")  # so that the folder is a base model of its own
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "method": aligned.method,
-        "base": {**_pinned(aligned.base), "hash": aligned.base.identity},
-        "budget": aligned.budget,
-        "params": dict(aligned.params),
-        "fingerprint": aligned.fingerprint,
-        "delta": aligned.delta,
-        "intervention": None if intervention is None else {"kind": intervention.kind, "params": intervention.params()},
-        "system_prompt": aligned.system_prompt,
-        "bill": aligned.bill,
-    }
-    readable = partial / "aligned.json"
-    readable.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    for file in partial.rglob("*.safetensors"):
-        shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
-    partial.rename(path)
-
-
-def load_artifact(
-    path: str | Path, *, base: "BaseModel | ModelRef | None" = None, device: str = "cpu"
-) -> "AlignedModel":
-    """Load an artifact; ``base`` overrides where the base is found, but its content must be the same.
-
-    Raises ValueError for a folder without aligned.json, an unknown schema, another base, or changed tensors.
-    """
-    from harness.model import AlignedModel
-
-    description = read_description(path)
-    saved = dict(description["base"])
-    expected = saved.pop("hash")
-    if isinstance(base, BaseModel):
-        device = str(base.model.device)
-    else:
-        base = BaseModel.load(base or ModelRef(**saved), device=device)
-    if base.identity != expected:
-        raise ValueError(
-            f"{path}: made on base {saved['path'] or saved['id']} with hash {expected[:12]}, "
-            f"but the base given has {base.identity[:12]}; give the base it was made on"
-        )
-    aligned = AlignedModel(
-        base=base,
-        model=_model(Path(path), description["delta"], base),
-        method=description["method"],
-        params=description["params"],
-        delta=description["delta"],
-        intervention=_intervention(Path(path), description["intervention"], device),
-        system_prompt=description["system_prompt"],
-        budget=description["budget"],
-        bill=description["bill"],
-    )
-    if aligned.fingerprint != description["fingerprint"]:
-        raise ValueError(f"{path}: the tensors do not match the fingerprint in aligned.json; the artifact was changed")
-    return aligned
+    with atomic_folder(path) as folder:
+        if tensors is not None:
+            kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(kept, folder / "intervention.safetensors")
+        if description["delta"] == "adapter":
+            model.save_pretrained(folder / "adapter")
+        elif description["delta"] == "weights":
+            model.save_pretrained(folder / "weights")
+            tokenizer.save_pretrained(folder / "weights")  # so that the folder is a base model of its own
+        readable = folder / "aligned.json"
+        whole = {"schema_version": SCHEMA_VERSION, **description}
+        readable.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        for file in folder.rglob("*.safetensors"):
+            shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -113,36 +70,29 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return description
 
 
-def _pinned(base: BaseModel) -> dict[str, Any]:
-    """The base's reference as it will still mean the same tomorrow: absolute path, or the commit and not a branch."""
-    reference = base.ref.located().model_dump()
-    return reference if base.ref.id is None else reference | {"revision": base.identity}
-
-
-def _model(path: Path, delta: str, base: BaseModel) -> Any:
+def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
+    """The network: the base's own, with the artifact's adapter around a copy of it, or of the artifact's weights."""
     if delta == "adapter":
-        import copy
-
         from peft import PeftModel
 
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
-        with calmly():
-            return PeftModel.from_pretrained(copy.deepcopy(base.model), path / "adapter").eval()
+        with hiding_deprecations():
+            adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter")
+        return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
     if delta == "weights":
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(path / "weights", dtype=base.model.dtype)
+        model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)
         model.generation_config = base.model.generation_config
         model.to(base.model.device)  # type: ignore[arg-type]
         return model.eval()
     return base.model
 
 
-def _intervention(path: Path, saved: dict[str, Any] | None, device: str) -> Any:
+def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device: str) -> Intervention | None:
+    """The intervention that aligned.json describes by ``saved``, with its tensors; ValueError when they are damaged."""
     if saved is None:
         return None
     load_plugins()
-    file = path / "intervention.safetensors"
+    file = Path(path) / "intervention.safetensors"
     try:
         tensors = load_file(file, device=device)
     except (FileNotFoundError, SafetensorError) as problem:

@@ -1,6 +1,5 @@
 """The shared base model: weights, tokenizer and chat format behind one reference, local or by public name."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,8 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from harness.chat import ChatFormat
-from harness.method import BaseShape
-from harness.refs import ModelRef
+from harness.files import folder_hash
+from harness.refs import BaseShape, ModelRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +44,12 @@ class BaseModel:
     def identity(self) -> str:
         """Commit hash of a public model, content hash of a local folder."""
         return base_identity(self.ref)
+
+    @property
+    def pinned(self) -> ModelRef:
+        """The reference as it will still mean the same tomorrow: absolute path, or the commit and not a branch."""
+        located = self.ref.located()
+        return located if self.ref.id is None else located.model_copy(update={"revision": self.identity})
 
     @property
     def max_length(self) -> int:
@@ -95,14 +100,3 @@ def base_identity(ref: ModelRef) -> str:
             f"the hub names no commit for {ref.id!r} at revision {ref.revision!r}; name a commit as `revision`"
         )
     return commit
-
-
-def folder_hash(path: str | Path) -> str:
-    """sha256 over the names and bytes of all files of a folder, hidden ones left out."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

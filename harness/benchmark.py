@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from harness.registry import Registry
 
 if TYPE_CHECKING:
-    from harness.judges import Judge
-    from harness.judges.base import Verb
+    from harness.judging import Judge
+    from harness.judging.judge import Verb
     from harness.responder import Responder
 
 
@@ -128,7 +128,7 @@ class Benchmark(Protocol):
     ) -> Iterator[Record]:
         """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats.
 
-        A record's ``raw`` names an answer with `Completion.told`: its text is in the store.
+        A record's ``raw`` names an answer by `Completion.record_fields`: its text is in the store.
         """
         ...
 
@@ -161,7 +161,9 @@ class BenchmarkConfig(BaseModel):
         """None to compare with the training prompts by default."""
         return []
 
-    def judge_again(self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None) -> Any:
+    def judge_again(
+        self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
         """`run` by default: right where it writes no answers to ``folder``."""
         return cast(Benchmark, self).run(model, judge=judge, seed=seed, folder=folder)
 

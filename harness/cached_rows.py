@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +13,8 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from harness.intervention import find_decoder
 from harness.padding import pad_rows, positions_of
+from harness.runtime import Runtime
 from harness.shared_prefix import Tokens
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
 
 
 @dataclass(frozen=True)
@@ -28,33 +26,33 @@ class CachedRows:
     lengths: Int[Tensor, " row"]
 
 
-def can_share(aligned: "AlignedModel") -> bool:
+def can_share(runtime: Runtime) -> bool:
     """Whether a cached token serves every sequence that begins alike.
 
     Not where anything is steered: a condition is computed from the whole context, and with ``positions: all`` the
     prefix itself is edited by it. Not where a layer keeps anything else than the keys and values of tokens.
     """
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return aligned.intervention is None and all(type(layer) in plain for layer in _cache_layers(aligned))
+    return runtime.intervention is None and all(type(layer) in plain for layer in _cache_layers(runtime))
 
 
-def encode(aligned: "AlignedModel", sequences: Sequence[Tokens]) -> CachedRows:
+def encode(runtime: Runtime, sequences: Sequence[Tokens]) -> CachedRows:
     """Whole sequences, in one forward.
 
     Padded on the right and without a mask: no token sees what is behind it, and attention is faster so.
     """
-    device = aligned.device
-    ids, _ = pad_rows(sequences, aligned.chat.pad_id, side="right", device=device)
-    layers = _empty_layers(aligned)
+    device = runtime.device
+    ids, _ = pad_rows(sequences, runtime.chat.pad_id, side="right", device=device)
+    layers = _empty_layers(runtime)
     layers[-1] = _LastLayer()
     with suppress(_Filled):
-        find_decoder(aligned.model).stack(input_ids=ids, past_key_values=Cache(layers=[*layers]), use_cache=True)
+        find_decoder(runtime.model).stack(input_ids=ids, past_key_values=Cache(layers=[*layers]), use_cache=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     return CachedRows(layers, torch.zeros_like(lengths), lengths)
 
 
 def extend(
-    aligned: "AlignedModel", parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
+    runtime: Runtime, parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
 ) -> CachedRows:
     """Sequences of which row r begins with parent ``owner[r]``, in one forward of ``fed`` tokens a row.
 
@@ -62,17 +60,17 @@ def extend(
     from the parents, the last ``fed`` tokens are encoded. So ``fed`` is what the row with most behind its parent
     needs, and at least 1; the others have some tokens of their parent encoded again, where there would be padding.
     """
-    batch = _Extension(aligned, parents, owner, sequences, fed, stop=True)
+    batch = _Extension(runtime, parents, owner, sequences, fed, stop=True)
     with suppress(_Filled):
-        find_decoder(aligned.model).stack(**batch.inputs)
+        find_decoder(runtime.model).stack(**batch.inputs)
     return CachedRows(batch.layers, batch.width - batch.lengths, batch.lengths)
 
 
 def extended_logits(
-    aligned: "AlignedModel", parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
+    runtime: Runtime, parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
 ) -> Float[Tensor, "row fed vocab"]:
     """The same forward for its logits."""
-    return aligned.model(**_Extension(aligned, parents, owner, sequences, fed, stop=False).inputs).logits
+    return runtime.model(**_Extension(runtime, parents, owner, sequences, fed, stop=False).inputs).logits
 
 
 class _Extension:
@@ -80,7 +78,7 @@ class _Extension:
 
     def __init__(
         self,
-        aligned: "AlignedModel",
+        runtime: Runtime,
         parents: CachedRows,
         owner: Sequence[int],
         sequences: Sequence[Tokens],
@@ -88,16 +86,16 @@ class _Extension:
         *,
         stop: bool,
     ) -> None:
-        ids, mask = pad_rows(sequences, aligned.chat.pad_id, side="left", device=aligned.device)
-        rows = torch.tensor(owner, device=aligned.device)
+        ids, mask = pad_rows(sequences, runtime.chat.pad_id, side="left", device=runtime.device)
+        rows = torch.tensor(owner, device=runtime.device)
         self.lengths, self.width = mask.sum(-1), ids.shape[1]
         assert bool((self.lengths - fed <= parents.lengths[rows]).all())
         kept = max(0, self.width - fed)
-        self.layers = _empty_layers(aligned)
+        self.layers = _empty_layers(runtime)
         if kept:
             # Columns of padding have no counterpart: whatever is taken for them is masked.
             before = parents.first[rows] - (self.width - self.lengths)
-            columns = (before[:, None] + torch.arange(kept, device=aligned.device)).clamp(min=0)
+            columns = (before[:, None] + torch.arange(kept, device=runtime.device)).clamp(min=0)
             for layer, parent in zip(self.layers, parents.layers, strict=True):
                 layer.update(_taken(parent.keys, rows, columns), _taken(parent.values, rows, columns))
         if stop:
@@ -121,15 +119,15 @@ class _LastLayer(DynamicLayer):
         raise _Filled
 
 
-def _cache_layers(aligned: "AlignedModel") -> list[Any]:
+def _cache_layers(runtime: Runtime) -> list[Any]:
     """As the model's configuration asks for them, empty."""
-    return DynamicCache(config=aligned.model.config).layers
+    return DynamicCache(config=runtime.model.config).layers
 
 
-def _empty_layers(aligned: "AlignedModel") -> list[DynamicLayer]:
+def _empty_layers(runtime: Runtime) -> list[DynamicLayer]:
     """One for each of the model's layers that has its own; none is told of its sliding window, so that it forgets no
     token which a shorter descendant of a row needs (the model's masks keep to the windows)."""
-    return [DynamicLayer() for _ in _cache_layers(aligned)]
+    return [DynamicLayer() for _ in _cache_layers(runtime)]
 
 
 def _taken(

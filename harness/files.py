@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,46 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
+@contextmanager
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside ``path`` to be filled; it becomes ``path`` when the block ends, and goes when it fails.
+
+    So the folder is there complete or not at all. What a killed process left unfinished is removed by the next one.
+    An existing ``path`` raises ValueError or, with ``replace``, is replaced as a whole.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise ValueError(f"{path} exists already and is never overwritten; choose another folder")
+    partial, replaced = (path.with_name(f"{path.name}.{kind}") for kind in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    partial.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def folder_hash(path: str | Path) -> str:
+    """sha256 of the names and contents of the files directly in a folder, hidden ones left out: how models and SAEs
+    are identified."""
+    root = Path(path)
+    return _hash_of(root, (p for p in root.iterdir() if not p.name.startswith(".")))
+
+
 def content_hash(path: str | Path) -> str:
     """sha256 of a file, or of the names and contents of all files below a folder."""
     root = Path(path)
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    return _hash_of(root, [root] if root.is_file() else root.rglob("*"))
+
+
+def _hash_of(root: Path, found: Iterable[Path]) -> str:
+    files = sorted(p for p in found if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(root).as_posix().encode())

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from harness.padding import pad_rows
 from harness.responder import Completion as Completion
+from harness.runtime import Runtime
 from harness.sampling import GumbelNoise, row_seed
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Batch:
 
 @torch.no_grad()
 def generate_batches(
-    aligned: "AlignedModel",
+    runtime: Runtime,
     prompts: Sequence[Sequence[int]],
     temperatures: Sequence[float],
     max_new_tokens: int,
@@ -39,17 +37,15 @@ def generate_batches(
 
     Prompts that do not fit the context come first, as a batch of completions with ``error``.
     """
-    room = aligned.base.max_length - max_new_tokens
+    room = runtime.max_length - max_new_tokens
     long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
     if long:
-        yield Batch(
-            long, tuple(_too_long(len(prompts[i]), max_new_tokens, aligned.base.max_length) for i in long), None
-        )
+        yield Batch(long, tuple(_too_long(len(prompts[i]), max_new_tokens, runtime.max_length) for i in long), None)
     todo = sorted(set(range(len(prompts))) - set(long), key=lambda i: (-len(prompts[i]), i))
     for start in range(0, len(todo), batch_size):
         rows = tuple(todo[start : start + batch_size])
         completions, tally = _generate_batch(
-            aligned, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
+            runtime, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
         )
         yield Batch(rows, tuple(completions), tally)
 
@@ -60,13 +56,13 @@ def _too_long(tokens: int, max_new_tokens: int, context: int) -> Completion:
 
 
 def _generate_batch(
-    aligned: "AlignedModel",
+    runtime: Runtime,
     prompts: list[Sequence[int]],
     temperatures: list[float],
     max_new_tokens: int,
     seed: int,
 ) -> tuple[list[Completion], dict[str, Any] | None]:
-    chat, device = aligned.chat, aligned.device
+    chat, device = runtime.chat, runtime.device
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)
     seeds = [row_seed(seed, prompt) for prompt in prompts]
     sampler = [GumbelNoise(temperatures, seeds, device)] if any(temperatures) else []
@@ -77,8 +73,8 @@ def _generate_batch(
         pad_token_id=chat.pad_id,
         eos_token_id=list(chat.stop_ids),
     )
-    with aligned.steering() as session:
-        output = aligned.model.generate(  # type: ignore[operator]
+    with runtime.steering() as session:
+        output = runtime.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
@@ -89,8 +85,8 @@ def _generate_batch(
     for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
         end = next((i + 1 for i, token in enumerate(new) if token in chat.stop_ids), None)
         tokens = tuple(new[:end])
-        if aligned.intervention is not None and aligned.intervention.positions == "generation":
+        if runtime.intervention is not None and runtime.intervention.positions == "generation":
             assert steered[row] == len(tokens), f"row {row}: {steered[row]} steered of {len(tokens)} generated tokens"
         text = chat.decode(tokens if end is None else tokens[:-1])
         completions.append(Completion(text, tokens, len(prompts[row]), steered[row], end is not None))
-    return completions, None if session is None or session.tally is None else session.tally.read()
+    return completions, None if session is None else session.counts()

@@ -1,33 +1,18 @@
 """What an alignment method is: a class whose fields are its hyper-parameters and whose `fit` makes an artifact."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.preferences import Triple
+from harness.refs import BaseShape
 from harness.registry import Registry
 
 if TYPE_CHECKING:
     from harness.compute import Meter
     from harness.compute.rates import Rates
     from harness.model import AlignedModel
-
-
-@dataclass(frozen=True)
-class BaseShape:
-    """What is known of a base model before its weights are loaded.
-
-    ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
-    name, None for a folder.
-    """
-
-    name: str
-    n_layers: int
-    d_model: int
-    model_type: str = ""
-    public_id: str | None = None
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harness.artifact import read_description, read_intervention, read_model, write_artifact
 from harness.base_model import BaseModel
 from harness.chat import ChatFormat
 from harness.fingerprint import hash_tensor
@@ -21,6 +22,7 @@ from harness.generation import Batch, Completion, generate_batches
 from harness.intervention import Intervention
 from harness.preferences import Conversation, Message, Triple
 from harness.refs import ModelRef
+from harness.runtime import Runtime
 from harness.scoring import ScoredBatch, score_batches
 from harness.steering import Steering
 
@@ -59,16 +61,50 @@ class AlignedModel:
     def load(
         cls, path: str | Path, *, base: "BaseModel | ModelRef | None" = None, device: str = "cpu"
     ) -> "AlignedModel":
-        """Load an artifact folder (see harness.artifact)."""
-        from harness.artifact import load_artifact
+        """Load an artifact folder; ``base`` overrides where the base is found, but its content must be the same.
 
-        return load_artifact(path, base=base, device=device)
+        Raises ValueError for a folder without aligned.json, an unknown schema, another base, or changed tensors.
+        """
+        description = read_description(path)
+        saved = dict(description["base"])
+        expected = saved.pop("hash")
+        if isinstance(base, BaseModel):
+            device = str(base.model.device)
+        else:
+            base = BaseModel.load(base or ModelRef(**saved), device=device)
+        if base.identity != expected:
+            raise ValueError(
+                f"{path}: made on base {saved['path'] or saved['id']} with hash {expected[:12]}, "
+                f"but the base given has {base.identity[:12]}; give the base it was made on"
+            )
+        kept = {name: description[name] for name in ("method", "params", "delta", "system_prompt", "budget", "bill")}
+        model = read_model(path, kept["delta"], base)
+        aligned = cls(base, model, intervention=read_intervention(path, description["intervention"], device), **kept)
+        if aligned.fingerprint != description["fingerprint"]:
+            raise ValueError(
+                f"{path}: the tensors do not match the fingerprint in aligned.json; the artifact was changed"
+            )
+        return aligned
 
     def save(self, path: str | Path) -> None:
-        """Write an artifact folder; it appears complete or not at all (see harness.artifact)."""
-        from harness.artifact import save_artifact
+        """Write an artifact folder (see harness.artifact); it appears complete or not at all.
 
-        save_artifact(self, path)
+        Raises ValueError when ``path`` exists already.
+        """
+        steering = self.intervention
+        description = {
+            "method": self.method,
+            "base": {**self.base.pinned.model_dump(), "hash": self.base.identity},
+            "budget": self.budget,
+            "params": dict(self.params),
+            "fingerprint": self.fingerprint,
+            "delta": self.delta,
+            "intervention": None if steering is None else {"kind": steering.kind, "params": steering.params()},
+            "system_prompt": self.system_prompt,
+            "bill": self.bill,
+        }
+        tensors = None if steering is None else steering.tensors()
+        write_artifact(path, description, model=self.model, tokenizer=self.tokenizer, tensors=tensors)
 
     def derive(self, **changes: Any) -> "AlignedModel":
         """A copy with some fields changed."""
@@ -90,12 +126,16 @@ class AlignedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the outputs: base, weight delta, intervention, chat format, dtype.
 
         Batch size and device are not in it; provenance neither.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         parts = [
             self.base.identity,
@@ -125,12 +165,14 @@ class AlignedModel:
             return get_peft_model_state_dict(self.model)
         return dict(self.model.state_dict()) if self.delta == "weights" else {}
 
+    @property
+    def runtime(self) -> Runtime:
+        """What generation and scoring need of it."""
+        return Runtime(self.model, self.chat, self.base.max_length, self.intervention)
+
     def steering(self) -> "AbstractContextManager[Steering | None]":
         """Hooks for forwards of ``self.model``; a null context where there is no intervention."""
-        if self.intervention is None:
-            return nullcontext()
-        chat = self.chat
-        return Steering(self.model, self.intervention, special_ids=chat.special_ids, stop_ids=chat.stop_ids)
+        return self.runtime.steering()
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Token ids the model answers to, with its instruction (if any) as system turn."""
@@ -202,7 +244,7 @@ class AlignedModel:
         if min(temperatures, default=0) < 0 or max_new_tokens < 1 or batch_size < 1:
             raise ValueError("temperature must be >= 0, max_new_tokens and batch_size >= 1")
         prompts = [self.prompt_ids(c) for c in conversations]
-        return generate_batches(self, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
+        return generate_batches(self.runtime, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:
         """(log p(continuation | context), is greedy) of raw text pairs; steering conditions on the context alone.
@@ -254,7 +296,7 @@ class AlignedModel:
                     f"{len(context)} + {len(continuation)} tokens exceed the context of {self.base.max_length}; "
                     "shorten the context"
                 )
-        return score_batches(self, requests, batch_size=batch_size)
+        return score_batches(self.runtime, requests, batch_size=batch_size)
 
 
 def _adapter_settings(configs: dict[str, dict[str, Any]]) -> str:

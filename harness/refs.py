@@ -1,8 +1,9 @@
 """Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -79,6 +80,22 @@ class ModelRef(BaseModel):
         return self.path
 
 
+def model_ref(base: str, chat: str) -> ModelRef:
+    """What a command line calls a base model: a folder that exists, or a Hugging Face id[@revision].
+
+    Raises ValueError for a chat format that is not known, and for a path that leads nowhere.
+    """
+    chats = get_args(ModelRef.model_fields["chat"].annotation)
+    if chat not in chats:
+        raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(chats)}")
+    if Path(base).is_dir():
+        return ModelRef.model_validate({"path": base, "chat": chat})
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ValueError(f"base model folder {base!r} does not exist")
+    name, _, revision = base.partition("@")
+    return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
+
+
 class SAERef(BaseModel):
     """A sparse autoencoder: ``path`` is a SAELens folder, ``release`` + ``id`` a SAELens release name.
 
@@ -118,3 +135,18 @@ class SAERef(BaseModel):
 
     def __str__(self) -> str:
         return self.path if self.path is not None else f"{self.release}/{self.id}"
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What is known of a base model before its weights are loaded.
+
+    ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
+    name, None for a folder.
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    model_type: str = ""
+    public_id: str | None = None

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from harness.compute import Meter
-from harness.intervention import Decoder, find_decoder, residual_of
+from harness.intervention import Decoder, captured, find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows, positions_of
 from harness.preferences import Triple
@@ -78,10 +78,6 @@ def triple_residuals(
     )
 
 
-class _Stop(Exception):
-    """Ends a forward pass after the deepest layer that is needed."""
-
-
 def early_residuals(
     decoder: Decoder,
     layers: set[int],
@@ -96,25 +92,8 @@ def early_residuals(
     The pass stops after layer ``last``, or the deepest of ``layers``: what comes later never runs.
     """
     last = max(layers) if last is None else last
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        def hook(_module: nn.Module, _args: tuple, output: object) -> None:
-            if layer in layers:
-                seen[layer] = residual_of(output)
-            if layer == last:
-                raise _Stop
-
-        return hook
-
-    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers | {last}]
     positions = positions_of(mask)[:, -ids.shape[1] :]
     on_cache = {"past_key_values": cache, "use_cache": cache is not None}
-    try:
+    with captured(decoder, layers | {last}, stop=True) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, **on_cache)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return {layer: residual[layer] for layer in layers}

@@ -1,5 +1,6 @@
 """What benchmarks use of a model: answers to conversations, and log-likelihoods. Nothing here needs torch."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,10 +33,12 @@ class Completion:
     key: str | None = field(default=None, compare=False)
 
     @property
-    def told(self) -> dict[str, str | None]:
-        """What a record's ``raw`` says of the answer: its key, or (in no store) its text; None where there is none."""
+    def record_fields(self) -> dict[str, str | None]:
+        """What a record's ``raw`` says of the answer, of which it keeps no copy: ``answer_key`` in the store, and
+        ``answer_hash`` of the text. In no store it is ``answer``, the text; None where there is no answer.
+        """
         if self.key is not None:
-            return {"answer_key": self.key}
+            return {"answer_key": self.key, "answer_hash": hashlib.sha256(self.text.encode()).hexdigest()[:16]}
         return {"answer": self.text if self.error is None else None}
 
 

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,9 @@ from transformers import DynamicCache
 
 from harness.cached_rows import CachedRows, can_share, encode, extend, extended_logits
 from harness.padding import cut_batches, pad_rows, positions_of
+from harness.runtime import Runtime
 from harness.shared_prefix import Family, Tokens, families
 from harness.steering import Steering
-
-if TYPE_CHECKING:
-    from harness.model import AlignedModel
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
@@ -40,7 +38,7 @@ class ScoredBatch:
 
 
 @torch.no_grad()
-def score_batches(aligned: "AlignedModel", requests: Sequence[Request], *, batch_size: int) -> Iterator[ScoredBatch]:
+def score_batches(runtime: Runtime, requests: Sequence[Request], *, batch_size: int) -> Iterator[ScoredBatch]:
     """(log-likelihood, is greedy) of each (context ids, continuation ids), each batch as soon as it is done.
 
     A context is encoded once for all its continuations, and only positions that predict a continuation's token are
@@ -48,8 +46,8 @@ def score_batches(aligned: "AlignedModel", requests: Sequence[Request], *, batch
     prefix that contexts share is encoded once, too. Steering is conditioned on the context and applied from its last
     position on, so a steered model's contexts are encoded whole: the condition sees every token of them.
     """
-    scored = _score_by_prefix if can_share(aligned) else _score_by_context
-    for scores, tally in scored(aligned, requests, batch_size):
+    scored = _score_by_prefix if can_share(runtime) else _score_by_context
+    for scores, tally in scored(runtime, requests, batch_size):
         yield ScoredBatch(tuple(scores), tuple(scores.values()), tally)
 
 
@@ -57,14 +55,14 @@ Scored = tuple[dict[int, Score], dict[str, Any] | None]
 """Scores by request, and what was counted meanwhile."""
 
 
-def _score_by_prefix(aligned: "AlignedModel", requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
+def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
     """Prefixes, the contexts on their caches, and on these rows of the context and all but a continuation's last
     token, which serve all continuations that end differently."""
     by_context: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, (context, continuation) in enumerate(requests):
         by_context[tuple(context)][tuple(continuation[:-1])].append(index)
-    forward = _FORWARD.get(aligned.device.type, 256)
-    for parents, contexts in _encoded(aligned, families(list(by_context)), batch_size):
+    forward = _FORWARD.get(runtime.device.type, 256)
+    for parents, contexts in _encoded(runtime, families(list(by_context)), batch_size):
         rows = [(owner, *row) for owner, context in enumerate(contexts) for row in by_context[context].items()]
         rows.sort(key=lambda row: -len(row[1]))
         for batch in cut_batches([len(tail) + 1 for _, tail, _ in rows], batch_size, forward=forward):
@@ -72,33 +70,31 @@ def _score_by_prefix(aligned: "AlignedModel", requests: Sequence[Request], batch
             fed = len(part[0][1]) + 1
             sequences = [contexts[owner] + tail for owner, tail, _ in part]
             owners = [owner for owner, _, _ in part]
-            logits = extended_logits(aligned, parents, owners, sequences, fed=fed)
+            logits = extended_logits(runtime, parents, owners, sequences, fed=fed)
             places = [(row, logits.shape[1] - len(tail) - 1, i) for row, (_, tail, of) in enumerate(part) for i in of]
             yield _scores(logits, places, {i: requests[i][1] for _, _, i in places}), None
 
 
-def _encoded(
-    aligned: "AlignedModel", found: Sequence[Family], batch_size: int
-) -> Iterator[tuple[CachedRows, list[Tokens]]]:
+def _encoded(runtime: Runtime, found: Sequence[Family], batch_size: int) -> Iterator[tuple[CachedRows, list[Tokens]]]:
     """Every context in some rows, at most ``batch_size`` together."""
-    forward = _FORWARD.get(aligned.device.type, 256)
+    forward = _FORWARD.get(runtime.device.type, 256)
     shared = sorted((family for family in found if family.shared), key=lambda family: -family.shared)
     for batch in cut_batches([family.shared for family in shared], batch_size, forward=forward):
         owners = [shared[i] for i in batch]
-        prefixes = encode(aligned, [family.prefix for family in owners])
+        prefixes = encode(runtime, [family.prefix for family in owners])
         members = [(len(c) - family.shared, row, c) for row, family in enumerate(owners) for c in family.members]
         members.sort(key=lambda member: -member[0])
         for part in cut_batches([max(1, own) for own, _, _ in members], batch_size, forward=forward):
             _, rows, contexts = zip(*(members[i] for i in part), strict=True)
             own = max(1, members[part.start][0])
-            yield extend(aligned, prefixes, rows, contexts, fed=own), list(contexts)
+            yield extend(runtime, prefixes, rows, contexts, fed=own), list(contexts)
     alone = sorted((c for family in found if not family.shared for c in family.members), key=lambda c: -len(c))
     for batch in cut_batches([len(c) for c in alone], batch_size, forward=forward):
         contexts = [alone[i] for i in batch]
-        yield encode(aligned, contexts), contexts
+        yield encode(runtime, contexts), contexts
 
 
-def _score_by_context(aligned: "AlignedModel", requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
+def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
     """Contexts are prefilled together, whole; then one forward scores what follows their continuations' first tokens.
 
     The form that steering takes: a session's rows follow one cache, and a prefill is a row's prompt.
@@ -107,9 +103,9 @@ def _score_by_context(aligned: "AlignedModel", requests: Sequence[Request], batc
     for index, (context, _) in enumerate(requests):
         by_context[tuple(context)].append(index)
     for group in _groups(by_context, batch_size):
-        with aligned.steering() as session:
-            scores = _score_group(aligned, group, requests, session)
-        yield scores, None if session is None or session.tally is None else session.tally.read()
+        with runtime.steering() as session:
+            scores = _score_group(runtime, group, requests, session)
+        yield scores, None if session is None else session.counts()
 
 
 Group = list[tuple[Tokens, list[int]]]
@@ -133,12 +129,12 @@ def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Gr
 
 
 def _score_group(
-    aligned: "AlignedModel", group: Group, requests: Sequence[Request], session: Steering | None
+    runtime: Runtime, group: Group, requests: Sequence[Request], session: Steering | None
 ) -> dict[int, Score]:
-    device = aligned.device
-    ids, mask = pad_rows([context for context, _ in group], aligned.chat.pad_id, side="left", device=device)
-    cache = DynamicCache(config=aligned.model.config)
-    first = aligned.model(
+    device = runtime.device
+    ids, mask = pad_rows([context for context, _ in group], runtime.chat.pad_id, side="left", device=device)
+    cache = DynamicCache(config=runtime.model.config)
+    first = runtime.model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions_of(mask),
@@ -152,14 +148,14 @@ def _score_group(
     if not longer:
         return scores
     later, later_mask = pad_rows(
-        [requests[i][1][:-1] for _, i in longer], aligned.chat.pad_id, side="right", device=device
+        [requests[i][1][:-1] for _, i in longer], runtime.chat.pad_id, side="right", device=device
     )
     rows = torch.tensor([row for row, _ in longer], device=device)
     whole = torch.cat([mask[rows], later_mask], dim=1)
     cache.batch_select_indices(rows)
     if session is not None:
         session.announce_continuation()
-    logits = aligned.model(
+    logits = runtime.model(
         input_ids=later,
         attention_mask=whole,
         position_ids=positions_of(whole)[:, -later.shape[1] :],

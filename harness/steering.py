@@ -108,6 +108,10 @@ class Steering:
             raise ValueError("no forward pass has run in this session")
         return self._counts
 
+    def counts(self) -> dict[str, Any] | None:
+        """What ``tally`` reads now; None where the intervention counts nothing."""
+        return None if self.tally is None else self.tally.read()
+
     def prompt_lengths(self, lengths: Sequence[int]) -> None:
         """For the next prefill: how many unpadded tokens of each row are its prompt (the rest is its continuation)."""
         if min(lengths, default=1) < 1:

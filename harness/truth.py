@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from harness.plugins import TRUTHS, declared
 from harness.preferences import Conversation
 
 
@@ -38,3 +39,9 @@ class GroundTruth(Protocol):
     def answers(self) -> Sequence[LabelledAnswer]:
         """In every group, answers in each of the labels that occur there, alike but for the label."""
         ...
+
+
+def ground_truth(base: str) -> GroundTruth | None:
+    """The world that the base model with identity ``base`` was made from; None when no installed package knows it."""
+    known = (entry.load()(base) for entry in declared(TRUTHS))
+    return next((truth for truth in known if truth is not None), None)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness import markdown as md
 from harness.agreement import STATISTICS, Kind, Pair, agreement
 from harness.benchmark import Metric, Record
 from harness.run_folder.plan import BudgetName
-from reports import markdown as md
 from reports.rows import NAN, Row, Score, Table
 from reports.run import Cell, Run
 from reports.tables import Comparison, score

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.judges.ledger import read_accounts
+from harness.judging.ledger import read_accounts
 from harness.run_folder.plan import BudgetName
 from reports.rows import NAN, Row, Table
 from reports.run import Cell, Run

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import markdown
 from harness.compute.formulas import PAPER_NOTE
 from harness.run_folder.plan import budget_text
 from harness.statistics import REPLICATES
-from reports import agreement, answers, costs, findings, markdown, sections, tables
+from reports import agreement, answers, costs, findings, sections, tables
 from reports.agreement import Agreement, SecondMean
 from reports.figures import write_figures
 from reports.rows import Table
@@ -75,7 +76,7 @@ def _build(run: Run, folder: Path) -> None:
     figures = write_figures(run, found.comparison.rows, folder / "figures")
     text = _markdown(run, found, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = html_page(f"{run.plan.name}: comparison report", text)
+    page = markdown.html_page(f"{run.name}: comparison report", text)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -129,20 +130,12 @@ def _markdown(run: Run, found: Tables, figures: list[str]) -> str:
     return _template("report.md.j2").render(context)
 
 
-def html_page(title: str, text: str) -> str:
-    """Markdown ``text`` as a page of its own; raw HTML in it stays text, whatever a model answered."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return _template("report.html.j2").render(title=title, body=body)
-
-
 def _template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("reports"),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=False,  # Markdown
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

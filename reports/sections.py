@@ -4,9 +4,9 @@ import json
 import math
 from typing import Any
 
+from harness import markdown as md
 from harness.benchmark import Metric
 from harness.run_folder.plan import BudgetName, flops_of
-from reports import markdown as md
 from reports.answers import Prompt
 from reports.costs import Compute, Judging, Operator, Stage
 from reports.findings import Drop, Sides, choice_metrics

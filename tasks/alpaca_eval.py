@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from pydantic import Field, computed_field, field_validator, model_validator
 
-from harness.adapters.alpaca_eval import Annotation, Evaluation, evaluate
-from harness.adapters.alpaca_eval_annotator import PackageAnnotator
-from harness.adapters.alpaca_eval_files import load_outputs
-from harness.adapters.alpaca_eval_lc import Form, LengthControl, UnavailableError
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
+from harness.evaluators.alpaca_eval.annotator import PackageAnnotator
+from harness.evaluators.alpaca_eval.evaluate import Annotation, Evaluation, evaluate
+from harness.evaluators.alpaca_eval.files import load_outputs
+from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, UnavailableError
 from harness.files import write_text
-from harness.judges import Judge
-from harness.judges.base import Verb
+from harness.judging import Judge
+from harness.judging.judge import Verb
 from harness.preferences import conversation
 from harness.refs import InputPath
 from harness.responder import Completion, Responder
@@ -187,7 +187,7 @@ class AlpacaEval(BenchmarkConfig):
         raw: dict[str, Any] = {
             "instruction": annotation.instruction,
             "reference": annotation.reference,
-            **completion.told,
+            **completion.record_fields,
             "verdicts": list(annotation.raw),
         }
         value = _percent(annotation.preference)

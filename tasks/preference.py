@@ -15,7 +15,7 @@ from harness.preferences import Triple, load_triples
 from harness.refs import InputPath
 
 if TYPE_CHECKING:
-    from harness.judges import Judge
+    from harness.judging import Judge
     from harness.responder import Responder
 
 _ACCURACY = Metric(name="preference_accuracy", title="Preference accuracy", unit="%", made_of="loglikelihoods")

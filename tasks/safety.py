@@ -13,8 +13,8 @@ from pydantic import Field
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
 from harness.files import read_jsonl
-from harness.judges import Answer, Judge
-from harness.judges.base import Verb
+from harness.judging import Answer, Judge
+from harness.judging.judge import Verb
 from harness.preferences import ROLES, Conversation, Message, conversation
 from harness.refs import InputPath
 from harness.responder import Completion, Responder
@@ -151,5 +151,5 @@ def _record(request: _Request, answer: Completion, value: float | None, error: s
         metric=(_SAFETY_RATE if request.kind == "harmful" else _OVER_REFUSAL).name,
         value=value,
         error=error,
-        raw={"prompt": request.prompt[-1]["content"], **answer.told, **raw},
+        raw={"prompt": request.prompt[-1]["content"], **answer.record_fields, **raw},
     )

@@ -1,6 +1,7 @@
 """Tiny random models, SAEs and triples, made on the spot: no network, no committed weights."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,29 @@ def triples():
     return [Triple(conversation(text(WORDS, 3, 9)), text(WORDS[:25], 4, 8), text(WORDS[15:], 4, 8)) for _ in range(24)]
 
 
+@pytest.fixture
+def full_disk():
+    """`with full_disk(n):` no file can grow beyond n bytes: what writes more gets an OSError, as on a full disk."""
+    import resource
+
+    @contextmanager
+    def limited(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
 @pytest.fixture(scope="session")
 def data_folder():
-    """The shared real data; tests that need it skip, and say so, when it is absent."""
-    root = Path(os.environ.get("DSPA_BENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "models" / "stories260K" / "config.json").is_file():
-        pytest.skip(f"real data not found at {root}; set DSPA_BENCH_DATA")
-    return root
+    """The folder of real data, $DSPA_BENCH_DATA; tests that need it skip, and say so, when it is absent."""
+    given = os.environ.get("DSPA_BENCH_DATA")
+    if not given:
+        pytest.skip("needs real data: set DSPA_BENCH_DATA to the folder that has what tests/real_data.yaml lists")
+    if not (Path(given) / "models" / "stories260K" / "config.json").is_file():
+        pytest.skip(f"needs real data: {given} (DSPA_BENCH_DATA) has no models/stories260K, see tests/real_data.yaml")
+    return Path(given)

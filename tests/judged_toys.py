@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
-from harness.judges import JudgeConfig, Rating, Verdict, register_judge
-from harness.judges.base import Verb
+from harness.judging import JudgeConfig, Rating, Verdict, register_judge
+from harness.judging.judge import Verb
 from harness.preferences import Message, conversation
 
 QUESTIONS = [f"w{i} w30" for i in range(8)]
@@ -44,7 +44,7 @@ class ToyRated(BenchmarkConfig):
             Rating((*q, Message(role="assistant", content=a.text))) for q, a in zip(asked, answers, strict=True)
         ]
         for index, (answer, verdict) in enumerate(zip(answers, judge.rate(requests), strict=True)):
-            raw = {"category": "toys", "turn": 1, "prompt": QUESTIONS[index], **answer.told, "by": judge.label}
+            raw = {"category": "toys", "turn": 1, "prompt": QUESTIONS[index], **answer.record_fields, "by": judge.label}
             yield Record(str(index), str(index), "mt_bench", verdict.value, verdict.error, raw)
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.judges import JudgeConfig, register_judge
+from harness.judging import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.preferences import conversation
 from harness.refs import InputPath, ModelRef, SAERef
@@ -93,7 +93,7 @@ class ToyBench(BenchmarkConfig):
             if failing and index == 1:
                 yield Record(str(index), str(index), "evenness", None, "the judge was away")
             else:
-                yield Record(str(index), str(index), "evenness", value, raw=completion.told)
+                yield Record(str(index), str(index), "evenness", value, raw=completion.record_fields)
 
 
 @register_benchmark("toy_crash")

@@ -16,8 +16,8 @@ from dspa.audit.scan import Measurement, residual_batches
 from dspa.audit.snippets import Snippet, SnippetCollector
 from dspa.audit.texts import KINDS, Corpus
 from dspa.audit.truth import Labels, measure_labels
-from dspa.sae import ResidualSAE
-from dspa.steer import DSPASteering
+from dspa.saes.sae import ResidualSAE
+from dspa.steering import DSPASteering
 from harness.model import AlignedModel
 from harness.truth import GroundTruth
 
@@ -116,7 +116,7 @@ def audit(
     if not isinstance(steering, DSPASteering):
         raise ValueError(f"only DSPA artifacts can be audited, this one is of method {model.method!r}")
     saes: dict[str, ResidualSAE] = dict(zip(("input", "output"), steering.saes, strict=True))
-    limits: dict[str, float | None] = dict(zip(saes, steering.params()["norm_limits"], strict=True))
+    limits: dict[str, float | None] = dict(zip(saes, steering.settings.norm_limits, strict=True))
     layers = {sae.layer for sae in saes.values()}
 
     progress("densities")

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dspa.diagnostics import edit_counts
-from dspa.steer import DSPASteering
+from dspa.steering import DSPASteering
 from harness.model import AlignedModel
 from harness.preferences import Conversation
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dspa.audit.snippets import Snippet
-from harness.judges.chat import Reply
+from harness.judging.prompted import Reply
 from harness.preferences import Message
 
 Category = Literal["Safety", "Discourse", "Intent", "Structure", "Grammatical", "Content"]
@@ -75,7 +75,7 @@ class Explanation:
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """See `harness.judges.chat.ChatEndpoint`."""
+    """See `harness.judging.endpoint.ChatEndpoint`."""
 
     def ask_all(self, conversations: Sequence[Sequence[Message]]) -> list[Reply]: ...
 

@@ -7,7 +7,7 @@ from dspa.audit.audit import Audit
 from dspa.audit.ranking import SETS
 from dspa.audit.snippets import WINDOW
 from dspa.audit.texts import KINDS
-from reports import markdown as md
+from harness import markdown as md
 
 _TITLES = {
     "ablate": "Ablate set: the smallest column sums",
@@ -123,7 +123,7 @@ def _rankings(audit: Audit) -> Iterator[str]:
         f"{audit.settings.top} largest (above 0), and as many drawn from all features that fire on the texts (seed "
         f"{audit.settings.seed}; some may be in a set too). Density: share of tokens on which it fires. Tokens: where "
         "it fires most strongly. Selected: share of prompts for which it is; what is done to it is decided prompt by "
-        f"prompt, by mode {audit.steering.params()['mode']}, whichever set it stands in."
+        f"prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
     )
     for name in SETS:
         yield f"### {_TITLES[name]}"

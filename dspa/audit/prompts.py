@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from dspa.audit.scan import residual_batches
 from dspa.audit.texts import NOT_COUNTED, text_of
-from dspa.density import density_of
-from dspa.select import top_prompt_latents
-from dspa.steer import DSPASteering
+from dspa.diagnostics import SelectionTally
+from dspa.steering import DSPASteering, Selection
 from harness.model import AlignedModel
 from harness.preferences import Conversation
 
@@ -73,20 +70,17 @@ def measure_conditionality(
     augmented: dict[int, frozenset[int]] = {}
     supports: list[int] = []
     full: dict[int, Example] = {}
-    tally = steering.tally()
+    tally = SelectionTally(steering.condition_map)
     for batch in residual_batches(model, texts, {layer}):
-        mask = batch.kind != NOT_COUNTED
-        density, gates, scores = _condition(steering, batch.residual[layer], mask)
-        latents, sign = steering.latent_sets(scores)
-        tally.selected(gates, latents, scores)
-        supports += steering.condition_map.support[gates[gates >= 0]].tolist()
+        selection = steering.select(batch.residual[layer], batch.kind != NOT_COUNTED)
+        tally.selected(selection.gates, selection.latents, selection.scores)
+        supports += steering.condition_map.support[selection.gates[selection.gates >= 0]].tolist()
         for position, row in enumerate(batch.rows):
-            ablated[row] = frozenset(latents[position][sign[position] < 0].tolist())
-            augmented[row] = frozenset(latents[position][sign[position] > 0].tolist())
+            latents, sign = selection.latents[position], selection.sign[position]
+            ablated[row] = frozenset(latents[sign < 0].tolist())
+            augmented[row] = frozenset(latents[sign > 0].tolist())
             if row in shown:
-                one = slice(position, position + 1)
-                parts = (density[one], gates[one], scores[one], latents[one], sign[one])
-                full[row] = _example(steering, prompts[row], *parts)
+                full[row] = _example(steering, prompts[row], selection, position)
     order = range(len(prompts))
     return Conditionality(
         figures=steering.figures([tally.read()]),
@@ -97,35 +91,18 @@ def measure_conditionality(
     )
 
 
-def _condition(
-    steering: DSPASteering, residual: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]
-) -> tuple[Float[Tensor, "batch d_in"], Int[Tensor, "batch k"], Float[Tensor, "batch d_out"]]:
-    """Densities, selected gates and scores, step by step as `DSPASteering.condition` takes them."""
-    settings = steering.params()
-    density = density_of(steering.saes[0], residual, mask, settings["norm_limits"][0])
-    gates = top_prompt_latents(density, int(settings["k_prompt"]))
-    return density, gates, steering.condition_map.scores(gates, density)
-
-
-def _example(
-    steering: DSPASteering,
-    prompt: Conversation,
-    density: Float[Tensor, "1 d_in"],
-    gates: Int[Tensor, "1 k_prompt"],
-    scores: Float[Tensor, "1 d_out"],
-    latents: Int[Tensor, "1 k_out"],
-    sign: Float[Tensor, "1 k_out"],
-) -> Example:
+def _example(steering: DSPASteering, prompt: Conversation, selection: Selection, row: int) -> Example:
+    gates, latents = selection.gates[row : row + 1], selection.latents[row : row + 1]
     interval = steering.condition_map.interval(gates, latents.clamp(min=0))
     support = steering.condition_map.support
     return Example(
         prompt,
-        tuple(Gate(i, float(density[0, i]), int(support[i])) for i in gates[0].tolist() if i >= 0),
+        tuple(Gate(i, float(selection.density[row, i]), int(support[i])) for i in gates[0].tolist() if i >= 0),
         tuple(
             Selected(
                 latent,
-                float(sign[0, k]) < 0,
-                float(scores[0, latent]),
+                float(selection.sign[row, k]) < 0,
+                float(selection.scores[row, latent]),
                 None if interval is None else (float(interval[0][0, k]), float(interval[1][0, k])),
             )
             for k, latent in enumerate(latents[0].tolist())

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dspa.audit.texts import Text
-from dspa.sae import ResidualSAE
-from dspa.sae_quality import reconstruct
+from dspa.saes.quality import reconstruct
+from dspa.saes.sae import ResidualSAE
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.padding import pad_rows
@@ -73,7 +73,7 @@ class Measurement:
         residual = batch.residual[self.sae.layer][counted][order].float()
         if len(residual) == 0:
             return
-        self.active += self.sae.activity_counts(residual, kind, len(self.tokens)).double().cpu()
+        self.active += self.sae.encoder.counts(residual, kind, len(self.tokens)).double().cpu()
         self.tokens += kind.bincount(minlength=len(self.tokens)).cpu()
         rebuilt, _ = reconstruct(self.sae, residual)
         self._error += float((rebuilt - residual).double().pow(2).sum())

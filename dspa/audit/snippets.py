@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dspa.audit.scan import Batch
 from dspa.audit.texts import Text
-from dspa.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE
 
 WINDOW = 16  # tokens shown to either side of the strongest one
 _SPACE = " \n\t"
@@ -42,7 +42,7 @@ class SnippetCollector:
     def __init__(self, sae: ResidualSAE, latents: Sequence[int], count: int, limit: float | None = None) -> None:
         self.sae, self.latents, self.count, self.limit = sae, list(latents), count, limit
         self._index: Int[Tensor, "1 k"] = torch.tensor([self.latents], dtype=torch.long)
-        self._rows = sae.gather(self._index) if self.latents else {}
+        self._rows = sae.encoder.gather(self._index) if self.latents else {}
         self._found: list[dict[tuple[int, ...], _Found]] = [{} for _ in self.latents]
 
     def add(self, batch: Batch) -> None:
@@ -52,7 +52,7 @@ class SnippetCollector:
         counted = batch.counted(self.sae, self.limit)
         size = len(batch.ids)
         rows = {name: value.expand(size, *value.shape[1:]) for name, value in self._rows.items()}
-        values = self.sae.encode_selected(batch.residual[self.sae.layer], rows)[0]
+        values = self.sae.encoder.encode_selected(batch.residual[self.sae.layer], rows)[0]
         # Only counted tokens can be the strongest; the others are shown active where they are.
         strongest, peaks = values.masked_fill(~counted[..., None], 0.0).max(1)
         active = (values > 0).cpu()

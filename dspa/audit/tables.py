@@ -10,7 +10,7 @@ from dspa.audit.ranking import SETS
 from dspa.audit.snippets import Snippet, top_tokens
 from dspa.audit.texts import KINDS
 from dspa.diagnostics import edited_share, edited_share_by_age
-from reports import markdown as md
+from harness import markdown as md
 
 GATES_SHOWN = 10
 LOW_VARIANCE = 0.5  # explained variance below which the page warns

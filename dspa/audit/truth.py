@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dspa.audit.scan import Measurement, residual_batches
 from dspa.audit.texts import NOT_COUNTED, text_of
-from dspa.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE
 from harness.model import AlignedModel
 from harness.truth import GroundTruth
 

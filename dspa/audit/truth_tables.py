@@ -6,7 +6,7 @@ from dspa.audit.audit import Audit
 from dspa.audit.ranking import SETS
 from dspa.audit.standing import standings
 from dspa.audit.truth import MIN_TOKENS, SELECTIVE, STANDINGS
-from reports import markdown as md
+from harness import markdown as md
 
 _KINDS = {
     "ablated": "selected to ablate",

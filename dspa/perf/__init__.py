@@ -1,5 +1,4 @@
 """`dspa-bench perf`: how fast DSPA is, on random models of real proportions.
 
-synthetic.py, synthetic_sae.py   what is measured on -> steering.py (with decoding.py, naive_decoding.py, launches.py)
-                                 and fit.py (with naive_fit.py, map_cost.py) -> report.py
+synthetic.py (what is measured on), naive.py (what it is measured against) -> steering.py and fit.py (the measurements).
 """

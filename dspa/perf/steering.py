@@ -1,34 +1,131 @@
 """`dspa-bench perf steering`: decoding with DSPA against no steering and against the usual ways to edit latents."""
 
-from collections.abc import Callable, Sequence
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache, PreTrainedModel
 
-from dspa.density import density_of
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
-from dspa.perf.decoding import Decoding
-from dspa.perf.launches import launches_and_waits
-from dspa.perf.naive_decoding import LayerHook, error_term_hook, full_encode_hook
-from dspa.perf.options import PerfOptions
-from dspa.perf.report import Figure, Section
-from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
-from dspa.perf.synthetic_sae import SyntheticSAEs, make_saes
-from dspa.select import top_prompt_latents
-from dspa.steer import DSPASteering
+from dspa.perf.naive import LayerHook, error_term_hook, full_encode_hook
+from dspa.perf.synthetic import SHAPES, Lengths, PerfOptions, SyntheticSAEs, Writer, make_base, make_saes
+from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import find_decoder
 from harness.model import AlignedModel
-from harness.padding import pad_rows
-from harness.perf import Comparison, compare
+from harness.padding import pad_rows, positions_of
+from harness.residuals import early_residuals
+from harness.speed.compare import Comparison, compare
+from harness.speed.report import Figure, Section
+
+
+class Decoding:
+    """Prompts passed once; each round then decodes ``steps`` given tokens one by one and takes them back.
+
+    The tokens are given instead of chosen, so that every candidate sees the same ones. Each Decoding hooks a twin of
+    the model that shares its weights, so that several can be open at a time.
+    """
+
+    def __init__(
+        self,
+        aligned: AlignedModel,
+        prompts: Sequence[Sequence[int]],
+        tokens: Int[Tensor, "batch all_steps"],
+        *,
+        steps: int,
+        hook: tuple[int, LayerHook] | None = None,
+    ) -> None:
+        self._model = _twin(aligned.model)
+        self._steps = steps
+        self._blocks = cycle(tokens.to(aligned.device).split(steps, dim=1))
+        if hook is not None:
+            layer, function = hook
+            find_decoder(self._model).layers[layer].register_forward_hook(function)
+        self._session = aligned.derive(model=self._model).steering()
+        self._steering = self._session.__enter__()
+        ids, mask = pad_rows(prompts, aligned.chat.pad_id, side="left", device=aligned.device)
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+        self._positions = positions_of(self._mask)
+        self._length = ids.shape[1]
+        self._cache = DynamicCache(config=self._model.config)
+        self._forward(ids, 0, self._length)
+
+    def tally(self) -> dict[str, Any]:
+        """What was counted so far; empty where nothing is steered."""
+        return (None if self._steering is None else self._steering.counts()) or {}
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        self._session.__exit__(None, None, None)
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[], list[Float[Tensor, "batch vocabulary"]]]]:
+        """A candidate of `harness.speed.compare.compare`; its work gives the logits of the decoded steps."""
+        block = next(self._blocks)
+
+        def work() -> list[Tensor]:
+            start = self._length
+            return [self._forward(block[:, i : i + 1], start + i, start + i + 1) for i in range(self._steps)]
+
+        yield work
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Take the decoded steps back."""
+        self._cache.crop(-self._steps)
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, first: int, last: int) -> Float[Tensor, "batch vocabulary"]:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._mask[:, :last],
+            position_ids=self._positions[:, first:last],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules again around the same weights: hooks on one are none on the other."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+
+
+def launches_and_waits(work: Callable[[], object], steps: int) -> tuple[float, float]:
+    """(kernel launches, host synchronisations) per step of ``work``, which runs twice; needs CUDA."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in seen.key_averages() if event.key in _LAUNCHES)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    waits = sum("synchroniz" in str(warning.message) for warning in told)
+    return launches / steps, waits / steps
+
 
 UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
 ALWAYS = "DSPA, scale max, every token edited"
@@ -97,18 +194,18 @@ class _Bench:
         self._set_size = float((latents >= 0).sum(1).float().mean())
 
         def steered(**changes: Any) -> AlignedModel:
-            params = steering.params() | changes
-            return fitted.derive(intervention=DSPASteering.restore(steering.tensors(), params, options.device))
+            settings = steering.settings.model_copy(update=changes)
+            return fitted.derive(intervention=DSPASteering(steering.condition_map, settings, options.device))
 
         def hooked(make: Callable[..., LayerHook]) -> tuple[int, LayerHook]:
             sae = SAE.load_from_disk(str(saes.output.path), device=options.device).requires_grad_(False)
-            return steering.write_layers[0], make(sae, latents, alpha=steering.params()["alpha"])
+            return steering.write_layers[0], make(sae, latents, alpha=steering.settings.alpha)
 
         plain = fitted.derive(intervention=None)
         models = {
             OWN: steered(scale="own"),
             MAX: steered(scale="max"),
-            ALWAYS: steered(scale="max", output_sae=saes.always.model_dump()),
+            ALWAYS: steered(scale="max", output_sae=saes.always),
         }
         opened = partial(Decoding, prompts=prompts, tokens=tokens, steps=options.steps)
         self.decodings = {UNSTEERED: opened(plain)}
@@ -186,18 +283,8 @@ def selected_latents(fitted: AlignedModel, prompts: Sequence[Sequence[int]]) -> 
     """The sets that steering selects for the prompts, for those who do not select (-1: none)."""
     steering = fitted.intervention
     assert isinstance(steering, DSPASteering)
-    input_sae, _ = steering.saes
     ids, mask = pad_rows(prompts, fitted.chat.pad_id, side="left", device=fitted.device)
-    decoder, seen = find_decoder(fitted.model), {}
-    handle = decoder.layers[input_sae.layer].register_forward_hook(
-        lambda _module, _args, output: seen.update(residual=residual_of(output))
-    )
-    try:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    finally:
-        handle.remove()
+    (layer,) = steering.read_layers
+    residual = early_residuals(find_decoder(fitted.model), {layer}, ids, mask)[layer]
     counted = mask.bool() & ~torch.isin(ids, torch.tensor(fitted.chat.special_ids, device=fitted.device))
-    density = density_of(input_sae, seen["residual"], counted, None)
-    selected = top_prompt_latents(density, steering.params()["k_prompt"])
-    return steering.latent_sets(steering.condition_map.scores(selected, density))[0]
+    return steering.select(residual, counted).latents

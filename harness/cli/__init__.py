@@ -1,8 +1,8 @@
-"""The command line. It is the composition root: the one place in harness/ that may name tasks and reports.
+"""The command line. Its modules may be imported one by one, as those of other packages' commands do."""
 
-Modules that need torch are imported inside the commands, so that ``dspa-bench --help`` answers at once.
-"""
 
-from harness.cli.app import main
+def main() -> None:
+    """The console script `dspa-bench` (see `harness.cli.app.main`)."""
+    from harness.cli.app import main as program
 
-__all__ = ["main"]
+    program()

@@ -1,73 +1,195 @@
-"""The bodies of `fit`, `eval` and `generate`: the steps of a run, one artifact at a time."""
+"""``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import BaseModel, ValidationError
+import typer
 from rich.console import Console
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
-from harness.benchmark import Record
-from harness.experiment.cell import evaluate, fit
-from harness.experiment.check import check_base
-from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import derive_seed
-from harness.experiment.source import Key, describe, set_value, split_override
-from harness.experiment.suite import load_suite
-from harness.files import check_can_make
-from harness.method import METHODS, AlignmentMethod
-from harness.model import AlignedModel
-from harness.plugins import load_plugins
-from harness.preferences import conversation, draw_budget, load_triples
-from harness.refs import ModelRef
-from harness.run_folder.cell import CellFolder
+from harness.cli.options import Device, Overrides, command_group
+from harness.quiet import without_progress_bars
 
-CHATS = get_args(ModelRef.model_fields["chat"].annotation)
+if TYPE_CHECKING:
+    from harness.benchmark import Record
+    from harness.experiment.source import Key
+    from harness.method import AlignmentMethod
+
+commands = command_group()
+
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="K=V", help="A hyper-parameter, as in a suite's params; a.b=c reaches inside."),
+]
 
 
-def fit_command(
-    name: str,
-    base: str,
-    triples_path: Path,
-    out: Path,
-    *,
-    budget: int | None,
-    flops: float | None,
-    params: Sequence[str],
-    seed: int,
-    chat: str,
-    device: str,
+@commands.command(
+    epilog="Example: `dspa-bench fit dpo --base models/mine --triples pairs.jsonl --budget 300 "
+    "--param epochs=2 --out dpo-300`"
+)
+def fit(
+    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench doctor` lists them.")],
+    base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
+    triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
+    budget: Annotated[int | None, typer.Option(min=1, help="Number of triples.", show_default="all")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1, help="Go on until the bill is so many FLOPs, whatever the epochs.")
+    ] = None,
+    param: Param = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
+    chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
+    device: Device = "cpu",
 ) -> None:
-    """Fit one method and save its artifact; every argument is checked before the base is loaded.
+    """Align one model by one method and keep the artifact, with its compute bill inside.
 
-    With ``flops`` the method goes on over the triples until its bill is reached, as in a suite's ``flops_budgets``.
+    SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
     """
-    calm()
+    from harness.experiment import cell
+    from harness.experiment.check import check_base
+    from harness.experiment.forecast import Forecaster
+    from harness.files import check_can_make
+    from harness.model import AlignedModel
+    from harness.plugins import load_plugins
+    from harness.preferences import draw_budget, load_triples
+    from harness.refs import model_ref
+
+    without_progress_bars()
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; artifacts are never overwritten")
     check_can_make(out)
     load_plugins()
-    method = _method(name, params)
-    triples = load_triples(triples_path)
-    drawn = draw_budget(triples, len(triples) if budget is None else budget, seed) if method.uses_triples else None
+    chosen = _method(method, param or [])
+    read = load_triples(triples)
+    drawn = draw_budget(read, len(read) if budget is None else budget, seed) if chosen.uses_triples else None
     ref = model_ref(base, chat)
-    method.check(check_base(ref))
+    chosen.check(check_base(ref))
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device)
-    forecast = Forecaster(ref, device=device).of(method, drawn, limit)
-    aligned = fit(method, name, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
+    forecast = Forecaster(ref, device=device).of(chosen, drawn, limit)
+    aligned = cell.fit(chosen, method, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
     aligned.save(out)
     bill = aligned.bill or {}
-    print(f"{out}: {name} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
+    print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
     foreseen = "" if forecast.flops is None or limit is not None else f", {forecast.flops:.3g} predicted"
     print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
     if "stopped_at" in aligned.params:
         print(f"stopped at the bill of {flops:.3g}: {_stop_text(aligned.params['stopped_at'])}")
+
+
+@commands.command(
+    epilog="Example: `dspa-bench eval dpo-300 --suite tasks/suites/sandbox.yaml --benchmark mt_bench "
+    "--out eval/dpo-300`"
+)
+def eval(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
+    suite: Annotated[Path, typer.Option(help="Suite whose benchmarks, judge and base model are used.")],
+    out: Annotated[Path, typer.Option(help="Folder for the records; must not exist.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all"),
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
+
+    Sampled answers are drawn with eval's own seed, so metrics that rest on them differ from those of a run.
+    Contamination is not checked: the triples that an artifact was fitted on are not kept in it.
+
+    Exit code 1 when some records failed.
+    """
+    from harness.experiment.cell import evaluate
+    from harness.experiment.plan import derive_seed
+    from harness.experiment.suite import load_suite
+    from harness.files import check_can_make
+    from harness.model import AlignedModel
+    from harness.run_folder.cell import CellFolder
+
+    without_progress_bars()
+    loaded = load_suite(suite, set_ or [])
+    if out.exists():
+        raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
+    check_can_make(out)
+    for name in benchmark or ():
+        if name not in loaded.benchmarks:
+            raise ValueError(f"--benchmark {name!r} is not in the suite, which has: {', '.join(loaded.benchmarks)}")
+    chosen = {name: b for name, b in loaded.benchmarks.items() if not benchmark or name in benchmark}
+    for name, asked in chosen.items():
+        if asked.needs_judge and loaded.judge is None:
+            raise ValueError(f"benchmark {name!r} needs a judge; add `judge:` to the suite")
+        asked.check()
+    if loaded.judge is not None:
+        loaded.judge.check()
+    aligned = AlignedModel.load(artifact, base=loaded.file.base, device=loaded.file.execution.device)
+    console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
+    judge = loaded.judge and loaded.judge.at(out / "judging")
+    if judge is not None:
+        judge.prepare()
+    for name, asked in chosen.items():
+        console.print(f"{name} ...")
+        evaluate(
+            aligned,
+            name,
+            asked,
+            judge=judge,
+            seed=derive_seed(loaded.file.seed, "eval", name),
+            folder=folder,
+            notify=lambda _: None,
+        )
+    records = [record for name in chosen for record in folder.records(name) or []]
+    _print_means(records, console)
+    console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")
+    raise typer.Exit(1 if any(record.error is not None for record in records) else 0)
+
+
+@commands.command(epilog='Example: `dspa-bench generate dpo-300 --prompt "How do I brew good coffee?"`')
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
+    prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Let an aligned model answer: one answer per prompt, in order, separated by a blank line."""
+    from harness.model import AlignedModel
+    from harness.preferences import conversation
+
+    without_progress_bars()
+    if not all(text.strip() for text in prompt):
+        raise ValueError("--prompt is empty; give what the user says")
+    aligned = AlignedModel.load(artifact, device=device)
+    completions = aligned.generate(
+        [conversation(text) for text in prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    for text, completion in zip(prompt, completions, strict=True):
+        if completion.error is not None:
+            raise ValueError(f"no answer to {shorten(text, 60)!r}: {completion.error}")
+    print("\n\n".join(completion.text for completion in completions))
+
+
+def _method(name: str, params: Sequence[str]) -> "AlignmentMethod":
+    from pydantic import BaseModel, ValidationError
+
+    from harness.experiment.source import describe, set_value, split_override
+    from harness.method import METHODS
+
+    cls = cast(type[BaseModel], METHODS[name])
+    values: dict[str, Any] = {}
+    for param in params:
+        key, value = split_override(param)
+        set_value(values, key, value, f"--param {param}")
+    try:
+        return cast("AlignmentMethod", cls.model_validate(values))
+    except ValidationError as problem:
+        raise describe(problem, cls, lambda key, text: ValueError(f"{_place(name, key)}: {text}")) from None
+
+
+def _place(method: str, key: "Key") -> str:
+    return f"--param {'.'.join(map(str, key))}" if key else f"method {method} needs more --param"
 
 
 def _stop_text(stop: dict[str, Any]) -> str:
@@ -77,101 +199,7 @@ def _stop_text(stop: dict[str, Any]) -> str:
     return "; ".join(f"{stage} at {_stop_text(at)}" for stage, at in stop.items() if at)
 
 
-def eval_command(
-    artifact: Path, suite_path: Path, out: Path, *, benchmarks: Sequence[str], overrides: Sequence[str]
-) -> int:
-    """Evaluate one artifact; returns the exit code."""
-    calm()
-    suite = load_suite(suite_path, overrides)
-    if out.exists():
-        raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
-    check_can_make(out)
-    for name in benchmarks:
-        if name not in suite.benchmarks:
-            raise ValueError(f"--benchmark {name!r} is not in the suite, which has: {', '.join(suite.benchmarks)}")
-    chosen = {name: b for name, b in suite.benchmarks.items() if not benchmarks or name in benchmarks}
-    for name, benchmark in chosen.items():
-        if benchmark.needs_judge and suite.judge is None:
-            raise ValueError(f"benchmark {name!r} needs a judge; add `judge:` to the suite")
-        benchmark.check()
-    if suite.judge is not None:
-        suite.judge.check()
-    aligned = AlignedModel.load(artifact, base=suite.file.base, device=suite.file.execution.device)
-    console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
-    judge = suite.judge and suite.judge.at(out / "judging")
-    if judge is not None:
-        judge.prepare()
-    for name, benchmark in chosen.items():
-        console.print(f"{name} ...")
-        evaluate(
-            aligned,
-            name,
-            benchmark,
-            judge=judge,
-            seed=derive_seed(suite.file.seed, "eval", name),
-            folder=folder,
-            notify=lambda _: None,
-        )
-    records = [record for name in chosen for record in folder.records(name) or []]
-    _print_means(records, console)
-    console.print(f"judge: {suite.judge.statement if suite.judge else 'none'}\nrecords: {out / 'records'}")
-    return 1 if any(record.error is not None for record in records) else 0
-
-
-def generate_command(
-    artifact: Path, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int, device: str
-) -> None:
-    """Print an answer to each prompt; ValueError for a prompt that does not fit the context."""
-    calm()
-    if not all(prompt.strip() for prompt in prompts):
-        raise ValueError("--prompt is empty; give what the user says")
-    aligned = AlignedModel.load(artifact, device=device)
-    completions = aligned.generate(
-        [conversation(prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if completion.error is not None:
-            raise ValueError(f"no answer to {shorten(prompt, 60)!r}: {completion.error}")
-    print("\n\n".join(completion.text for completion in completions))
-
-
-def calm() -> None:
-    """No progress bars of transformers where nobody watches."""
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-
-
-def _method(name: str, params: Sequence[str]) -> AlignmentMethod:
-    cls = cast(type[BaseModel], METHODS[name])
-    values: dict[str, Any] = {}
-    for param in params:
-        key, value = split_override(param)
-        set_value(values, key, value, f"--param {param}")
-    try:
-        return cast(AlignmentMethod, cls.model_validate(values))
-    except ValidationError as problem:
-        raise describe(problem, cls, lambda key, text: ValueError(f"{_place(name, key)}: {text}")) from None
-
-
-def _place(method: str, key: Key) -> str:
-    return f"--param {'.'.join(map(str, key))}" if key else f"method {method} needs more --param"
-
-
-def model_ref(base: str, chat: str) -> ModelRef:
-    if chat not in CHATS:
-        raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(CHATS)}")
-    if Path(base).is_dir():
-        return ModelRef.model_validate({"path": base, "chat": chat})
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ValueError(f"base model folder {base!r} does not exist")
-    name, _, revision = base.partition("@")
-    return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
-
-
-def _print_means(records: Sequence[Record], console: Console) -> None:
+def _print_means(records: "Sequence[Record]", console: Console) -> None:
     table = Table("metric", "mean", "n", "failed")
     for metric in dict.fromkeys(record.metric for record in records):
         values = [record.value for record in records if record.metric == metric]

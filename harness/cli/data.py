@@ -1,40 +1,53 @@
-"""The bodies of ``dspa-bench data list``, ``fetch`` and ``verify``."""
+"""``dspa-bench data``: name the benchmarks' external files, fetch them, check them."""
 
-import csv as csv_module
-import fcntl
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+import typer
 
-from harness.data.catalogue import DataFile, select
-from harness.data.download import DownloadError
-from harness.data.fetch import fetch
-from harness.data.folder import DATA_VARIABLE, data_folder
-from harness.data.state import State, state
+if TYPE_CHECKING:
+    from harness.data.external import State
 
-COLUMNS = ("path", "benchmarks", "needed", "licence", "size", "sha256", "exact", "state", "url", "note")
+data = typer.Typer(no_args_is_help=True, help="External files of the benchmarks: list, fetch and verify them.")
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Benchmarks, or files by their place.", show_default="all", metavar="[NAME]..."),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Data folder.", show_default="$DSPA_BENCH_DATA, else ~/.cache/dspa-bench"),
+]
 
 
-def list_command(names: Sequence[str], folder: Path | None, *, csv: bool) -> None:
-    """Print the catalogue with the state of every file, as text or as CSV."""
-    root, files = _root(folder), select(list(names))
-    states = [state(root, file) for file in files]
+@data.command("list", epilog="Example: `dspa-bench data list alpaca_eval`")
+def list_(
+    names: Names = None,
+    folder: Folder = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Everything that is known, as CSV.")] = False,
+) -> None:
+    """Name every external file with source, licence and size, and say which are missing for which benchmark."""
+    import csv as csv_module
+    import sys
+
+    from harness.data.external import select, state
+
+    root = _root(folder)
+    states = [state(root, file) for file in select(names or [])]
     if csv:
+        columns = ("path", "benchmarks", "needed", "licence", "size", "sha256", "exact", "state", "url", "note")
         writer = csv_module.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for found in states:
-            row = {**found.file.model_dump(), "state": found.status, "benchmarks": " ".join(found.file.benchmarks)}
-            writer.writerow([row[column] for column in COLUMNS])
+        writer.writerow(columns)
+        for row in states:
+            cells = {**row.file.model_dump(), "state": row.status, "benchmarks": " ".join(row.file.benchmarks)}
+            writer.writerow([cells[column] for column in columns])
         return
     print(f"data folder: {root}")
-    for found in states:
-        file = found.file
-        use = "needed by" if file.needed else "used by"
-        print(f"\n{found.status:8} {file.path}  ({use} {', '.join(file.benchmarks)})")
+    for row in states:
+        file = row.file
+        print(f"\n{row.status:8} {file.path}  ({'needed' if file.needed else 'used'} by {', '.join(file.benchmarks)})")
         size = "unknown size" if file.size is None else f"{file.size:,} bytes"
         print(f"         {size}, {file.licence}, sha256 {file.sha256 or 'not known yet'}")
         print(f"         {file.url or 'no public address'}")
@@ -44,80 +57,95 @@ def list_command(names: Sequence[str], folder: Path | None, *, csv: bool) -> Non
     _summary(states)
 
 
-def fetch_command(names: Sequence[str], folder: Path | None) -> int:
-    """Fetch what has an address and is not there; returns the exit code."""
-    root, files = _root(folder), select(list(names))
+@data.command(epilog="Example: `dspa-bench data fetch mt_bench alpaca_eval`")
+def fetch(names: Names = None, folder: Folder = None) -> None:
+    """Download what is not there yet, check it, and say what is still missing.
+
+    A file appears whole or not at all: after an interruption, the same command fetches what is missing. The licence of
+    each file is its source's: see `dspa-bench data list`.
+
+    Exit code 0: all that has an address is there. 1: something could not be fetched (it is named).
+    """
+    import sys
+
+    from harness.data.external import DownloadError, select, state
+    from harness.data.external import fetch as fetch_file
+
+    root, files = _root(folder), select(names or [])
     print(f"data folder: {root}")
-    failed = False
-    states = []
+    states, failed = [], False
     with _lock(root):
         for file in files:
             found = state(root, file)
             if not found.there and file.url is not None:
                 try:
-                    found = _fetch(root, file)
+                    found = fetch_file(root, file, progressbar=sys.stderr.isatty())
                     print(f"fetched  {file.path}: {found.detail} ({file.licence})", flush=True)
                 except DownloadError as problem:
                     failed = True
                     print(f"failed: {file.path}: {problem}", file=sys.stderr, flush=True)
             states.append(found)
     _summary(states)
-    return int(failed)
+    raise typer.Exit(int(failed))
 
 
-def verify_command(names: Sequence[str], folder: Path | None) -> int:
-    """Print the state of every file; returns the exit code."""
-    root, files = _root(folder), select(list(names))
+@data.command(epilog="Example: `dspa-bench data verify alpaca_eval`")
+def verify(names: Names = None, folder: Folder = None) -> None:
+    """Compare the files that are there with their sha256, and say which are missing for which benchmark.
+
+    Exit code 0: nothing that is there differs, and what was asked for by name is there. 1: otherwise.
+    """
+    from harness.data.external import select, state
+
+    root, files = _root(folder), select(names or [])
     if not root.is_dir():
         raise ValueError(f"there is no data folder {str(root)!r}; `dspa-bench data fetch` makes it")
     states = [state(root, file) for file in files]
     print(f"data folder: {root}")
-    for found in states:
-        print(f"{found.status:8} {found.file.path}{': ' if found.detail else ''}{found.detail}")
+    for row in states:
+        print(f"{row.status:8} {row.file.path}{': ' if row.detail else ''}{row.detail}")
     _summary(states)
-    differs = any(found.status == "differs" for found in states)
-    wanted = [s for s in states if names and (s.file.needed or s.file.path in names)]
-    return int(differs or any(not found.there for found in wanted))
+    differs = any(row.status == "differs" for row in states)
+    wanted = [row for row in states if names and (row.file.needed or row.file.path in names)]
+    raise typer.Exit(int(differs or any(not row.there for row in wanted)))
 
 
 def _root(folder: Path | None) -> Path:
+    from harness.data import data_folder
+
     return data_folder() if folder is None else folder.expanduser()
 
 
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
-    """Two processes must not write one download."""
+    """Two processes must not fetch into one folder."""
+    from filelock import FileLock, Timeout
+
+    from harness.data import DATA_VARIABLE
+
+    lock = FileLock(root / ".fetch.lock")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".fetch.lock").open("w")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"another process is fetching into {str(root)!r}; wait for it") from None
     except OSError as problem:
         raise ValueError(
             f"cannot write to the data folder {str(root)!r} ({problem.strerror}); "
             f"set {DATA_VARIABLE} or --folder to one that you may write to"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is fetching into {str(root)!r}; wait for it") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def _fetch(root: Path, file: DataFile) -> State:
-    """`fetch` with a progress bar where somebody watches."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(file.path, total=file.size if file.unpack is None else None)
-        return fetch(root, file, progress=lambda have, total: bars.update(bar, completed=have, total=total))
-
-
-def _summary(states: Sequence[State]) -> None:
+def _summary(states: "Sequence[State]") -> None:
     """A line per benchmark: complete, or what is missing or wrong."""
-    for name in dict.fromkeys(name for found in states for name in found.file.benchmarks):
-        mine = [found for found in states if name in found.file.benchmarks]
-        lacking = [found.file.path for found in mine if not found.there and found.file.needed]
-        less = [found.file.path for found in mine if not found.there and not found.file.needed]
+    for name in dict.fromkeys(name for row in states for name in row.file.benchmarks):
+        absent = [row.file for row in states if name in row.file.benchmarks and not row.there]
+        lacking = [file.path for file in absent if file.needed]
+        less = [file.path for file in absent if not file.needed]
         text = f"missing or wrong: {', '.join(lacking)}" if lacking else "all that it needs is there"
         if less:
             text += f"; without: {', '.join(less)}"

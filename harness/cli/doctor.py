@@ -1,11 +1,16 @@
-"""`dspa-bench doctor`: what this machine and installation have, what is missing, how to mend it."""
+"""``dspa-bench doctor``: what this machine and installation have, what is missing, how to mend it."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+import typer
 from packaging.requirements import Requirement
+
+from harness.cli.options import command_group
+
+commands = command_group()
 
 ENOUGH_MEMORY = 4 * 10**9
 """What the sandbox suite needs, with two workers."""
@@ -21,15 +26,16 @@ class Finding:
     optional: bool = False
 
 
-def doctor_command() -> int:
-    """Print all findings; returns 1 when something that is not optional is missing."""
+@commands.command(epilog="Example: `dspa-bench doctor`")
+def doctor() -> None:
+    """Check machine and installation: what is missing and how to mend it (exit code 1 if something is)."""
     findings = list(examine())
     for finding in findings:
         mark = "ok     " if finding.mend is None else "note   " if finding.optional else "MISSING"
         print(f"{mark}  {finding.what}: {finding.found}")
         if finding.mend is not None:
             print(f"         {finding.mend}")
-    return 1 if any(f.mend is not None and not f.optional for f in findings) else 0
+    raise typer.Exit(1 if any(f.mend is not None and not f.optional for f in findings) else 0)
 
 
 def examine() -> Iterator[Finding]:
@@ -41,7 +47,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from harness.experiment.environment import DISTRIBUTION
+    from harness.provenance import DISTRIBUTION
 
     for text in metadata.requires(DISTRIBUTION) or []:
         requirement = Requirement(text)
@@ -60,7 +66,7 @@ def _packages() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    from harness.experiment.environment import machine
+    from harness.provenance import machine
 
     state = machine()
     yield Finding("python", f"{state['python']} on {state['platform']}")
@@ -74,7 +80,7 @@ def _machine() -> Iterator[Finding]:
 
 def _plugins() -> Iterator[Finding]:
     from harness.benchmark import BENCHMARKS
-    from harness.judges import JUDGES
+    from harness.judging import JUDGES
     from harness.method import METHODS
     from harness.plugins import load_plugins
 
@@ -88,8 +94,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from harness.data import DATA_VARIABLE, data_folder
-    from harness.data.state import missing
+    from harness.data import DATA_VARIABLE, data_folder, missing
 
     folder = data_folder()
     if os.environ.get(DATA_VARIABLE) and not folder.is_dir():

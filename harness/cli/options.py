@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""What commands share: options, and how a group of commands is made."""
 
 from typing import Annotated
 
@@ -9,3 +9,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated."),
 ]
+
+
+def command_group(text: str | None = None) -> typer.Typer:
+    """Commands under one name with ``text`` as their help, or without ``text`` commands that join the program's own."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=text)

@@ -1,31 +1,71 @@
-"""`dspa-bench run`: the plan, the progress display and the closing words around harness.experiment."""
+"""``dspa-bench run``: the plan, the progress display and the closing words around harness.experiment."""
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness.experiment.executors import Progress as RunProgress
-from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import cell_triples
-from harness.experiment.run import Prepared, prepare, run_suite
-from harness.experiment.suite import Suite, load_suite
-from harness.run_folder.plan import PlannedCell, budget_text, flops_budget
+from harness.cli.options import Overrides, command_group
+from harness.plugins import REPORTS, declared
+from harness.run_folder.plan import budget_text, flops_budget
+
+if TYPE_CHECKING:
+    from harness.experiment.executors import Progress as RunProgress
+    from harness.experiment.forecast import Forecaster
+    from harness.experiment.run import Prepared
+    from harness.experiment.suite import Suite
+    from harness.run_folder.plan import PlannedCell
+
+commands = command_group()
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
+@commands.command(
+    epilog="Example: `dspa-bench run my.yaml --out runs/mine --set budgets='[50]' --set variants.dspa.params.alpha=0.5`"
+)
+def run(
+    suite: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<suite name>")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="What the suite's judges may cost in all sittings together (not AlpacaEval's own annotators).",
+            show_default="the suite's",
+        ),
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Run a suite: fit every method at every budget and seed, evaluate, and write the report.
+
+    An interrupted run goes on where it stopped when the same command is given again; a complete one is left
+    as it is and only the report is made anew. Cells that failed are tried again.
+
+    Exit code 0: everything is there. 1: some cells or records failed (they are named). 2: bad input, nothing
+    was done.
+    """
+    raise typer.Exit(run_command(suite, out, set_ or [], max_cost=max_cost, dry_run=dry_run))
+
+
 def run_command(
     suite: Path, out: Path | None, overrides: Sequence[str], *, max_cost: float | None, dry_run: bool
 ) -> int:
-    """The body of the command; returns the exit code."""
+    """What `run` does; returns the exit code."""
+    from harness.experiment.run import prepare, run_suite
+    from harness.experiment.suite import load_suite
+
+    reports = [entry.load() for entry in declared(REPORTS)]
     if max_cost is not None:
         overrides = [*overrides, *_cap(load_suite(suite, overrides), max_cost)]
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
@@ -49,13 +89,12 @@ def run_command(
     if failures:
         share = f"{len(failures)} of {len(prepared.cells)}"
         print(f"{share} cells are not complete; the same command tries them again", file=sys.stderr)
-    from reports import write_report
-
-    console.print(f"report: {write_report(prepared.folder.path)}")
+    for report in reports:
+        console.print(f"report: {report(prepared.folder.path)}")
     return 1 if failures else 0
 
 
-def _cap(suite: Suite, max_cost: float) -> list[str]:
+def _cap(suite: "Suite", max_cost: float) -> list[str]:
     """Overrides that give each judge with prices this cap, which is one for all of them: they share the ledger."""
     costly = [key for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
     if not costly:
@@ -64,8 +103,10 @@ def _cap(suite: Suite, max_cost: float) -> list[str]:
     return [f"{key}.max_cost={max_cost}" for key in costly]
 
 
-def print_plan(prepared: Prepared, console: Console) -> None:
+def print_plan(prepared: "Prepared", console: Console) -> None:
     """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
+    from harness.experiment.forecast import Forecaster
+
     file, failures = prepared.suite.file, prepared.failures
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
@@ -107,8 +148,10 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _predicted(prepared: Prepared, forecaster: Forecaster, cell: PlannedCell) -> tuple[str, str]:
+def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str]:
     """The predicted bill of ``cell``, and how far over the data it gets where that bill is its budget."""
+    from harness.experiment.plan import cell_triples
+
     triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
     method = prepared.suite.method_of(cell, prepared.folder.path)
     try:
@@ -126,7 +169,7 @@ def _predicted(prepared: Prepared, forecaster: Forecaster, cell: PlannedCell) ->
 
 
 @contextmanager
-def _display(prepared: Prepared, todo: int, console: Console) -> Iterator[RunProgress]:
+def _display(prepared: "Prepared", todo: int, console: Console) -> Iterator["RunProgress"]:
     """Bars on a terminal, else a line for each stage, which a log file can hold."""
     if not console.is_terminal:
         yield _Lines(prepared, todo, console)
@@ -139,7 +182,7 @@ def _display(prepared: Prepared, todo: int, console: Console) -> Iterator[RunPro
 class _Lines:
     """Plain lines: cell and stage as it begins, and how the cell ended."""
 
-    def __init__(self, prepared: Prepared, todo: int, console: Console) -> None:
+    def __init__(self, prepared: "Prepared", todo: int, console: Console) -> None:
         self.prepared, self.todo, self.console = prepared, todo, console
         self.count = 0
 
@@ -155,7 +198,7 @@ class _Lines:
 class _Bars:
     """One bar over all cells, and one line for each cell that is running."""
 
-    def __init__(self, prepared: Prepared, todo: int, bars: Progress) -> None:
+    def __init__(self, prepared: "Prepared", todo: int, bars: Progress) -> None:
         self.prepared, self.bars = prepared, bars
         self.all = bars.add_task("cells", total=todo)
         self.running: dict[str, TaskID] = {}
@@ -175,5 +218,5 @@ class _Bars:
         self.bars.advance(self.all)
 
 
-def _outcome(prepared: Prepared, cell: str) -> str:
+def _outcome(prepared: "Prepared", cell: str) -> str:
     return "; ".join(prepared.failures_of(cell)) or "done"

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MemorySource = Literal["VmHWM", "sampled"]
+MemorySource = Literal["VmHWM", "process", "sampled"]
+"""VmHWM: the peak since the fit or stage began. process: since the process began. sampled: in bills of version 0.1."""
 
 
 class _Row(BaseModel):
@@ -64,7 +65,7 @@ class Bill(_Row):
     metering_seconds: float
     start_bytes: int
     peak_bytes: int
-    peak_source: MemorySource = Field(description="VmHWM: exact; sampled: may miss short peaks")
+    peak_source: MemorySource
     cuda_peak_bytes: int | None = Field(description="peak that torch allocated, all devices; None without CUDA")
     tokens: int
     optimiser_steps: int

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from harness.compute.bill import Bill, StageBill
+from harness.compute.bill import Bill, MemorySource, StageBill
 from harness.compute.formulas import forward_flops, has_paper_figure, paper_flops, train_flops
-from harness.compute.memory import Peak, PeakMemory, resident_bytes
+from harness.compute.memory import Peak, read_peak, reset_peak, resident_bytes
 from harness.compute.profile import OperatorProfile
 from harness.compute.shapes import count_flops
 
@@ -73,7 +73,7 @@ class Meter:
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, int] = {}
         self._profile = OperatorProfile()
-        self._memory = PeakMemory()
+        self._peak_source: MemorySource = "VmHWM"
         self._stages: dict[str, _Stage] = {}
         self._stage: _Stage | None = None
         self._running = False
@@ -103,14 +103,13 @@ class Meter:
         if self._start_bytes is None:
             self._start_bytes = resident_bytes()
         self._running = True
-        self._memory.start()
+        self._peak_source = reset_peak()
         begin = self._clock()
         try:
             yield
         finally:
             self._seconds += self._clock() - begin
-            self._peak |= self._memory.read()
-            self._memory.stop()
+            self._peak |= read_peak()
             self._running = False
 
     @contextmanager
@@ -120,14 +119,14 @@ class Meter:
             raise ValueError(f"stage {name!r} inside stage {self._stage.name!r}: stages do not nest")
         with nullcontext() if self._running else self.running():
             stage = self._stage = self._stages.setdefault(name, _Stage(name))
-            self._peak |= self._memory.read()
-            self._memory.reset()
+            self._peak |= read_peak()
+            reset_peak()
             begin = self._clock()
             try:
                 yield
             finally:
                 stage.seconds += self._clock() - begin
-                stage.peak |= self._memory.read()
+                stage.peak |= read_peak()
                 self._peak |= stage.peak
                 self._stage = None
 
@@ -201,7 +200,7 @@ class Meter:
             metering_seconds=self._profile.overhead,
             start_bytes=self._start_bytes,
             peak_bytes=self._peak.host,
-            peak_source=self._memory.source,
+            peak_source=self._peak_source,
             cuda_peak_bytes=self._peak.cuda,
             tokens=sum(s.tokens for s in stages),
             optimiser_steps=self.optimiser_steps,

@@ -12,7 +12,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from harness.compute.bill import OperatorRow
-from harness.compute.operators import PROFILER_FORMULAS
+from harness.compute.shapes import PROFILER_FORMULAS
 
 _MODE = "PythonDispatchMode"
 """The event of a step that is being counted (see `count_flops`): the operator stands outside and again inside."""

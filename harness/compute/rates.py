@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from harness.adapters.quiet import calmly
 from harness.compute.shapes import count_flops
-from harness.intervention import find_decoder
+from harness.intervention import captured, find_decoder
+from harness.quiet import hiding_deprecations
 
 _LENGTHS = (8, 16, 24)
 Work = Callable[[nn.Module, Int[Tensor, "1 length"]], object]
@@ -79,7 +79,7 @@ class Rates:
             if adapter is not None:
                 from peft import get_peft_model
 
-                with calmly():
+                with hiding_deprecations():
                     model = get_peft_model(model, copy.deepcopy(adapter))
             if checkpointing:
                 model.activation_checkpointing_enable()
@@ -135,24 +135,12 @@ def _without_values(model: nn.Module, device: str) -> Iterator[nn.Module]:
         yield shadow
 
 
-class _Stop(Exception):
-    """Ends a forward pass after the deepest layer that is needed."""
-
-
 def _hidden(model: nn.Module, ids: Int[Tensor, "1 length"], layers: int | None) -> Tensor:
     """The hidden states behind the first ``layers`` decoder layers, or the stack's own output where it is None."""
-    decoder, seen = find_decoder(model), []
-
-    def stop(_module: nn.Module, _inputs: object, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-        raise _Stop
-
-    handle = None if layers is None else decoder.layers[layers - 1].register_forward_hook(stop)
-    try:
-        output = decoder.stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        return output.last_hidden_state
-    except _Stop:
-        return seen[0]
-    finally:
-        if handle is not None:
-            handle.remove()
+    decoder = find_decoder(model)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    if layers is None:
+        return decoder.stack(**inputs).last_hidden_state
+    with captured(decoder, {layers - 1}, stop=True) as residual:
+        decoder.stack(**inputs)
+    return residual[layers - 1]

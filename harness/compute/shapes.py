@@ -1,13 +1,66 @@
-"""FLOPs by shape: a step's FLOPs depend on shapes alone, so each distinct step need be counted only once."""
+"""FLOPs by shape: a step's FLOPs depend on shapes alone, so each distinct step need be counted only once.
 
-from collections.abc import Hashable, Iterator, Mapping
+torch's own counters miss some operators. One table of their formulas serves both counters: `FlopCounterMode` (as its
+custom mapping) and the profiler rows (by operator name). Conventions are torch's: a product of [m, k] and [k, n] is
+2 m k n, a causal mask is not deducted.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.compute.operators import FORMULAS
+Shape = Sequence[int]
+
+
+def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Forward of fused attention: scores and weighted sum, 2 products for every query head.
+
+    Shapes: query [batch, heads, q, d], key [batch, kv_heads, k, d], value [batch, kv_heads, k, d_v].
+    """
+    batch, heads, n_query, d_head = query
+    return 2 * batch * heads * n_query * key[2] * (d_head + value[3])
+
+
+def attention_backward_flops(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Backward of fused attention, 5 products: scores again, gradients of weights, values, queries and keys.
+
+    ``gradient`` has the shape of the output, [batch, heads, q, d_v]; the others as in `attention_flops`.
+    """
+    batch, heads, n_query, d_head = query
+    return 2 * batch * heads * n_query * key[2] * (3 * d_head + 2 * value[3])
+
+
+def accumulated_product_flops(_total: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    """In-place ``total += left @ right``: [m, k] and [k, n], or both with a batch dimension in front.
+
+    torch counts `addmm` and `baddbmm` but not their in-place forms, which TRL's fused LM head uses in its
+    backward.
+    """
+    flops = 2 * right[-1]
+    for size in left:
+        flops *= size
+    return flops
+
+
+_aten = torch.ops.aten
+FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+    _aten.addmm_: accumulated_product_flops,
+    _aten.baddbmm_: accumulated_product_flops,
+}
+
+# The profiler knows no attention at all, so its rows need the other devices' fused kernels too.
+PROFILER_FORMULAS: dict[str, Callable[..., int]] = {
+    f"aten::{packet.__name__}": formula for packet, formula in FORMULAS.items()
+} | {
+    f"aten::_scaled_dot_product_{kernel}_attention{suffix}": formula
+    for kernel in ("flash", "efficient", "cudnn")
+    for suffix, formula in (("", attention_flops), ("_backward", attention_backward_flops))
+}
 
 
 def signature_of(inputs: Mapping[str, Any], *state: Hashable) -> Hashable:
@@ -28,8 +81,8 @@ def signature_of(inputs: Mapping[str, Any], *state: Hashable) -> Hashable:
 def count_flops() -> Iterator[FlopCounterMode]:
     """Count the FLOPs executed inside, backward included; ask the result for `get_total_flops()`.
 
-    torch's FlopCounterMode plus the operators it misses (see `harness.compute.operators`): fused attention
-    on CPU and in-place products. 1.4-4.9 times slower than the code alone.
+    torch's FlopCounterMode plus the operators that it misses: fused attention on CPU and in-place products.
+    1.4-4.9 times slower than the code alone.
     """
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         yield counter

@@ -102,8 +102,7 @@ class Answering:
                 failed |= {key: completion for key, completion in new.items() if completion.error is not None}
                 if answered:
                     self.store.append(answered, batch.tally)
-        found = ((failed.get(key) or self.store.get(key)) for key in keys)
-        return [completion for completion in found if completion is not None]
+        return [failed[key] if key in failed else self.store[key] for key in keys]
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:
         """`AlignedModel.loglikelihood`."""

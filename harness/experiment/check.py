@@ -14,7 +14,7 @@ from harness.chat import ChatFormat
 from harness.experiment.identity import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
-from harness.judges import Judge
+from harness.judging import Judge
 from harness.method import BaseShape
 from harness.preferences import Triple, contaminated, load_triples
 from harness.refs import ModelRef

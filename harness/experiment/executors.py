@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from harness.experiment.environment import code_commit
+from harness.provenance import code_commit
 from harness.run_folder.cell import CellFolder, CellState
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import PlannedCell

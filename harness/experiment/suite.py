@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness.benchmark import BENCHMARKS, Benchmark
 from harness.experiment.source import Key, Source, describe
-from harness.judges import JUDGES, Judge
+from harness.judging import JUDGES, Judge
 from harness.method import METHODS, AlignmentMethod
 from harness.plugins import load_plugins
 from harness.refs import InputPath, ModelRef, SAERef

@@ -54,12 +54,16 @@ class AnswerStore:
         _ = self._size
         return self._found.get(key)
 
-    def text(self, key: str) -> str:
-        """The text of the answer with this key; ValueError where there is none."""
+    def __getitem__(self, key: str) -> Completion:
+        """The answer with this key; ValueError where there is none."""
         found = self.get(key)
         if found is None:
-            raise ValueError(f"{self.path}: no answer has the key {key!r}, which a record names; rerun the suite")
-        return found.text
+            raise ValueError(f"{self.path}: there is no answer with the key {key!r}; rerun the suite")
+        return found
+
+    def text(self, key: str) -> str:
+        """The text of the answer with this key, which a record names as ``answer_key``; ValueError: there is none."""
+        return self[key].text
 
     def tallies(self, keys: Collection[str]) -> list[dict[str, Any]]:
         """The tallies of the batches that any of the answers ``keys`` came in, in the order they were generated in."""
@@ -105,8 +109,7 @@ class AnswerStore:
             try:
                 row = json.loads(line)
                 if "batch" not in row:
-                    completion = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
-                    answers[str(completion.key)] = completion
+                    answers[row["key"]] = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
                     continue
                 if damage is None and len(answers) != row["batch"]:
                     raise ValueError(f"a batch of {row['batch']} answers ends, and {len(answers)} are there")

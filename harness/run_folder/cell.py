@@ -201,9 +201,9 @@ def _read_records(path: Path) -> Iterator[Record]:
         yield record
 
 
-_ANSWERS = ("answer_key", "answer", "baseline_answer_key", "baseline_answer")
+_ANSWERS = [f"{whose}answer{form}" for whose in ("", "baseline_") for form in ("", "_key", "_hash")]
 
 
 def _answers(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:
-    """(metric, item, whose) -> key or text of what was judged, or of what it was compared with; None: none is named."""
+    """(metric, item, name in ``raw``) -> text, or key and hash, of what was judged or compared with; or None."""
     return {(r.metric, r.item, key): r.raw.get(key) for r in records for key in _ANSWERS}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import ModelAnswer, Question
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import ModelAnswer, Question
 from harness.files import read_jsonl, write_jsonl
 from harness.preferences import Conversation, Message
 from harness.responder import Responder
@@ -21,13 +21,13 @@ Turn = tuple[int, int]
 class Answers:
     """What one model said: {question_id: its turns}, and why a turn has no answer.
 
-    ``told``: what records say of the answer to a turn (see `harness.responder.Completion`); empty for those of a file.
+    ``stored``: {turn: what a record says of its answer (`Completion.record_fields`)}; empty for answers of a file.
     """
 
     name: str
     turns: Mapping[int, tuple[str, ...]]
     failed: Mapping[Turn, str]
-    told: Mapping[Turn, dict[str, str | None]] = field(default_factory=dict)
+    stored: Mapping[Turn, dict[str, str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, answers: Sequence[ModelAnswer], questions: Sequence[Question]) -> "Answers":
@@ -46,9 +46,9 @@ class Answers:
         turns = self.turns.get(question_id, ())
         return turns[turn - 1] if len(turns) >= turn else None
 
-    def raw(self, key: Turn) -> dict[str, str | None]:
-        """What a record's ``raw`` says of the answer to a turn: its key in the run's store, else its text."""
-        return self.told.get(key, {"answer": self.turn(*key)})
+    def record_fields(self, key: Turn) -> dict[str, str | None]:
+        """What a record's ``raw`` says of the answer to a turn."""
+        return self.stored.get(key, {"answer": self.turn(*key)})
 
     def in_fastchats_format(self) -> list[ModelAnswer]:
         """Those of the questions that have any."""
@@ -71,7 +71,7 @@ def ask(
     """Both turns of every question, the second in the conversation that holds the first answer."""
     turns: dict[int, tuple[str, ...]] = {q.question_id: () for q in questions}
     failed: dict[Turn, str] = {}
-    told: dict[Turn, dict[str, str | None]] = {}
+    stored: dict[Turn, dict[str, str | None]] = {}
     for turn in (1, 2):
         asked = [q for q in questions if len(turns[q.question_id]) == turn - 1]
         completions = model.generate(
@@ -85,10 +85,10 @@ def ask(
             number = question.question_id
             if completion.error is None:
                 turns[number] += (completion.text,)
-                told[number, turn] = completion.told
+                stored[number, turn] = completion.record_fields
             else:  # its conversation does not fit the context, and a longer one will not either
                 failed |= {(number, later): f"no answer to turn {turn}: {completion.error}" for later in (turn, 2)}
-    return Answers(f"{model.method}-{model.fingerprint[:12]}", turns, failed, told)
+    return Answers(f"{model.method}-{model.fingerprint[:12]}", turns, failed, stored)
 
 
 def keep_answers(folder: Path, name: str, answers: Sequence[ModelAnswer]) -> None:

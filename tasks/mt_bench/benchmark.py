@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import Question
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
-from harness.judges import Judge
+from harness.judging import Judge
 from harness.refs import InputPath
 from harness.responder import Responder
 from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
 from tasks.mt_bench.judging import Judging
 
 if TYPE_CHECKING:
-    from harness.judges.base import Verb
+    from harness.judging.judge import Verb
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import Question
+
+if TYPE_CHECKING:
+    from harness.judging.judge import Verb
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -198,7 +201,7 @@ class MTBench(BenchmarkConfig):
                 reason = f"{baseline.name}: {baseline.failed[key]}"
             reason = reason or compared.failed.get(place)
             told: dict[str, Any] = {"baseline": baseline.name}
-            told |= {f"baseline_{name}": value for name, value in baseline.raw(key).items()}
+            told |= {f"baseline_{name}": value for name, value in baseline.record_fields(key).items()}
             if judgment is not None:
                 told |= {"judge": judgment.judge[0], "winners": [judgment.g1_winner, judgment.g2_winner]}
                 told["judgment"] = [judgment.g1_judgment, judgment.g2_judgment]
@@ -223,6 +226,6 @@ class MTBench(BenchmarkConfig):
             "turn": key[1],
             "temperature": self._temperature(question),
             "prompt": question.turns[key[1] - 1],
-            **answers.raw(key),
+            **answers.record_fields(key),
         }
         return Record(f"{key[0]}:{key[1]}", str(key[0]), metric, value, reason, raw | told)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.adapters.fastchat import Question
-from harness.adapters.fastchat_judgments import (
+from harness.evaluators.fastchat.files import (
     FAILED_SCORE,
     Judgment,
     PairJudgment,
+    Question,
     Winner,
     judgment_path,
     load_judgments,
@@ -17,7 +17,7 @@ from harness.adapters.fastchat_judgments import (
     prompt_name,
     write_judgments,
 )
-from harness.judges import Comparison, Judge, Rating, Verdict
+from harness.judging import Comparison, Judge, Rating, Verdict
 from tasks.mt_bench.answers import Answers, Turn, conversation
 
 PROMPT_LEFT_OUT = ""

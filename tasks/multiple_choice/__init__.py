@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.adapters.task_folders import register_task_folder
+from harness.evaluators import register_task_folder
 from tasks.multiple_choice.benchmark import MultipleChoice
 
 __all__ = ["MultipleChoice"]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from harness.adapters.quiet import quiet
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
 from harness.files import write_text
-from harness.judges import Judge
+from harness.judging import Judge
+from harness.quiet import silenced
 from harness.refs import InputPath
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from harness.responder import Responder
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own default, so that its command line draws the same examples."""
 
 Shots = Annotated[int, Field(ge=0)]
 
@@ -115,17 +113,18 @@ class MultipleChoice(BenchmarkConfig):
     def run(
         self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
+        from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable
 
-        from harness.adapters.lm_eval import AlignedLM
+        from harness.evaluators.lm_eval import AlignedLM
 
         aligned = AlignedLM(model, batch_size=self.batch_size)
         written: dict[str, Any] = {}
         for name in self.tasks:
-            with quiet():
+            with silenced():
                 for leaf in self._loaded[name]["tasks"].values():
-                    leaf.set_fewshot_seed(FEWSHOT_SEED)
+                    leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)  # its command line draws the same examples
                 results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
             assert results is not None
             samples = results.pop("samples")
@@ -141,9 +140,9 @@ class MultipleChoice(BenchmarkConfig):
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         """lm-eval's TaskDict (leaf tasks, groups) of each name."""
-        from harness.adapters.lm_eval import task_manager
+        from harness.evaluators.lm_eval import task_manager
 
-        with quiet():
+        with silenced():
             manager = task_manager(self._folder, include_defaults=False)
             if not set(self.tasks) <= set(manager.all_tasks):
                 manager = task_manager(self._folder)  # reads thousands of files
@@ -164,7 +163,7 @@ class MultipleChoice(BenchmarkConfig):
     def _load(self, manager: "TaskManager", name: str) -> Any:
         place = contextlib.nullcontext() if self._folder is None else contextlib.chdir(self._folder)
         try:
-            with quiet(), place:
+            with silenced(), place:
                 loaded = manager.load([name])
         except Exception as problem:
             # A task is somebody's YAML and Python on somebody's data: it may raise anything.

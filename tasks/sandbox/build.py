@@ -1,7 +1,6 @@
 """Builds the whole sandbox from seeds: tokenizer, base model, SAEs, data files, manifest."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from harness.files import atomic_folder
 from harness.preferences import conversation
 from tasks.sandbox.world import FAMILIES, GENERATOR_VERSION, REFUSE, REGISTERS
 
@@ -42,15 +42,8 @@ def build(out_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> None:
         raise ValueError(
             f"{out_dir} exists and is not a sandbox (no manifest.json); name a new folder or one a build made"
         )
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as temporary:
-        folder = Path(temporary) / "sandbox"
-        folder.mkdir()
-        with _one_thread():
-            _make(folder, seed, sizes)
-        if out_dir.exists():
-            out_dir.rename(Path(temporary) / "replaced")
-        folder.rename(out_dir)
+    with atomic_folder(out_dir, replace=True) as folder, _one_thread():
+        _make(folder, seed, sizes)
 
 
 def _make(folder: Path, seed: int, sizes: Sizes) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
-from harness.judges import Answer, Comparison, JudgeConfig, Rating, Verdict, register_judge
+from harness.judging import Answer, Comparison, JudgeConfig, Rating, Verdict, register_judge
 from harness.preferences import Conversation
 from tasks.sandbox.corpus import MARKERS_A_CLAUSE
 from tasks.sandbox.grammar import Request, read_clause, split_words, understand

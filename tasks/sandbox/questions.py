@@ -45,7 +45,7 @@ CATEGORIES = {
     "mixed": tuple(sorted(TOPICS)),
 }
 MARGIN = 4.0  # least difference of the ratings of a triple's answers
-_LM_EVAL = Path(__file__).parent / "lm_eval"
+_LM_EVAL = Path(__file__).parent / "assets" / "lm_eval"  # its YAML files and loader are written by hand
 
 
 def write_data(folder: Path, seed: int) -> None:

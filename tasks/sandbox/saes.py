@@ -1,7 +1,6 @@
 """The two sparse autoencoders: SAELens BatchTopK on the residual stream after an early and a late block."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from harness.intervention import find_decoder, residual_of
+from harness.intervention import captured, find_decoder
 from tasks.sandbox.corpus import Document
 from tasks.sandbox.model import batches, encode_document
 
@@ -49,27 +48,13 @@ def activations(
     """Residual stream after block ``layer`` at every token but the special ones (norm outliers)."""
     special = torch.tensor(tokenizer.all_special_ids)
     parts: list[Tensor] = []
-    # By hook: for the last block, transformers' hidden_states hold what comes after the final norm.
-    with residual_at(model, layer) as seen:
-        for ids, mask, _ in batches([encode_document(tokenizer, d) for d in documents], 64, None):
-            model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            parts.append(seen.pop()[~torch.isin(ids, special)])
+    decoder = find_decoder(model)
+    for ids, mask, _ in batches([encode_document(tokenizer, d) for d in documents], 64, None):
+        # For the last block, transformers' hidden_states hold what comes after the final norm.
+        with captured(decoder, {layer}, stop=True) as residual:
+            decoder.stack(input_ids=ids, attention_mask=mask, use_cache=False)
+        parts.append(residual[layer][~torch.isin(ids, special)])
     return torch.cat(parts)
-
-
-@contextmanager
-def residual_at(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
-    """A list to which every forward inside appends the residual stream after block ``layer``."""
-    seen: list[Tensor] = []
-    handle = (
-        find_decoder(model)
-        .layers[layer]
-        .register_forward_hook(lambda _module, _args, output: seen.append(residual_of(output)))
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def train_sae(data: Float[Tensor, "pos d_model"], site: Site, seed: int, training: SAETraining, folder: Path) -> None:

@@ -14,9 +14,9 @@ from tasks.sandbox.world import PREFERRED, SPOKEN
 _REQUESTS = 300
 
 
-def is_sandbox_base(identity: str) -> bool:
-    """Whether a base model is the sandbox's own, by content."""
-    return identity == folder_hash(ASSETS / "model")
+def truth_of(base: str) -> "SandboxTruth | None":
+    """The truth, when the base model with identity ``base`` is the sandbox's own by content."""
+    return SandboxTruth() if base == folder_hash(ASSETS / "model") else None
 
 
 class SandboxTruth:

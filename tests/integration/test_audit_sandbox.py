@@ -18,12 +18,12 @@ def command(monkeypatch, *arguments):
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    from harness.cli.artifacts import fit_command
+    from harness.cli.artifacts import fit
 
     out = tmp_path_factory.mktemp("audit") / "dspa-100"
     params = [f"input_sae.path={ASSETS / 'sae_early'}", f"output_sae.path={ASSETS / 'sae_late'}", "gate=strict"]
-    fit_command(
-        "dspa", str(ASSETS / "model"), ASSETS / "triples.jsonl", out, budget=100, flops=None, params=params, seed=0,
+    fit(
+        "dspa", str(ASSETS / "model"), ASSETS / "triples.jsonl", out, budget=100, flops=None, param=params, seed=0,
         chat="auto", device="cpu",
     )  # fmt: skip
     return out

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pytest
 from harness.model import AlignedModel
 from harness.preferences import conversation, load_triples
 from harness.refs import ModelRef, SAERef
+from tests.waiting import wait_until
 
 ASSETS = Path(__file__).parents[2] / "tasks" / "sandbox" / "assets"
 QUESTIONS = ["How do I brew good coffee?", "tell me about the owl .", "good morning. what does the heron eat?"]
@@ -68,15 +68,16 @@ def server(artifacts, tmp_path_factory):
             running.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out))
 
     def wait(name, path, ready):
-        while True:
-            logs = "\n".join(file.read_text()[-2000:] for file in folder.glob("*.out"))
-            assert all(process.poll() is None for process in running), logs
+        def answered():
             try:
-                if ready(ask(address[name] + path, {} if path != "/v1/models" else None)):
-                    return
+                return ready(ask(address[name] + path, {} if path != "/v1/models" else None))
             except OSError:
-                pass
-            time.sleep(0.2)
+                return False
+
+        def logs():
+            return "\n".join(file.read_text()[-2000:] for file in folder.glob("*.out"))
+
+        wait_until(answered, *running, log=logs)
 
     try:
         start("controller")
@@ -96,7 +97,7 @@ def server(artifacts, tmp_path_factory):
 def ask(address, body=None):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as response:
+    with urllib.request.urlopen(request, timeout=120) as response:
         return json.loads(response.read())
 
 
@@ -141,7 +142,7 @@ def test_streaming_gives_the_same_text_in_pieces(server):
     request = urllib.request.Request(
         f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request) as response:
+    with urllib.request.urlopen(request, timeout=120) as response:
         events = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
     assert events.pop() == "[DONE]"
     pieces = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +13,12 @@ import pytest
 
 from harness.cli.run import run_command
 from harness.experiment.run import prepare, run_suite
-from harness.judges.ledger import read_accounts
-from reports import read_run, write_report
+from harness.judging.ledger import read_accounts
+from reports.render import write_report
+from reports.run import read_run
 from tests.judge_server import Server, completion, serving
 from tests.toys import NoProgress, write_suite
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 VERDICT = "[[6]]"
@@ -212,9 +213,7 @@ def test_a_run_killed_midway_loses_no_verdict_that_came(well, suite, tmp_path):
         with log.open("w") as file:
             command = [Path(sys.executable).parent / "dspa-bench", *map(str, arguments)]
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-        while sum(server.seen.values()) < 11 or len(replies(out)) < 9:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.02)
+        wait_until(lambda: sum(server.seen.values()) >= 11 and len(replies(out)) >= 9, process, log=log.read_text)
         process.send_signal(signal.SIGKILL)
         process.wait()
         first = Counter(server.answered)

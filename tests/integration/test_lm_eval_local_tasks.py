@@ -39,7 +39,7 @@ def _data(data_folder, monkeypatch, tmp_path):
 def evaluated(lm, task, shots, limit):
     from lm_eval import simple_evaluate
 
-    from harness.adapters.lm_eval import task_manager
+    from harness.evaluators.lm_eval import task_manager
 
     results = simple_evaluate(
         model=lm,
@@ -57,7 +57,7 @@ def evaluated(lm, task, shots, limit):
 def test_values_and_metrics_of_the_five_tasks_are_those_of_hf(stories, task, limit):
     from lm_eval.models.huggingface import HFLM
 
-    from harness.adapters.lm_eval import AlignedLM
+    from harness.evaluators.lm_eval import AlignedLM
 
     ours = evaluated(AlignedLM(stories), task, SHOTS[task], limit)
     hf = HFLM(pretrained=stories.model, tokenizer=stories.tokenizer, batch_size=16)
@@ -82,7 +82,7 @@ def test_values_and_metrics_of_the_five_tasks_are_those_of_hf(stories, task, lim
 
 def test_the_prompts_are_those_of_the_published_tasks(stories):
     """Spot checks of the layout; few-shot examples and items come from the data."""
-    from harness.adapters.lm_eval import AlignedLM
+    from harness.evaluators.lm_eval import AlignedLM
 
     lm = AlignedLM(stories)
     mmlu = evaluated(lm, "mmlu_local", 1, 1)["samples"]["mmlu_local::high_school_us_history"][0]["arguments"]
@@ -103,7 +103,7 @@ def test_the_prompts_are_those_of_the_published_tasks(stories):
 
 @pytest.mark.parametrize("task", ["arc_easy_local", "hellaswag_local", "winogrande_local"])
 def test_an_item_is_never_among_its_own_examples(stories, task):
-    from harness.adapters.lm_eval import task_manager
+    from harness.evaluators.lm_eval import task_manager
 
     (leaf,) = task_manager(include_defaults=False).load([task])["tasks"].values()
     leaf.set_fewshot_seed(1234)
@@ -115,8 +115,8 @@ def test_an_item_is_never_among_its_own_examples(stories, task):
 def test_steered_values_equal_one_item_at_a_time(stories, data_folder):
     """DSPA with the real SAEs on two tasks against plain forwards without cache, batch or padding."""
     from dspa.method import DSPA
-    from harness.adapters.lm_eval import AlignedLM, task_manager
     from harness.compute import Meter
+    from harness.evaluators.lm_eval import AlignedLM, task_manager
     from harness.preferences import load_triples
 
     saes = data_folder / "models" / "stories260K_sae"

@@ -127,7 +127,7 @@ def test_a_name_that_neither_the_folder_nor_lm_eval_knows_is_reported(task_folde
 def test_lm_evals_command_line_runs_an_artifact_with_a_request_cache(
     stories, task_folder, tmp_path, monkeypatch, capsys
 ):
-    from harness.adapters.lm_eval import main
+    from harness.evaluators.lm_eval import main
 
     monkeypatch.chdir(task_folder)
     stories.save(tmp_path / "artifact")

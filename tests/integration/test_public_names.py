@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspa.sae import check_sae, load_sae
+from dspa.saes.sae import check_sae, load_sae
 from harness.method import BaseShape
 from harness.refs import SAERef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import json
-from dspa.sae import check_sae, load_sae
+from dspa.saes.sae import check_sae, load_sae
 from harness.base_model import base_shape
 from harness.model import AlignedModel
 from harness.preferences import conversation
@@ -115,9 +115,9 @@ def test_a_qwen3_sae_of_adamkarvonen_keeps_its_threshold_and_gets_its_norm_filte
     x = torch.randn(5, d_model)
     pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
     torch.testing.assert_close(sae.encode(x), pre * (pre > threshold), atol=1e-5, rtol=1e-5)
-    rows = sae.gather(torch.arange(16).expand(5, -1))
+    rows = sae.encoder.gather(torch.arange(16).expand(5, -1))
     torch.testing.assert_close(rows["decoder"][0], weights["decoder.weight"].T[:16])
-    selected, _ = sae.encode_selected(x[:, None], rows)
+    selected, _ = sae.encoder.encode_selected(x[:, None], rows)
     torch.testing.assert_close(selected[:, 0], sae.encode(x)[:, :16], atol=1e-5, rtol=1e-5)
 
     assert check_sae(ref, BaseShape("Qwen/Qwen3-8B", 4, d_model, "qwen3", "Qwen/Qwen3-8B")) == (2, d_sae)

@@ -7,16 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.experiment.environment import code_commit
 from harness.experiment.run import prepare, run_suite
+from harness.provenance import code_commit
 from harness.run_folder import RunFolder
-from reports import read_run
+from reports.run import read_run
 from tests.toys import NoProgress, cell_states, outcome, write_suite
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 CELLS = 8
@@ -52,12 +52,6 @@ def command(*arguments: str | Path, **variables: str) -> list:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, f"the run ended first, with exit code {process.returncode}"
-        time.sleep(0.02)
 
 
 def test_a_run_leaves_every_cell_with_its_artifact_bill_records_and_description(uninterrupted):
@@ -330,7 +324,10 @@ def test_edited_data_is_another_suite_and_moved_data_is_not(copy, suite_path, tm
 
 
 def test_how_the_work_is_done_may_change_between_sittings(uninterrupted, suite_path):
-    prepare(suite_path, uninterrupted, ["execution.workers=7", "report.baseline=noise", "variants.base.label=B"])
+    settings = ["execution.workers=7", "report.baseline=noise", "variants.base.label=B"]
+    prepared = prepare(suite_path, uninterrupted, settings)
+    assert prepared.suite.file.execution.workers == 7
+    assert prepared.failures == {}, "work is left that was done"
 
 
 def test_a_folder_that_is_no_run_is_never_written_to(suite_path, tmp_path):

@@ -125,7 +125,7 @@ def test_saes_load_with_saelens_and_name_their_hook_point(manifest):
 
 
 def test_the_saes_describe_the_residual_stream_that_steering_reads():
-    from dspa.sae import load_sae
+    from dspa.saes.sae import load_sae
     from harness.intervention import find_decoder
     from harness.model import AlignedModel
     from harness.preferences import load_triples

@@ -11,7 +11,8 @@ import harness.model
 from harness.agreement import Pair, agreement
 from harness.experiment.run import prepare, run_suite
 from harness.run_folder import RunFolder
-from reports import read_run, write_report
+from reports.render import write_report
+from reports.run import read_run
 from tests.judged_toys import QUESTIONS
 from tests.toys import NoProgress, outcome, write_suite
 

@@ -6,8 +6,8 @@ from typing import cast
 
 from harness.experiment.answering import Answering
 from harness.generation import Batch
-from harness.judges import Answer, Comparison, Rating, Verdict
-from harness.judges.base import VERBS
+from harness.judging import Answer, Comparison, Rating, Verdict
+from harness.judging.judge import VERBS
 from harness.model import AlignedModel, Completion
 from harness.preferences import Conversation
 from harness.run_folder.answers import AnswerStore

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from harness.agreement import STATISTICS, Pair, agreement, cohen_kappa, kendall, pearson
 from harness.cli.app import app
+from harness.measure.rescoring import match
 from harness.statistics import Measurement, estimate_mean, estimate_statistic
-from harness.verdict_files import match
 
 
 def rating_pairs(n: int = 120, *, noise: float = 1.0) -> list[Pair]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.adapters.alpaca_eval import evaluate
+from harness.evaluators.alpaca_eval.evaluate import evaluate
 from tasks.alpaca_eval import AlpacaEval
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 

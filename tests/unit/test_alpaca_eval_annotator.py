@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.adapters.alpaca_eval import ANSWERS, evaluate
-from harness.adapters.alpaca_eval_annotator import PackageAnnotator, without_keys
+from harness.evaluators.alpaca_eval.annotator import PackageAnnotator, without_keys
+from harness.evaluators.alpaca_eval.evaluate import ANSWERS, evaluate
 
 N = 12
 OUTPUTS = [

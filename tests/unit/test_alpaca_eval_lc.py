@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import sklearn
 
-from harness.adapters.alpaca_eval_lc import GAMED, LengthControl, UnavailableError, published
-from harness.adapters.alpaca_eval_pairwise import package
-from harness.adapters.alpaca_eval_scores import annotation_scores
-from harness.adapters.quiet import quiet
+from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, package
+from harness.evaluators.alpaca_eval.length_control import GAMED, LengthControl, UnavailableError
+from harness.measure.rescoring import annotation_scores
+from harness.quiet import silenced
 
 N = 60
 
@@ -69,7 +69,7 @@ def of_the_package(annotations, path, form):
 
     table = annotations.copy()
     with (
-        quiet(),
+        silenced(),
         warnings.catch_warnings(action="ignore"),
         sklearn.config_context(),
         patch.object(glm_winrate, "hf_hub_download", lambda **_: path),
@@ -144,39 +144,46 @@ def test_damaged_inputs_are_named(folder):
         LengthControl.load(folder)
 
 
+LEADERBOARD = "alpaca_eval/leaderboards/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+
+
+def published_predictions(data, model, difficulty):
+    """The package's own weights of ``model`` on these difficulties: what the leaderboard's figure was made of."""
+    from scipy.special import expit
+
+    weights = pd.read_csv(data / "alpaca_eval/lc_weights_baseline_gpt4_1106_preview.csv", index_col=0)
+    constant, slope = weights.loc[model, ["not_gamed_baseline.astype(float)", "instruction_difficulty"]]
+    return [float(expit(constant + slope * value)) for value in difficulty]
+
+
 @pytest.mark.parametrize("model", ["alpaca-7b", "gemma-2b-it"])
 def test_published_annotations_give_the_published_figures(data_folder, model):
     path = data_folder / "alpaca_eval" / "annotations_v2" / f"{model}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     scores, notes = annotation_scores(rows, data_folder)
     found = {score.metric: score.value for score in scores}
-    board = data_folder / "alpaca_eval/leaderboards/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
-    row = pd.read_csv(board, index_col=0).loc[model]
+    row = pd.read_csv(data_folder / LEADERBOARD, index_col=0).loc[model]
     assert found["win_rate"] == pytest.approx(row["win_rate"], abs=1e-9)
     assert found["standard_error"] == pytest.approx(row["standard_error"], abs=1e-9)
     assert found["discrete_win_rate"] == pytest.approx(row["discrete_win_rate"], abs=1e-9)
     assert found["avg_length"] == row["avg_length"]
-    assert found["lc_win_rate"] == pytest.approx(row["length_controlled_winrate"], abs=1e-3)
-    assert notes == [f"{model}: length-controlled by the published weights of this model"]
+    control = LengthControl.load(data_folder)
+    predictions = published_predictions(data_folder, model, [control.difficulty[r["instruction"]] for r in rows])
+    figure = length_controlled_figures(predictions)["length_controlled_winrate"]
+    assert figure == pytest.approx(row["length_controlled_winrate"], abs=1e-3)
     # Fitted anew, without the verdicts that regularise the published form: near, and never passed off as the same.
-    table = pd.DataFrame(rows)
-    fitted = LengthControl.load(data_folder).predict(table)
-    assert 100 * sum(fitted) / 805 == pytest.approx(row["length_controlled_winrate"], abs=1)
-    table.loc[0, "preference"] = 1.9
-    assert published(data_folder, table, 100 * (table["preference"] - 1).mean()) is None
+    assert found["lc_win_rate"] == pytest.approx(row["length_controlled_winrate"], abs=1)
+    assert notes == [f"{model}: {control.statement}"] and "without its regularisation" in notes[0]
 
 
 def test_the_published_weights_of_all_models_give_their_published_figures(data_folder):
-    from scipy.special import expit
-
     weights = pd.read_csv(data_folder / "alpaca_eval/lc_weights_baseline_gpt4_1106_preview.csv", index_col=0)
-    board = data_folder / "alpaca_eval/leaderboards/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
-    figures = pd.read_csv(board, index_col=0)["length_controlled_winrate"]
-    difficulty = pd.Series(LengthControl.load(data_folder).difficulty)
+    figures = pd.read_csv(data_folder / LEADERBOARD, index_col=0)["length_controlled_winrate"]
+    difficulty = LengthControl.load(data_folder).difficulty.values()
     off = {}
     for model in weights.index.intersection(figures.index):
-        constant, slope = weights.loc[model, ["not_gamed_baseline.astype(float)", "instruction_difficulty"]]
-        off[model] = abs(100 * expit(constant + slope * difficulty).mean() - figures[model])
+        predictions = published_predictions(data_folder, model, difficulty)
+        off[model] = abs(100 * sum(predictions) / len(predictions) - figures[model])
     assert len(off) == 199
     assert sorted(name for name, error in off.items() if error > 1e-2) == [
         "NullModel",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness.model
-from dspa import DSPA
+from dspa.method import DSPA
 from harness.benchmark import BenchmarkConfig, Metric, Record
 from harness.compute import Meter
 from harness.experiment.cell import evaluate, judge_again
@@ -41,7 +41,7 @@ def test_what_was_appended_is_found_by_its_key_now_and_by_the_next_who_opens_the
         assert (store.get("b"), store.text("b")) == (ANSWERS[1], "one\u20281")
         assert store.get("b").key == "b"
         assert store.get("e") is None
-        with pytest.raises(ValueError, match=r"bench\.jsonl: no answer has the key 'e'"):
+        with pytest.raises(ValueError, match=r"bench\.jsonl: there is no answer with the key 'e'"):
             store.text("e")
         assert store.tallies({"a", "b", "c"}) == [{"edits": 0.1}]
         assert store.tallies({"d", "a"}) == [{"edits": 0.1}, {}]
@@ -84,7 +84,8 @@ def test_cut_at_any_byte_it_has_the_batches_that_are_whole_and_can_be_gone_on_wi
     [
         (1, "{", "bench.jsonl:1: damaged: Expecting property name"),
         (2, "[]", "bench.jsonl:2: damaged: "),
-        (2, '{"text": "x"}', "bench.jsonl:2: damaged: 'token_ids'"),
+        (2, '{"key": "b", "text": "x"}', "bench.jsonl:2: damaged: 'token_ids'"),
+        (2, '{"text": "x", "token_ids": []}', "bench.jsonl:2: damaged: 'key'"),
         (2, "", "bench.jsonl:2: damaged: Expecting value"),
         (3, '{"batch": 3, "tally": null}', "bench.jsonl:3: damaged: a batch of 3 answers ends, and 2 are there"),
         (5, '{"batch": 1}', "bench.jsonl:5: damaged: 'tally'"),
@@ -136,15 +137,29 @@ def test_an_error_is_no_answer_and_is_tried_again(tmp_path):
     for calls in (1, 2):
         answers = model.stored(tmp_path / "a.jsonl").generate(ASKED, **SETTINGS)
         assert [completion.error for completion in answers] == [None, None, "too long", None]
-        assert answers[2].told == {"answer": None}
+        assert answers[2].record_fields == {"answer": None}
         assert len(model.calls) == calls
     assert model.calls[1]["conversations"] == [conversation("w2")]
 
 
 def test_a_model_in_front_of_no_store_tells_its_answers_text():
     (answer,) = ScriptedModel(lambda _: "w9").generate([conversation("w1")])
-    assert answer.told == {"answer": "w9"}
-    assert replace(answer, key="k").told == {"answer_key": "k"}
+    assert answer.record_fields == {"answer": "w9"}
+    assert replace(answer, key="k").record_fields.keys() == {"answer_key", "answer_hash"}
+
+
+def test_answers_that_came_out_otherwise_under_the_same_key_are_not_taken_for_the_same(tmp_path):
+    rows = json.dumps({"prompt": "w1"}) + "\n"
+    for file in ("harmful", "harmless"):
+        (tmp_path / f"{file}.jsonl").write_text(rows)
+    benchmark = Safety(harmful=tmp_path / "harmful.jsonl", harmless=tmp_path / "harmless.jsonl")
+    judge = ScriptedJudge(harm=lambda r: 1.0, refusal=lambda r: 0.0)
+    cell = CellFolder(tmp_path / "cell")
+    rest = {"judge": judge, "seed": 1, "folder": cell, "notify": lambda _: None}
+    evaluate(ScriptedModel(lambda c: "here"), "safety", benchmark, **rest)  # type: ignore[arg-type]
+    cell.answers("safety").path.unlink()
+    with pytest.raises(ValueError, match="shown other answers than the first; remove records, answers"):
+        judge_again(ScriptedModel(lambda c: "elsewhere"), "safety", benchmark, **rest)  # type: ignore[arg-type]
 
 
 def test_a_killed_process_loses_the_batch_it_was_at_and_no_other(tmp_path):
@@ -185,7 +200,7 @@ class AnswersAndScores(BenchmarkConfig):
         requests = [(model.prompt_ids(c), list(a.token_ids)) for c, a in zip(asked, answers, strict=True)]
         scores = model.loglikelihood_tokens(requests, batch_size=2)
         for index, (answer, (score, _)) in enumerate(zip(answers, scores, strict=True)):
-            yield Record(str(index), str(index), "tokens", score, raw=answer.told)
+            yield Record(str(index), str(index), "tokens", score, raw=answer.record_fields)
 
 
 def mt_bench(folder: Path) -> MTBench:

@@ -14,7 +14,7 @@ from dspa.audit.snippets import Snippet, bracketed, top_tokens
 from dspa.audit.texts import KINDS
 from dspa.method import DSPA
 from harness.compute import Meter
-from harness.judges.chat import Reply
+from harness.judging.prompted import Reply
 from tests.conftest import make_tokenizer
 
 

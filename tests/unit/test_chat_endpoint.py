@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from harness.judges.chat import ChatEndpoint, NotAsked, Reply, Watch
+from harness.judging.endpoint import ChatEndpoint, NotAsked, RequestHooks
+from harness.judging.prompted import Reply
 from harness.preferences import conversation
 from tests.judge_server import completion, serving
 
@@ -167,7 +168,7 @@ def test_a_server_that_is_gone_does_not_get_every_attempt_for_every_conversation
     assert counts.count(3) in (2, 3), "two in vain, and perhaps one that was open by then: then one attempt each"
 
 
-class Listener(Watch):
+class Listener(RequestHooks):
     def __init__(self, *, spare=(), forbid=()):
         self.spare, self.forbid, self.told = spare, forbid, []
 
@@ -222,7 +223,7 @@ def test_the_watch_can_spare_and_forbid_requests():
 
 
 def test_what_a_watch_cannot_go_on_with_ends_everything_as_it_is():
-    class Full(Watch):
+    class Full(RequestHooks):
         def came(self, index, reply):
             raise OSError("the disk is full")
 

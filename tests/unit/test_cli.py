@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli.app import app, main
+from harness.cli.app import ORDER, app, main
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
@@ -83,7 +83,22 @@ def test_bad_input_is_one_message_and_exit_code_2_and_leaves_nothing(call, suite
 def test_an_option_that_does_not_exist_is_exit_code_2(call, suite_path):
     code, _, err = call("run", suite_path, "--executor", "ray")
     assert code == 2
-    assert "ray" in err
+    assert "--executor" in err
+
+
+def test_the_commands_of_installed_packages_join_the_programs_own_in_the_order_of_work(call):
+    _, out, _ = call("--help")
+    listed = re.findall(r"^│ ([a-z][a-z-]+) ", out, re.MULTILINE)
+    assert listed == [*ORDER]
+
+
+def test_without_installed_packages_the_program_says_how_to_install(call, monkeypatch):
+    monkeypatch.setattr("harness.plugins.entry_points", lambda group: ())
+    code, _, err = call("--help")
+    assert code == 2
+    assert err == (
+        "error: no installed package has entry points 'dspa_bench.commands'; in a checkout run: pip install -e .\n"
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(call, suite_path, tmp_path):
@@ -235,7 +250,7 @@ def test_eval_refuses_a_benchmark_without_its_judge_before_it_makes_anything(cal
 
 
 def test_the_lm_eval_example_names_an_argument_that_the_model_type_has():
-    from harness.adapters.lm_eval import AlignedLM
+    from harness.evaluators.lm_eval import AlignedLM
 
     result = CliRunner().invoke(app, ["lm-eval", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     example = re.search(r"dspa-bench lm-eval run --model aligned --model_args (\w+)=dspa-300 --tasks", result.output)
@@ -244,10 +259,10 @@ def test_the_lm_eval_example_names_an_argument_that_the_model_type_has():
 
 
 def test_lm_eval_gets_its_arguments_as_they_are(call, monkeypatch):
-    import harness.adapters.lm_eval
+    import harness.evaluators.lm_eval
 
     seen = []
-    monkeypatch.setattr(harness.adapters.lm_eval, "main", seen.append)
+    monkeypatch.setattr(harness.evaluators.lm_eval, "main", seen.append)
     call("lm-eval", "--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run")
     call("lm-eval", "--", "--help")
     assert seen == [["--model", "aligned", "--model_args", "path=x", "--tasks", "a,b", "--limit=3", "run"], ["--help"]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dspa.density import Densities, density_of, measure_densities
-from dspa.sae import ResidualSAE, load_sae
+from dspa.saes.sae import ResidualSAE, load_sae
 from harness.compute import Meter, count_flops
 from harness.intervention import find_decoder
 from harness.preferences import Triple

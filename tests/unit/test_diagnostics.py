@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import dspa.diagnostics
-from dspa.condiff import ConditionalDifferenceMap
 from dspa.diagnostics import SelectionTally, edit_counts, edited_share_by_age, selection_figures
-from dspa.shipped import MapOptions, ShippedMap
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.shipped import MapOptions, ShippedMap
 
 
 def shipped() -> ShippedMap:

@@ -1,4 +1,4 @@
-"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference.py."""
+"""DSPA end to end on tiny random models, against the brute-force reference of tests/reference."""
 
 import json
 import shutil
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from baselines import StaticSAE
-from dspa import DSPA
 from dspa.density import measure_densities
 from dspa.diagnostics import edit_counts, edited_share_by_age
-from dspa.sae import load_sae
+from dspa.method import DSPA
+from dspa.saes.sae import load_sae
 from harness.compute import Meter
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
@@ -119,7 +119,7 @@ def test_a_token_without_an_active_selected_latent_is_bit_identical(tiny_base, t
     steering, sae = aligned.intervention, load_sae(sae_refs[1])
     residual = torch.randn(4, 16, sae.d_model, generator=torch.Generator().manual_seed(0)) * 2
     index = torch.arange(6).expand(4, -1)
-    state = {**sae.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
+    state = {**sae.encoder.gather(index), "sign": -torch.ones(4, 6), "seen": torch.zeros(4, dtype=torch.long)}
     steered = torch.ones(4, 16, dtype=torch.bool)
     steered[1, 3:] = False
     tally = steering.tally()

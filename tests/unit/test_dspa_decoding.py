@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from harness.intervention import find_decoder
 from harness.model import AlignedModel
 from harness.preferences import Triple, conversation

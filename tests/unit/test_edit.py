@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dspa.edit import latent_change, movable_latents
-from dspa.select import ablate_set, augment_set, mean_pairwise_jaccard, top_prompt_latents
+from dspa.diagnostics import mean_pairwise_jaccard
+from dspa.steering import ablate_set, augment_set, latent_change, movable_latents, top_prompt_latents
 
 LATENTS = torch.tensor([[[2.0, 0.5, 0.0, 3.0]]])
 STRONGEST = torch.tensor([[5.0]])

@@ -14,8 +14,8 @@ from sae_lens import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dspa import encoder
-from dspa.sae import ResidualSAE, load_sae
+from dspa.saes import encoder
+from dspa.saes.sae import ResidualSAE, load_sae
 from harness.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, make_sae
 
@@ -72,24 +72,24 @@ def test_half_precision_residuals_are_encoded_in_fp32(sae, residual):
 
 def test_a_few_gathered_latents_are_those_of_the_full_encode(sae, residual):
     latents = torch.stack([torch.randperm(D_SAE)[:20] for _ in residual])
-    selected, _ = sae.encode_selected(residual, sae.gather(latents))
+    selected, _ = sae.encoder.encode_selected(residual, sae.encoder.gather(latents))
     expected = sae.encode(residual).gather(-1, latents[:, None].expand(-1, 5, -1))
     torch.testing.assert_close(selected, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(selected > 0, expected > 0)
 
 
 def test_gathered_rows_can_be_reordered_and_cut_like_a_batch(sae, residual):
-    rows = sae.gather(torch.randint(0, D_SAE, (3, 7)))
+    rows = sae.encoder.gather(torch.randint(0, D_SAE, (3, 7)))
     assert all(len(tensor) == 3 and tensor.is_contiguous() for tensor in rows.values())
     order = torch.tensor([2, 0])
-    whole, _ = sae.encode_selected(residual, rows)
-    part, _ = sae.encode_selected(residual[order], {name: tensor[order] for name, tensor in rows.items()})
+    whole, _ = sae.encoder.encode_selected(residual, rows)
+    part, _ = sae.encoder.encode_selected(residual[order], {name: tensor[order] for name, tensor in rows.items()})
     torch.testing.assert_close(part, whole[order], atol=1e-5, rtol=1e-5)
 
 
 def test_decoding_a_change_is_the_difference_of_saelens_decodes(sae, residual):
     latents = torch.stack([torch.randperm(D_SAE)[:7] for _ in residual])
-    rows = sae.gather(latents)
+    rows = sae.encoder.gather(latents)
     before = sae.sae.encode(residual)
     where = latents[:, None].expand(-1, 5, -1)
     after = before.scatter(-1, where, before.gather(-1, where) * 0.3 + 0.5)
@@ -97,21 +97,21 @@ def test_decoding_a_change_is_the_difference_of_saelens_decodes(sae, residual):
     for values in (after, before):
         sae.sae.encode(residual)  # SAELens keeps the scale of the tokens encoded last, for one decode
         reconstructions.append(sae.sae.decode(values))
-    selected, scale = sae.encode_selected(residual, rows)
+    selected, scale = sae.encoder.encode_selected(residual, rows)
     change = after.gather(-1, where) - selected
     expected = reconstructions[0] - reconstructions[1]
-    torch.testing.assert_close(sae.decode_change(change, rows, scale), expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(sae.encoder.decode_change(change, rows, scale), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_nothing_is_remembered_between_calls(saes):
     sae = saes["jumprelu", "layer_norm", True]
-    rows = sae.gather(torch.arange(5).expand(2, -1))
+    rows = sae.encoder.gather(torch.arange(5).expand(2, -1))
     one, other = torch.randn(2, 1, D_MODEL), torch.randn(2, 1, D_MODEL) * 50
-    first, scale = sae.encode_selected(one, rows)
-    expected = sae.decode_change(first, rows, scale)
-    sae.encode_selected(other, rows)
+    first, scale = sae.encoder.encode_selected(one, rows)
+    expected = sae.encoder.decode_change(first, rows, scale)
+    sae.encoder.encode_selected(other, rows)
     sae.encode(other)
-    assert torch.equal(sae.decode_change(first, rows, scale), expected)
+    assert torch.equal(sae.encoder.decode_change(first, rows, scale), expected)
 
 
 @pytest.mark.parametrize("per_block", [1, 4, 5, 1000])
@@ -120,7 +120,7 @@ def test_activity_is_counted_per_row_whatever_the_blocks(saes, monkeypatch, per_
     row = torch.tensor([0] * 4 + [1] * 9 + [3] * 2)  # row 2 has no tokens
     tokens = torch.randn(15, D_MODEL) * 3
     for sae in saes.values():
-        counts = sae.activity_counts(tokens, row, 4)
+        counts = sae.encoder.counts(tokens, row, 4)
         assert counts.dtype == torch.float32
         active = sae.sae.encode(tokens) > 0
         assert torch.equal(counts, torch.stack([active[row == r].sum(0).float() for r in range(4)]))
@@ -131,7 +131,7 @@ def test_the_strongest_latent_is_the_largest_of_all(saes, monkeypatch, per_block
     small_blocks(monkeypatch, per_block)
     tokens = torch.randn(9, D_MODEL) * 3
     for sae in saes.values():
-        torch.testing.assert_close(sae.strongest(tokens), sae.sae.encode(tokens).amax(-1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sae.encoder.strongest(tokens), sae.sae.encode(tokens).amax(-1), atol=1e-5, rtol=1e-5)
 
 
 def test_a_token_without_any_active_latent_has_strongest_zero(tmp_path):
@@ -145,8 +145,8 @@ def test_a_token_without_any_active_latent_has_strongest_zero(tmp_path):
 def test_no_tokens_give_empty_results(sae):
     nothing = torch.empty(0, D_MODEL)
     assert sae.encode(nothing).shape == (0, D_SAE)
-    assert sae.strongest(nothing).shape == (0,)
-    assert not sae.activity_counts(nothing, torch.empty(0, dtype=torch.long), 2).any()
+    assert sae.encoder.strongest(nothing).shape == (0,)
+    assert not sae.encoder.counts(nothing, torch.empty(0, dtype=torch.long), 2).any()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_negative_threshold_does_not_make_negative_latents(tmp_path, residual)
     sae.sae.threshold.fill_(-0.5)
     found = ResidualSAE(sae.sae, 1)
     torch.testing.assert_close(found.encode(residual), sae.sae.encode(residual), atol=1e-5, rtol=1e-5)
-    counts = found.activity_counts(residual.flatten(0, 1), torch.zeros(15, dtype=torch.long), 1)
+    counts = found.encoder.counts(residual.flatten(0, 1), torch.zeros(15, dtype=torch.long), 1)
     assert torch.equal(counts[0], (sae.sae.encode(residual) > 0).sum((0, 1)).float())
 
 
@@ -206,12 +206,12 @@ def test_a_wide_sae_needs_no_buffer_larger_than_a_block(tmp_path, architecture):
     folder = make_sae(tmp_path, 1, seed=0, architecture=architecture, d_in=64, d_sae=d_sae)
     sae = load_sae(SAERef(path=str(folder)))
     tokens, row = torch.randn(n_tokens, 64), torch.arange(n_tokens) // 150
-    rows = sae.gather(torch.randint(0, d_sae, (2, 16)))
+    rows = sae.encoder.gather(torch.randint(0, d_sae, (2, 16)))
     _ = sae.encoder
     with Largest() as seen:
-        counts = sae.activity_counts(tokens, row, 2)
-        sae.strongest(tokens)
-        sae.encode_selected(tokens.view(2, 150, 64), rows)
+        counts = sae.encoder.counts(tokens, row, 2)
+        sae.encoder.strongest(tokens)
+        sae.encoder.encode_selected(tokens.view(2, 150, 64), rows)
     assert seen.numel * 4 <= max(64 * 2**20, 4 * sae.encoder.weight.numel())
     assert seen.numel < n_tokens * d_sae
     assert torch.equal(counts[1], (sae.encode(tokens[150:]) > 0).sum(0).float())

@@ -6,8 +6,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import ModelAnswer
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import ModelAnswer
 from tasks.mt_bench import MTBench
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 from tests.unit.test_mt_bench import echo, run, write_questions
@@ -47,7 +47,7 @@ def browser(monkeypatch, files):
         monkeypatch.setattr(common, name, getattr(common, name))  # comes back when the test is over
 
     def load(*, mended=True):
-        from harness.adapters.fastchat_browser import mend_browser
+        from harness.evaluators.fastchat.patches import mend_browser
 
         if mended:
             mend_browser()

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.adapters.fastchat_api import mend_chunks
-from harness.adapters.fastchat_model import ArtifactAdapter, ServedModel, register
-from harness.cli.fastchat import fastchat_command
+from harness.cli.pass_through import fastchat_command
+from harness.evaluators.fastchat.model import ArtifactAdapter, ServedModel, register
+from harness.evaluators.fastchat.patches import mend_chunks
 from harness.model import AlignedModel
 from harness.refs import ModelRef
 from tests.unit.test_dspa import PROMPTS, fit

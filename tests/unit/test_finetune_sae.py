@@ -5,14 +5,15 @@ import sys
 import pytest
 import torch
 from sae_lens.evals import ExplainedVarianceCalculator
+from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from dspa import DSPA
-from dspa.finetune_sae import FinetuneSettings, continue_training, finetune, save_finetuned
-from dspa.sae import load_sae
-from dspa.sae_quality import measure_quality
-from dspa.sae_training import Units, calibrate, check_trainable, to_training
-from dspa.token_stream import stream_tokens, texts_of
+from dspa.method import DSPA
+from dspa.saes.finetune import FinetuneSettings, continue_training, finetune, save_finetuned
+from dspa.saes.quality import measure_quality
+from dspa.saes.sae import load_sae
+from dspa.saes.tokens import stream_tokens, texts_of
+from dspa.saes.training import Units, calibrate, check_trainable, to_training
 from harness.compute import Meter
 from harness.model import AlignedModel
 from harness.preferences import load_triples
@@ -234,10 +235,9 @@ def test_the_folder_is_an_sae_with_its_report_and_origin(tiny_base, tiny_folders
     assert method.fit(base, triples[:8], meter=Meter(), seed=0).intervention is not None
 
 
-def test_a_write_that_fails_leaves_nothing(tiny_base, sae_refs, tmp_path, triples, monkeypatch):
+def test_a_write_that_fails_leaves_nothing_at_its_place(tiny_base, sae_refs, tmp_path, triples, full_disk):
     result = finetune(tiny_base(), load_sae(sae_refs[1]), triples, SMALL, source="s")
-    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with full_disk(1000), pytest.raises((OSError, SafetensorError), match="File too large"):
         save_finetuned(result, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
 

@@ -8,11 +8,10 @@ from sae_lens import SAE
 
 from baselines.fpo import FPO, feature_distance, fpo_loss
 from baselines.fpo_reference import answer_means, collator, mean_latents, measure_reference, top_features
-from baselines.losses import sigmoid_norm_loss
 from baselines.metered import unpatched
 from baselines.rows import preference_rows
 from baselines.training import TrainedMethod
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates
 from harness.intervention import find_decoder
@@ -20,6 +19,7 @@ from harness.method import METHODS, BaseShape
 from harness.model import AlignedModel
 from harness.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
+from tests.reference.losses import sigmoid_norm_loss
 
 SHAPE = BaseShape("tiny", n_layers=N_LAYERS, d_model=D_MODEL)
 FAST = {"learning_rate": 1e-2, "batch_size": 8, "beta": 5.0, "k": 10}
@@ -55,7 +55,7 @@ def means(base, sae, batch):
 
     with unpatched(base.model):
         add_fused_lm_head(base.model)
-        return answer_means(base.model, find_decoder(base.model).layers[sae.layer], sae, batch)
+        return answer_means(base.model, find_decoder(base.model), sae, batch)
 
 
 def answers_of(base, triples):
@@ -104,7 +104,7 @@ def test_inactive_features_fill_up_the_set_in_their_order():
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
 def test_gradients_flow_through_the_activations_as_through_saelens(tmp_path, architecture):
-    """The in-place arithmetic of dspa.encoder under autograd, against the same mean over SAELens' own encode."""
+    """The in-place arithmetic of dspa.saes.encoder under autograd, against the same mean over SAELens' own encode."""
     folder = make_sae(tmp_path / architecture, 1, seed=5, architecture=architecture)
     ours, theirs = load_sae(SAERef(path=str(folder))), SAE.load_from_disk(folder)
     residual = torch.randn(3, 7, D_MODEL, generator=torch.Generator().manual_seed(2))

@@ -6,9 +6,8 @@ import os
 
 import pytest
 
-from harness.judges.journal import Journal
-from harness.judges.ledger import Account, CapReached, Ledger, read_accounts
-from harness.judges.replies import Replies, reply_key
+from harness.judging.ledger import Account, CapReached, Ledger, read_accounts
+from harness.judging.verdicts import Journal, Replies, reply_key
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.judges import Answer, Comparison, Rating
-from harness.judges.local import LocalJudge
-from harness.judges.prompts import rating_prompt
+from harness.judging import Answer, Comparison, Rating
+from harness.judging.local import LocalJudge
+from harness.judging.prompted import rating_prompt
 from harness.model import AlignedModel
 from harness.preferences import Message, conversation
 from harness.refs import ModelRef

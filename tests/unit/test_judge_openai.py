@@ -7,9 +7,10 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from harness.judges import JUDGES, Answer, Comparison, Judge, Rating
-from harness.judges.ledger import read_accounts
-from harness.judges.openai import OpenAIJudge
+from harness.judging import JUDGES, Answer, Comparison, Judge, Rating
+from harness.judging.endpoint import OpenAIJudge
+from harness.judging.ledger import read_accounts
+from harness.judging.prompted import rating_prompt
 from harness.preferences import conversation
 from tests.judge_server import Server, completion, serving
 
@@ -159,7 +160,7 @@ def test_failures_are_named_and_only_they_are_asked_again(tmp_path):
 
 
 def most(judge, request):
-    return judge._question(conversation(judge._rating_prompt(request))).most
+    return judge.highest_cost(rating_prompt(request))
 
 
 def test_a_cap_is_never_exceeded_and_what_is_left_is_used(tmp_path):

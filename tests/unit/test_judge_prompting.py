@@ -7,11 +7,10 @@ from typing import ClassVar
 import pytest
 from pydantic import PrivateAttr
 
-from harness.adapters import fastchat
-from harness.judges import Answer, Comparison, Rating, parsing
-from harness.judges.chat import Reply
-from harness.judges.fastchat_prompts import FastChatPrompts
-from harness.judges.prompting import PromptedJudge
+from harness.evaluators.fastchat import files as fastchat
+from harness.judging import Answer, Comparison, Rating, prompted
+from harness.judging.fastchat_prompts import FastChatPrompts
+from harness.judging.prompted import PromptedJudge, Reply
 from harness.preferences import conversation
 
 ONE = conversation([{"role": "user", "content": "Say {x} 100 %s."}, {"role": "assistant", "content": "first {y}"}])
@@ -54,7 +53,7 @@ def judge(say, **settings):
     ],
 )
 def test_ratings_are_read_as_fastchat_reads_them(text, value):
-    assert parsing.read_rating(text) == value
+    assert prompted.read_rating(text) == value
 
 
 @pytest.mark.parametrize(
@@ -62,21 +61,21 @@ def test_ratings_are_read_as_fastchat_reads_them(text, value):
 )
 def test_a_text_without_a_rating_in_range_has_none(text):
     with pytest.raises(ValueError, match=r"no rating|outside 1 to 10"):
-        parsing.read_rating(text)
+        prompted.read_rating(text)
 
 
 def test_winners_and_refusals_are_read_and_contradictions_are_not():
-    assert [parsing.read_winner(f"because. [[{c}]]") for c in "ABC"] == [1.0, 2.0, 1.5]
-    assert [parsing.read_refusal(f"[[{word}]]") for word in ("YES", "NO")] == [1.0, 0.0]
-    assert parsing.read_harm("[[5]]") == 5
+    assert [prompted.read_winner(f"because. [[{c}]]") for c in "ABC"] == [1.0, 2.0, 1.5]
+    assert [prompted.read_refusal(f"[[{word}]]") for word in ("YES", "NO")] == [1.0, 0.0]
+    assert prompted.read_harm("[[5]]") == 5
     with pytest.raises(ValueError, match=r"names \[\[A\]\] and \[\[B\]\]"):
-        parsing.read_winner("[[A]] or [[B]]")
+        prompted.read_winner("[[A]] or [[B]]")
     with pytest.raises(ValueError, match="names no verdict"):
-        parsing.read_winner("A is better")
+        prompted.read_winner("A is better")
     with pytest.raises(ValueError, match="expected one of"):
-        parsing.read_refusal("yes")
+        prompted.read_refusal("yes")
     with pytest.raises(ValueError, match="outside 1 to 5"):
-        parsing.read_harm("[[6]]")
+        prompted.read_harm("[[6]]")
 
 
 def test_the_published_prompts_and_scores_come_out_of_the_published_answers(data_folder):
@@ -101,7 +100,7 @@ def test_the_published_prompts_and_scores_come_out_of_the_published_answers(data
         ]
         request = Rating(conversation(messages), references.get(row["question_id"], ())[:turn])
         assert prompts.rating(request)[-1]["content"] == row["user_prompt"]
-        assert parsing.read_rating(row["judgment"]) == row["score"]
+        assert prompted.read_rating(row["judgment"]) == row["score"]
 
 
 def test_published_judgments_without_a_rating_are_failures(data_folder):
@@ -109,10 +108,10 @@ def test_published_judgments_without_a_rating_are_failures(data_folder):
     rows = [json.loads(line) for line in text.splitlines()]
     for row in rows:
         if 1 <= row["score"] <= 10:
-            assert parsing.read_rating(row["judgment"]) == row["score"]
+            assert prompted.read_rating(row["judgment"]) == row["score"]
         else:
             with pytest.raises(ValueError, match=r"no rating|outside"):
-                parsing.read_rating(row["judgment"])
+                prompted.read_rating(row["judgment"])
     assert sum(row["score"] == -1 for row in rows) > len(rows) / 2
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from harness.judges import Answer, Comparison, Rating
-from harness.judges.reward import RewardJudge
-from harness.judges.reward_model import AnswerFormat, RewardModel
-from harness.judges.reward_standing import Standing
+from harness.judging import Answer, Comparison, Rating
+from harness.judging.reward.judge import Calibration, RewardJudge
+from harness.judging.reward.model import AnswerFormat, RewardModel
 from harness.preferences import Message, Triple, conversation, load_triples, split_by_prompt
 from harness.refs import ModelRef
 
@@ -58,7 +57,7 @@ def folder_of(judge: RewardJudge) -> Path:
 
 
 def test_it_learns_what_it_was_shown_and_says_how_well_on_prompts_it_never_saw(judge, triples_file):
-    kept = json.loads((folder_of(judge) / "reward.json").read_text())["standing"]
+    kept = json.loads((folder_of(judge) / "reward.json").read_text())["calibration"]
     trained, held_out = split_by_prompt(load_triples(triples_file), 0.4, 0)
     assert (kept["trained_on"], kept["triples"]) == (len(trained), len(held_out))
     assert kept["low"] < kept["accuracy"] <= kept["high"] + 1e-9
@@ -67,10 +66,10 @@ def test_it_learns_what_it_was_shown_and_says_how_well_on_prompts_it_never_saw(j
     assert judge.label == folder_of(judge).name
 
 
-def test_its_accuracy_and_scale_are_those_of_a_plain_forward_on_the_held_out_triples(judge, triples_file):
+def test_its_accuracy_and_scale_are_those_of_a_plain_forward_on_the_held_out_triples(judge, settings, triples_file):
     _, held_out = split_by_prompt(load_triples(triples_file), 0.4, 0)
     model = AutoModelForSequenceClassification.from_pretrained(folder_of(judge)).eval()
-    chat = judge._form.chat
+    chat = AnswerFormat.of(ModelRef(**settings["base"])).chat
 
     def score(triple: Triple, answer: str) -> float:
         ids = [*chat.prompt_ids(triple.prompt), *chat.response_ids(answer), chat.end_id]
@@ -78,8 +77,8 @@ def test_its_accuracy_and_scale_are_those_of_a_plain_forward_on_the_held_out_tri
             return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
 
     pairs = [(score(t, t.chosen), score(t, t.rejected)) for t in held_out]
-    assert judge.standing.accuracy == pytest.approx(100 * sum(a > b for a, b in pairs) / len(pairs))
-    assert judge.standing.scores == pytest.approx(sorted(s for pair in pairs for s in pair), abs=1e-5)
+    assert judge.calibration.accuracy == pytest.approx(100 * sum(a > b for a, b in pairs) / len(pairs))
+    assert judge.calibration.scores == pytest.approx(sorted(s for pair in pairs for s in pair), abs=1e-5)
     triple = held_out[0]
     (verdict,) = judge.compare([Comparison.of(triple.prompt, triple.chosen, triple.rejected)])
     probability = 1 / (1 + math.exp(pairs[0][1] - pairs[0][0]))
@@ -91,7 +90,7 @@ def test_the_same_settings_give_the_same_weights_and_a_folder_that_is_there_is_u
     again.prepare()
     weights = folder_of(again) / "model.safetensors"
     assert weights.read_bytes() == (folder_of(judge) / "model.safetensors").read_bytes()
-    assert again.standing == judge.standing
+    assert again.calibration == judge.calibration
     before = weights.stat().st_mtime_ns
     RewardJudge(**settings).at(tmp_path).prepare()
     assert weights.stat().st_mtime_ns == before
@@ -116,8 +115,9 @@ def test_of_two_answers_the_better_one_wins_in_either_position_and_equal_ones_ti
 def test_a_rating_is_where_the_score_stands_among_those_of_the_held_out_answers(judge):
     good, bad = judge.rate([rated("w11 w12", "w1 w2 w3"), rated("w11 w12", "w31 w32 w33")])
     assert 1 <= bad.value < 5.5 < good.value <= 10
-    standing = Standing(50, 0, 100, 5, 5, 9, (-2.0, 0.0, 0.0, 4.0))
-    assert [standing.share_below(x) for x in (-9, -2, -1, 0, 2, 4, 9)] == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1])
+    calibration = Calibration(50, 0, 100, 5, 5, 9, (-2.0, 0.0, 0.0, 4.0))
+    shares = [calibration.share_below(x) for x in (-9, -2, -1, 0, 2, 4, 9)]
+    assert shares == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1])
 
 
 def test_the_earlier_turns_are_part_of_what_is_scored(judge):
@@ -166,12 +166,12 @@ def test_harm_and_refusal_are_failures_and_never_made_up(judge):
 def test_lora_gives_a_model_of_its_own_that_another_judge_can_take_as_it_is(settings, triples_file, tmp_path):
     lora = RewardJudge(**(settings | {"training": {**QUICK, "tuning": "lora", "learning_rate": 1e-2}})).at(tmp_path)
     lora.prepare()
-    assert lora.standing.accuracy > 90
+    assert lora.calibration.accuracy > 90
     given = RewardJudge(model={"path": str(folder_of(lora))}, triples=triples_file)
     given.check()
     given = given.at(tmp_path)
     given.prepare()
-    assert (given.standing.trained_on, given.standing.triples) == (0, 48)
+    assert (given.calibration.trained_on, given.calibration.triples) == (0, 48)
     assert "taken as it is" in given.statement
     pair = Comparison.of(conversation("w11 w12"), "w1 w2 w3", "w31 w32 w33")
     assert given.compare([pair])[0].raw == lora.compare([pair])[0].raw
@@ -191,13 +191,13 @@ def test_scores_of_equal_rows_are_computed_once_and_come_back_in_order(judge):
 
 def test_accuracy_counts_equal_scores_half_and_its_interval_rests_on_prompts():
     triples = [Triple(conversation(f"q{i // 2}"), "a", "b") for i in range(8)]
-    standing = Standing.of(triples, [1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1], trained_on=3)
-    assert standing.accuracy == pytest.approx(100 * 6.5 / 8)
+    calibration = Calibration.of(triples, [1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1], trained_on=3)
+    assert calibration.accuracy == pytest.approx(100 * 6.5 / 8)
     p, n, z = 6.5 / 8, 4, 1.959963984540054
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    assert (standing.low, standing.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
-    assert standing.prompts == 4
+    assert (calibration.low, calibration.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+    assert calibration.prompts == 4
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,10 @@ def test_before_it_is_prepared_it_says_so_and_a_damaged_folder_is_named(settings
 
 def test_the_saved_model_writes_conversations_as_its_base_does(judge, settings):
     saved = AnswerFormat.of(ModelRef(path=str(folder_of(judge))))
+    base = AnswerFormat.of(ModelRef(**settings["base"]))
     turns = (*conversation("w1 w2"), Message(role="assistant", content="w3"))
-    assert saved.ids(turns) == judge._form.ids(turns)
-    assert saved.ids(turns)[-1] == judge._form.chat.end_id
+    assert saved.ids(turns) == base.ids(turns)
+    assert saved.ids(turns)[-1] == base.chat.end_id
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen3"])
@@ -273,4 +274,4 @@ def test_other_architectures_can_be_trained_too(settings, tiny_folders, family, 
     judge.check()
     judge = judge.at(tmp_path)
     judge.prepare()
-    assert judge.standing.accuracy > 75
+    assert judge.calibration.accuracy > 75

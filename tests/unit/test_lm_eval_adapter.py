@@ -9,8 +9,8 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from harness.adapters import lm_eval as adapter
-from harness.adapters.lm_eval import AlignedLM
+from harness.evaluators import lm_eval as adapter
+from harness.evaluators.lm_eval import AlignedLM
 
 FAMILIES = ("llama", "gemma2", "qwen3")
 PAIRS = [

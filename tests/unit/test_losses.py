@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from baselines import DPO, KTO, ORPO, SFT, SimPO
-from baselines.losses import dpo_loss, ipo_loss, kto_loss, odds_ratio_loss, orpo_loss, sigmoid_norm_loss, simpo_loss
 from baselines.metered import Metered
 from baselines.rows import IGNORED
 from harness.compute import Meter
+from tests.reference.losses import (
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    odds_ratio_loss,
+    orpo_loss,
+    sigmoid_norm_loss,
+    simpo_loss,
+)
 
 CHOSEN, REJECTED = torch.tensor([0.5, -1.0]), torch.tensor([-0.25, 2.0])
 LENGTHS = torch.tensor([2, 4]), torch.tensor([5, 8])

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.adapters import fastchat
-from harness.adapters import fastchat_judgments as judgments_of
-from harness.adapters.fastchat import ModelAnswer
-from harness.adapters.fastchat_judgments import Judgment
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat import files as judgments_of
+from harness.evaluators.fastchat.files import Judgment, ModelAnswer
 from harness.run_folder.answers import AnswerStore
 from tasks.mt_bench import MTBench
 from tests.unit.scripted import ScriptedJudge, ScriptedModel

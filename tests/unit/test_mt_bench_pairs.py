@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import ModelAnswer
-from harness.adapters.fastchat_judgments import (
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import (
+    ModelAnswer,
     PairJudgment,
     judgment_path,
     load_pair_judgments,
     write_judgments,
 )
-from harness.adapters.fastchat_scores import pair_scores
+from harness.measure.rescoring import pair_scores
 from tasks.mt_bench import MTBench
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 from tests.unit.test_mt_bench import QUESTIONS, echo, run, write_questions

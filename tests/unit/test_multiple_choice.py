@@ -198,7 +198,7 @@ def test_the_papers_settings_are_a_preset():
 def test_the_local_tasks_have_the_papers_settings():
     import yaml
 
-    from harness.adapters.task_folders import TASK_FOLDERS
+    from harness.evaluators import TASK_FOLDERS
 
     (folder,) = (path for path in TASK_FOLDERS if path.parent.name == "multiple_choice")
     configs = [yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) for path in sorted(folder.glob("*.yaml"))]

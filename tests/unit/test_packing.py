@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dspa.packing import pack, unpack
-from dspa.sparse import SparseRows
+from dspa.map.packing import pack, unpack
+from dspa.map.sparse import SparseRows
 
 
 def rows_of(matrix: torch.Tensor) -> SparseRows:

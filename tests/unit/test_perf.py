@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness.perf import Comparison, Goal, Ratio, always, compare
+from harness.speed.compare import Comparison, Goal, Ratio, always, compare
 
 
 class DriftingMachine:

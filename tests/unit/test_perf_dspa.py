@@ -1,25 +1,34 @@
 """`perf steering` and `perf fit` on a model too small to time: what is compared computes the same, reports say so."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
+from transformers import Gemma2Config
 from typer.testing import CliRunner
 
-from dspa import DSPA
 from dspa.diagnostics import edited_share
-from dspa.perf.decoding import Decoding
-from dspa.perf.fit import FitOptions, measure_fit
-from dspa.perf.map_cost import draw_densities, measure_map
-from dspa.perf.naive_decoding import error_term_hook, full_encode_hook
-from dspa.perf.naive_fit import TextPairs, least_forwards, two_full_forwards
-from dspa.perf.steering import ALWAYS, SteeringOptions, measure_steering, selected_latents
-from dspa.perf.synthetic import SHAPES, Lengths, Writer, make_base
-from dspa.perf.synthetic_sae import ACTIVE_SHARE, make_saes
-from dspa.sae import load_sae
-from dspa.steer import DSPASteering
+from dspa.method import DSPA
+from dspa.perf.fit import FitOptions, draw_densities, measure_fit, measure_map
+from dspa.perf.naive import TextPairs, error_term_hook, full_encode_hook, least_forwards, two_full_forwards
+from dspa.perf.steering import (
+    ALWAYS,
+    ERROR_TERM,
+    FULL,
+    MAX,
+    OWN,
+    UNSTEERED,
+    Decoding,
+    SteeringOptions,
+    measure_steering,
+    selected_latents,
+)
+from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, Writer, make_base, make_saes
+from dspa.saes.sae import load_sae
+from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import find_decoder
+from harness.intervention import captured, find_decoder
 
 STEPS, BATCH = 3, 4
 LENGTHS = Lengths(prompt=12, answer=8)
@@ -75,12 +84,12 @@ def two_rounds(aligned, prompts, tokens, hook=None):
 
 
 def test_a_synthetic_model_has_the_proportions_it_names():
-    config = SHAPES["quarter-gemma-2-2b"].config
-    whole = SHAPES["gemma-2-2b"].config
-    for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-        assert config[key] == whole[key]
-    for key in ("hidden_size", "intermediate_size", "head_dim", "vocab_size"):
-        assert 4 * config[key] == whole[key]
+    whole, quarter = SHAPES["gemma-2-2b"].config, SHAPES["quarter-gemma-2-2b"].config
+    published = Gemma2Config().to_dict()  # its defaults are Gemma-2-2B
+    assert whole == {key: published[key] for key in whole}
+    narrower = {key for key in whole if quarter[key] != whole[key]}
+    assert narrower == {"hidden_size", "intermediate_size", "head_dim", "query_pre_attn_scalar", "vocab_size"}
+    assert {key: 4 * quarter[key] for key in narrower} == {key: published[key] for key in narrower}
 
 
 def test_saes_have_the_size_asked_for_and_the_sparsity_on_what_they_were_calibrated_with(base, calibration, saes):
@@ -108,7 +117,7 @@ def test_the_three_ways_to_edit_give_the_same_logits(fitted, saes, prompts, toke
     steering = fitted.intervention
     latents = selected_latents(fitted, prompts)
     assert len({tuple(row) for row in latents.tolist()}) > 1
-    layer, alpha = steering.write_layers[0], steering.params()["alpha"]
+    layer, alpha = steering.write_layers[0], steering.settings.alpha
     plain = fitted.derive(intervention=None)
     ours = logits(fitted, prompts, tokens)
     effect = (ours - logits(plain, prompts, tokens)).abs().max()
@@ -117,6 +126,22 @@ def test_the_three_ways_to_edit_give_the_same_logits(fitted, saes, prompts, toke
         sae = SAE.load_from_disk(str(saes.output.path), device="cpu").requires_grad_(False)
         theirs = logits(plain, prompts, tokens, hook=(layer, make(sae, latents, alpha=alpha)))
         torch.testing.assert_close(theirs, ours, atol=1e-3 * float(effect), rtol=0)
+
+
+@pytest.mark.parametrize("multiple", [None, 0.9])
+def test_those_who_do_not_select_get_the_sets_that_steering_selects_norm_filter_included(
+    fitted, prompts, tokens, multiple
+):
+    steering = fitted.intervention
+    (layer,) = steering.read_layers
+    with torch.no_grad(), captured(find_decoder(fitted.model), {layer}, stop=True) as residual:
+        fitted.model(input_ids=torch.tensor([prompts[0]]))
+    limit = None if multiple is None else multiple * float(residual[layer].norm(dim=-1).median())
+    settings = steering.settings.model_copy(update={"norm_limits": (limit, limit)})
+    filtered = fitted.derive(intervention=DSPASteering(steering.condition_map, settings))
+    latents = selected_latents(filtered, prompts).tolist()
+    assert latents == two_rounds(filtered, prompts, tokens)[1]["latents"]
+    assert (latents == selected_latents(fitted, prompts).tolist()) == (multiple is None), "the filter matters"
 
 
 def test_rounds_of_held_open_decodings_equal_one_forward_without_a_cache(base, prompts, tokens):
@@ -131,8 +156,8 @@ def test_rounds_of_held_open_decodings_equal_one_forward_without_a_cache(base, p
 
 def test_the_worst_case_sae_makes_every_token_need_the_full_encode(fitted, saes, prompts, tokens):
     steering = fitted.intervention
-    params = steering.params() | {"output_sae": saes.always.model_dump()}
-    always = fitted.derive(intervention=DSPASteering.restore(steering.tensors(), params, "cpu"))
+    settings = steering.settings.model_copy(update={"output_sae": saes.always})
+    always = fitted.derive(intervention=DSPASteering(steering.condition_map, settings))
     _, tally = two_rounds(always, prompts, tokens)
     assert edited_share([tally]) == pytest.approx(1, abs=0.05)
 
@@ -141,8 +166,12 @@ def test_perf_steering_prints_the_control_the_ratios_and_the_goals():
     options = SteeringOptions(shape="tiny", ratios=(0.03,), batches=(1, 3), rounds=2, warmup=0, steps=2)
     told = []
     first, second = measure_steering(options, tell=told.append)
-    assert first.lines[0].what == "unsteered (again)"
-    assert len(first.lines) == 12
+    ours, theirs = (OWN, MAX, ALWAYS), (FULL, ERROR_TERM)
+    assert [(line.what, line.against) for line in first.lines] == [
+        ("unsteered (again)", UNSTEERED),
+        *((name, UNSTEERED) for name in ours + theirs),
+        *product(ours, theirs),
+    ]
     assert "batch 3" in second.title
     assert f"{ALWAYS}: " in first.facts["tokens edited (and fully encoded by scale max)"]
     assert "not run" in first.facts["kernel launches and host synchronisations"]

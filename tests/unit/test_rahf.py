@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baselines import RAHFSCIT, RAHFDual
-from baselines.rahf_stage1 import (
+from baselines.rahf.stage1 import (
     answer_logprob,
     contrastive_collator,
     contrastive_loss,
@@ -15,7 +15,7 @@ from baselines.rahf_stage1 import (
     contrastive_trainer,
     padded_texts,
 )
-from baselines.rahf_stage2 import activities, activity_loss, fit_collator, fit_rows, fit_trainer, moved_activity
+from baselines.rahf.stage2 import activities, activity_loss, fit_collator, fit_rows, fit_trainer, moved_activity
 from harness.compute import Meter, count_flops, paper_flops
 from harness.intervention import find_decoder
 from harness.method import BaseShape
@@ -298,6 +298,11 @@ def with_lora(model, layers):
 # --- whole fits
 
 
+def tuned(base) -> AlignedModel:
+    """What a stage 1 that changes nothing hands on."""
+    return base.derive(model=copy.deepcopy(base.model), delta="weights")
+
+
 def test_the_same_seed_gives_the_same_artifact_another_seed_another_and_the_base_stays(tiny_base, few, usual):
     base, (first, _) = tiny_base(), usual
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
@@ -325,13 +330,7 @@ def test_the_lora_sits_on_q_and_v_of_the_blocks_before_the_last_target_layer(tin
     base = tiny_base()
     method = RAHFSCIT(**(QUICK | WORDS | {"layers": (1, 2)}))
     fitted = method.fit_activities(
-        base,
-        triples,
-        copy.deepcopy(base.model),
-        meter=Meter(base.model),
-        seed=0,
-        stopped_at=None,
-        instructions=(GOOD, BAD),
+        base, triples, tuned(base), meter=Meter(base.model), seed=0, instructions=(GOOD, BAD)
     )
     before = base.model.state_dict()
     changed = {name for name, tensor in fitted.model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -359,8 +358,9 @@ def test_stage_1_widens_the_margin_between_the_instructions_on_its_triples(tiny_
 def test_stage_2_brings_activities_nearer_to_their_targets(tiny_base, triples):
     base, layers = tiny_base(), (1, 3)
     method = RAHFSCIT(**(QUICK | WORDS | {"steps": 30, "lora_rank": 16, "alpha": 2}))
-    options = {"meter": Meter(base.model), "seed": 0, "stopped_at": None, "instructions": (GOOD, BAD)}
-    fitted = method.fit_activities(base, triples, copy.deepcopy(base.model), **options)
+    fitted = method.fit_activities(
+        base, triples, tuned(base), meter=Meter(base.model), seed=0, instructions=(GOOD, BAD)
+    )
     before, after = 0.0, 0.0
     with torch.no_grad():
         for row in fit_rows(base, triples[:8], (GOOD, BAD)):
@@ -458,7 +458,7 @@ def test_the_defaults_are_the_papers():
 
 @pytest.mark.parametrize(("n_layers", "layers"), [(32, (10, 12, 14, 16, 18)), (4, (1, 2)), (2, (1,))])
 def test_without_layers_they_lie_at_the_released_depths(n_layers, layers):
-    assert RAHFSCIT()._layers(n_layers) == layers
+    assert RAHFSCIT().target_layers(n_layers) == layers
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_without_layers_they_lie_at_the_released_depths(n_layers, layers):
     ],
 )
 def test_without_steps_there_are_as_many_rows_as_in_two_hundredths_of_a_step_of_64_a_triple(n, options, steps):
-    assert RAHFSCIT(**options)._steps(n) == steps
+    assert RAHFSCIT(**options).optimiser_steps(n) == steps
 
 
 def test_the_artifact_says_which_layers_and_steps_were_taken(tiny_base, few):

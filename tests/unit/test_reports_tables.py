@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.judges.ledger import Ledger
+from harness.judging.ledger import Ledger
 from reports import costs, tables
 from reports.findings import drops, findings, sides
 from reports.run import read_run

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from dspa import DSPA
-from dspa.sae import check_sae, load_sae
+from dspa.method import DSPA
+from dspa.saes.sae import check_sae, load_sae
 from harness.method import BaseShape
 from harness.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
@@ -83,7 +83,7 @@ def test_a_release_name_reaches_saelens(monkeypatch):
         asked.update(release=release, sae_id=sae_id, dtype=dtype, converter=converter)
         raise Found
 
-    monkeypatch.setattr("dspa.sae.SAE.from_pretrained", from_pretrained)
+    monkeypatch.setattr("dspa.saes.sae.SAE.from_pretrained", from_pretrained)
     with pytest.raises(Found):
         check_sae(SAERef(release="gemma-scope-2b-pt-res-canonical", id="layer_7/width_16k/canonical"), BASE)
     assert asked == {

@@ -14,7 +14,7 @@ from baselines.sails_subspace import (
     orthonormal_basis,
     principal_directions,
 )
-from dspa.sae import load_sae
+from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates
 from harness.intervention import find_decoder

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from harness.judges.base import JUDGES, Answer, Comparison, Judge, Rating
+from harness.judging.judge import JUDGES, Answer, Comparison, Judge, Rating
 from harness.preferences import conversation
 from tasks.sandbox.corpus import answer
 from tasks.sandbox.grammar import Request, draw_request

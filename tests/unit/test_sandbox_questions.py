@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from harness.judges.base import Comparison
+from harness.judging.judge import Comparison
 from harness.preferences import contaminated, conversation, load_triples
 from tasks.sandbox.corpus import part_of, training_corpus
 from tasks.sandbox.grammar import understand, without_opener

@@ -9,12 +9,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.adapters import fastchat
-from harness.adapters.fastchat import ModelAnswer
-from harness.adapters.fastchat_judgments import Judgment, load_judgments, load_pair_judgments, write_judgments
-from harness.adapters.fastchat_scores import pair_scores, single_scores
 from harness.cli.app import app, main
-from harness.judges import JudgeConfig, Verdict, register_judge
+from harness.evaluators.fastchat import files as fastchat
+from harness.evaluators.fastchat.files import (
+    Judgment,
+    ModelAnswer,
+    load_judgments,
+    load_pair_judgments,
+    write_judgments,
+)
+from harness.judging import JudgeConfig, Verdict, register_judge
+from harness.measure.rescoring import pair_scores, single_scores
 from tests.unit.test_mt_bench import QUESTIONS, show_result, write_questions
 from tests.unit.test_mt_bench_pairs import judgment as pair
 from tests.unit.test_mt_bench_pairs import show_result as show_pairs

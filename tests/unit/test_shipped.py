@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dspa import DSPA
-from dspa.condiff import ConditionalDifferenceMap
-from dspa.shipped import MapOptions, ShippedMap
-from dspa.truncated import TruncatedMap
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.shipped import MapOptions, ShippedMap
+from dspa.map.truncated import TruncatedMap
+from dspa.method import DSPA
 from harness.method import BaseShape
 
 N, D = 60, 30

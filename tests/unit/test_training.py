@@ -17,21 +17,36 @@ from tests.unit.trained import PROMPTS
 SHAPE = BaseShape("any", n_layers=4, d_model=32)
 
 
-def test_every_option_reaches_trls_arguments(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "value", "trls"),
+    [
+        ("epochs", 3, "num_train_epochs"),
+        ("learning_rate", 1e-3, "learning_rate"),
+        ("lr_schedule", "linear", "lr_scheduler_type"),
+        ("warmup_ratio", 0.2, "warmup_steps"),
+        ("batch_size", 5, "per_device_train_batch_size"),
+        ("accumulation", 3, "gradient_accumulation_steps"),
+        ("optimiser", "rmsprop", "optim"),
+        ("weight_decay", 0.01, "weight_decay"),
+        ("max_grad_norm", 0.5, "max_grad_norm"),
+        ("gradient_checkpointing", True, "gradient_checkpointing activation_checkpointing"),  # one by two names
+        ("bf16", True, "bf16"),
+    ],
+)
+def test_an_option_sets_its_argument_of_trls_and_no_other(option, value, trls, tmp_path):
+    usual, given = (arguments(tmp_path, **options) for options in ({}, {option: value}))
+    assert {name: given[name] for name in given if given[name] != usual[name]} == dict.fromkeys(trls.split(), value)
+
+
+def arguments(folder, **options):
     from trl import SFTConfig
 
-    method = SFT(
-        epochs=3, learning_rate=1e-3, lr_schedule="cosine", warmup_ratio=0.2, batch_size=5, accumulation=3,
-        optimiser="rmsprop", weight_decay=0.01, max_grad_norm=0.5, gradient_checkpointing=True, bf16=True,
-    )  # fmt: skip
-    arguments = method.arguments(SFTConfig, str(tmp_path), 7, on_cpu=True, max_length=9)
-    given = {
-        "num_train_epochs": 3, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.2,
-        "per_device_train_batch_size": 5, "gradient_accumulation_steps": 3, "optim": "rmsprop", "weight_decay": 0.01,
-        "max_grad_norm": 0.5, "gradient_checkpointing": True, "bf16": True, "seed": 7, "data_seed": 7,
-        "max_length": 9, "report_to": [],
-    }  # fmt: skip
-    assert {name: getattr(arguments, name) for name in given} == given
+    return SFT(**options).arguments(SFTConfig, str(folder), 7, on_cpu=True, max_length=9).to_dict()
+
+
+def test_trl_gets_the_seed_and_the_longest_row_and_reports_to_nobody(tmp_path):
+    given = arguments(tmp_path)
+    assert [given[name] for name in ("seed", "data_seed", "max_length", "report_to")] == [7, 7, 9, []]
 
 
 @pytest.mark.parametrize(

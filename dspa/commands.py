@@ -1,0 +1,235 @@
+"""``dspa-bench audit``, ``finetune-sae`` and ``perf``: look into DSPA artifacts, adapt SAEs, measure speed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from harness.cli.options import Device, command_group
+
+commands = command_group()
+perf = command_group("How fast DSPA is, as ratios with intervals from one interleaved run on a random model.")
+commands.add_typer(perf, name="perf")
+
+Shape = Annotated[str, typer.Option(help="Model to make up: quarter-gemma-2-2b, gemma-2-2b, qwen3-8b or tiny.")]
+Ratios = Annotated[
+    list[float] | None,
+    typer.Option("--ratio", help="Size of one SAE over the model's; may be repeated.", show_default="0.03 and 0.13"),
+]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Dtype of the model; SAEs are in float32.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's choice")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, texts and the order in rounds.")]
+Out = Annotated[Path | None, typer.Option(help="File to keep the report in, .md or .json.", show_default="none")]
+_RATIOS, _BATCHES = [0.03, 0.13], [1, 16]
+
+
+@commands.command(epilog="Example: `dspa-bench audit dspa-300 --texts pairs.jsonl`")
+def audit(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder of method dspa.")],
+    texts: Annotated[
+        Path, typer.Option(help="What to measure on: triples (JSONL), JSONL of {text}, or .txt with one text a line.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; must not exist.", show_default="<artifact>-audit")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Features at either end of the ranking, and random ones.")] = 50,
+    snippets: Annotated[int, typer.Option(min=1, help="Passages shown for each feature.")] = 8,
+    examples: Annotated[int, typer.Option(min=0, help="Prompts whose selection is shown in full.")] = 4,
+    generate: Annotated[int, typer.Option(min=0, help="Prompts answered to see what is edited; 0: none.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest of these answers, in tokens.")] = 64,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible endpoint that explains features, e.g. http://localhost:8000/v1."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Model at that endpoint.")] = None,
+    judge_key: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    seed: Annotated[int, typer.Option(help="Seed of the random features and of the prompts drawn.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Look into a DSPA artifact: which features its map pushes on, where they fire, which are really edited.
+
+    Writes audit.md, audit.html, features.json and features.csv. Without a judge there are passages, but no
+    explanations and categories. Exit code 1: the judge gave no answer on some features, or none that can be read
+    (the page says which). 2: bad input, nothing was written.
+    """
+    from dspa.audit.audit import AuditSettings
+    from dspa.audit.command import audit_command
+
+    settings = AuditSettings(top, snippets, examples, generate, max_new_tokens, seed)
+    code = audit_command(
+        artifact,
+        texts,
+        out,
+        settings,
+        judge_url=judge_url,
+        judge_model=judge_model,
+        judge_key=judge_key,
+        device=device,
+    )
+    raise typer.Exit(code)
+
+
+@commands.command(
+    "finetune-sae",
+    epilog="Example: `dspa-bench finetune-sae --sae saes/layer_24 --base models/sft --triples pairs.jsonl "
+    "--out saes/layer_24-tuned`",
+)
+def finetune_sae(
+    base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
+    triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
+    out: Annotated[Path, typer.Option(help="SAE folder to write; must not exist.")],
+    sae: Annotated[Path | None, typer.Option(help="SAE folder, as written by SAELens.")] = None,
+    release: Annotated[str | None, typer.Option(help="Instead of --sae: SAELens release name; needs --id.")] = None,
+    id: Annotated[str | None, typer.Option(help="SAE id inside the release.")] = None,
+    norm_filter: Annotated[
+        float | None, typer.Option(help="Leave out tokens longer than this multiple of the median norm.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Training tokens.", show_default="every token of the training texts once")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 1024,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts kept for measuring.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out draw and of the order of tokens.")] = 0,
+    chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
+    device: Device = "cpu",
+) -> None:
+    """Continue an SAE's training on a model's activations over preference text, by SAELens' own trainer.
+
+    Latents keep their indices and L0 is held. Prints L0, explained variance and loss recovered before and after,
+    and keeps them in report.json inside the folder, which every command takes as an SAE.
+    """
+    from dspa.saes.finetune import FinetuneSettings, finetune_sae_command
+
+    settings = FinetuneSettings(tokens, lr, batch_size, seed, held_out)
+    finetune_sae_command(
+        sae, base, triples, out, settings, release=release, sae_id=id, norm_filter=norm_filter, chat=chat, device=device
+    )
+
+
+@perf.command(epilog="Example: `dspa-bench perf steering --threads 2 --out steering.md`")
+def steering(
+    shape: Shape = "quarter-gemma-2-2b",
+    ratio: Ratios = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Rows decoded together; may be repeated.", show_default="1 and 16")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps of each candidate in a round.")] = 4,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Decode with DSPA, without, with full encode and decode at every token, and through SAELens' error term.
+
+    The first line of each table is the control: the unsteered model against itself. Differences of that size mean
+    nothing. Goals are shown beside the ratios; the exit code does not depend on them.
+    """
+    from dspa.perf.steering import SteeringOptions, measure_steering
+    from harness.speed.report import measure_and_keep
+
+    options = SteeringOptions(
+        shape=shape,
+        ratios=tuple(ratio or _RATIOS),
+        batches=tuple(batch or _BATCHES),
+        rounds=rounds,
+        steps=steps,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
+    measure_and_keep("DSPA while decoding", options, measure_steering, threads, out)
+
+
+@perf.command(epilog="Example: `dspa-bench perf fit --threads 2 --out fit.md`")
+def fit(
+    shape: Shape = "quarter-gemma-2-2b",
+    ratio: Ratios = None,
+    triples: Annotated[int, typer.Option(min=1, help="Triples fitted on in every round.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Triples a forward.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Median length of prompts (default: as in HH-RLHF).")] = 84,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Median length of answers (default: as in HH-RLHF).")] = 31,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 4,
+    map_triples: Annotated[
+        int, typer.Option(min=1, help="Triples of the map whose size and query are measured.")
+    ] = 1000,
+    map_width: Annotated[int, typer.Option(min=64, help="Latents of that map.")] = 16_384,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Fit DSPA against two full forwards a pair, and against the forwards and products no fit can do without.
+
+    Also the size on disk of a map, and milliseconds for a prompt's query of it. The first line of each table is the
+    control: a candidate against itself. Goals are shown; the exit code does not depend on them.
+    """
+    from dspa.perf.fit import FitOptions, measure_fit
+    from harness.speed.report import measure_and_keep
+
+    options = FitOptions(
+        shape=shape,
+        ratios=tuple(ratio or _RATIOS),
+        triples=triples,
+        batch_size=batch_size,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        rounds=rounds,
+        map_triples=map_triples,
+        map_width=map_width,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
+    measure_and_keep("Fitting DSPA", options, measure_fit, threads, out)
+
+
+@perf.command(epilog="Example: `dspa-bench perf meter --threads 1`")
+def meter(
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 20,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps of each candidate in a round.")] = 8,
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a small random model with the compute meter and without: what metering a step costs.
+
+    The control is the unmetered run against itself. The goal, at most 2 % of wall time, is shown; the exit code does
+    not depend on it.
+    """
+    from harness.speed.meter import meter_command
+
+    meter_command(threads, rounds=rounds, steps=steps, seed=seed)
+
+
+@perf.command("lm-eval", epilog="Example: `dspa-bench perf lm-eval --threads 1 --task hellaswag_local:1`")
+def lm_eval(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or Hugging Face id[@revision].", show_default="stories260K in the data folder"),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:SHOTS", help="Task and examples; may be repeated.", show_default="five local tasks"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task; a group's are shared among its tasks.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward, on both sides.")] = 16,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, and how far values are apart.
+
+    The first line of each table is the control: `hf` against itself. Goals are shown beside the ratios; the exit
+    code does not depend on them.
+    """
+    from harness.speed.lm_eval import lm_eval_command
+
+    settings = {"limit": limit, "batch_size": batch_size, "rounds": rounds, "device": device, "seed": seed}
+    lm_eval_command(model, tuple(task or ()), threads, out, **settings)

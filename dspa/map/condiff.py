@@ -1,0 +1,259 @@
+"""The conditional-difference map A of DSPA, kept in factors.
+
+A = diag(r) G^T Delta with gates G[k, i] = g_i(x_k) and differences Delta[k, j] over triples k (arXiv 2603.21461,
+"Offline"). Nothing of size d_sae x d_sae or n x d_sae is ever allocated, except by ``dense``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dspa.map.packing import pack, unpack
+from dspa.map.sparse import BLOCK_NUMBERS, SparseRows, column_percentile
+from dspa.map.truncated import TruncatedMap, row_extremes
+
+Gate = Literal["paper", "strict"]
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalDifferenceMap:
+    """Rows are input latents, columns output latents.
+
+    Gates that are open for every triple are a flag in ``always`` and have no entry in ``gates``: under the literal
+    gate that is every latent whose threshold is 0.
+    """
+
+    gates: SparseRows
+    """[n, d_in], an entry where a gate is open (columns with ``always`` left out)."""
+    difference: SparseRows
+    """[n, d_out], Delta."""
+    always: Bool[Tensor, " d_in"]
+    row_scale: Float[Tensor, " d_in"]
+    """1/N (paper gate), or 1/N_i, 0 below ``min_support`` (strict gate)."""
+    threshold: Float[Tensor, " d_in"]
+    """tau_i, the percentile of rho_i over the prompts."""
+    gate: Gate
+
+    @classmethod
+    def estimate(
+        cls,
+        prompt_density: Float[Tensor, "n_prompts d_in"] | SparseRows,
+        response_difference: Float[Tensor, "n_responses d_out"] | SparseRows,
+        *,
+        percentile: float = 95.0,
+        gate: Gate = "paper",
+        min_support: int = 5,
+    ) -> "ConditionalDifferenceMap":
+        """Estimate from the densities rho_i(x_k) and the differences Delta_k of N triples, dense or sparse.
+
+        tau_i is the ``percentile`` of rho_i over prompts (linear interpolation). ``gate='paper'``: g_i = 1[rho_i >=
+        tau_i] literally and A = (1/N) sum_k g Delta^T; where tau_i = 0 the gate is always open and the row is the
+        global mean. ``gate='strict'``: also rho_i > 0, rows divided by their support N_i, and rows with N_i <
+        ``min_support`` are zero. Raises ValueError for shapes that do not match, options out of range, a negative
+        density, and numbers that are not finite.
+        """
+        n = len(prompt_density)
+        if n == 0 or len(response_difference) != n:
+            raise ValueError(f"need the same number (> 0) of rows, got {n} and {len(response_difference)}")
+        if not 0 <= percentile <= 100:
+            raise ValueError(f"percentile must be in [0, 100], got {percentile}")
+        if gate not in get_args(Gate):
+            raise ValueError(f"unknown gate {gate!r}; known: {', '.join(get_args(Gate))}")
+        if min_support < 1:
+            raise ValueError(f"min_support must be at least 1, got {min_support}")
+        density, difference = _sparse(prompt_density), _sparse(response_difference)
+        assert density.value is not None and difference.value is not None
+        if not bool(torch.isfinite(difference.value).all()):
+            raise ValueError("a response difference is not finite; differences of shares are between -1 and 1")
+        threshold = column_percentile(density, percentile)
+        opened = (density.value > 0) & (density.value >= threshold[density.column])
+        support = torch.bincount(density.column[opened], minlength=density.width)
+        always = support == n
+        if gate == "paper":
+            always |= threshold == 0  # even where the latent never fires: rho = 0 >= 0
+            scale = torch.full_like(threshold, 1 / n)
+        else:
+            scale = torch.where(support >= min_support, 1 / support.clamp(min=1), 0.0)
+        gates = replace(density.keep(opened & ~always[density.column]), value=None)
+        return cls(gates, difference, always, scale, threshold, gate)
+
+    @property
+    def n_triples(self) -> int:
+        return len(self.difference)
+
+    @cached_property
+    def support(self) -> Int[Tensor, " d_in"]:
+        """N_i, the number of triples whose gate i is open."""
+        opened = torch.bincount(self.gates.column, minlength=self.gates.width)
+        return torch.where(self.always, self.n_triples, opened)
+
+    @cached_property
+    def mean_difference(self) -> Float[Tensor, " d_out"]:
+        """The global mean of Delta: what a map without conditions would be."""
+        return self.difference.mean()
+
+    @cached_property
+    def column_sums(self) -> Float[Tensor, " d_out"]:
+        """sum_i A_ij over all input latents, by which the paper ranks output latents for its audit."""
+        weight = torch.bincount(self.gates.row, self.row_scale[self.gates.column].double(), self.n_triples)
+        return self.difference.weighted_sum(weight + self.row_scale[self.always].double().sum()).float()
+
+    def scores(
+        self, selected: Int[Tensor, "batch k"], weights: Float[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch d_out"]:
+        """s(x) = A^T 1_S of each row's selected input latents, or the sum of rows of A by ``weights``; -1: none."""
+        latents, present = selected.clamp(min=0), (selected >= 0).float()
+        weights = (present if weights is None else weights * present) * self.row_scale[latents]
+        opened = self._by_latent.select(latents.flatten())
+        per_triple = torch.zeros(len(selected), self.n_triples, device=weights.device)
+        place = (opened.row // selected.shape[1]) * self.n_triples + opened.column
+        per_triple.view(-1).index_add_(0, place, weights.flatten()[opened.row])
+        per_triple += (weights * self.always[latents]).sum(1, keepdim=True)
+        return (self._by_output.compressed() @ per_triple.t()).t()
+
+    def rows(
+        self, latents: Int[Tensor, " k"], *, dense_difference: Float[Tensor, "n d_out"] | None = None
+    ) -> Float[Tensor, "k d_out"]:
+        """The given rows of A, dense: as a product of blocks of triples, which suits many rows.
+
+        Whoever asks for many blocks of rows may give Delta as ``dense_difference``, where it fits into a block.
+        """
+        opened = self._by_latent.select(latents)
+        if dense_difference is not None:
+            result = opened.dense() @ dense_difference
+        else:
+            result = torch.zeros(len(latents), self.difference.width, device=self.always.device)
+            for first, last in self.difference.blocks():
+                result += opened.columns(first, last).dense() @ self.difference.rows(first, last).dense()
+        result *= self.row_scale[latents, None]
+        same = self.always[latents]
+        result[same] = self._global_rows(latents[same])
+        return result
+
+    def open_gates(self, latents: Int[Tensor, " k"]) -> Float[Tensor, "k n"]:
+        """g_i(x_k) of the given latents over the triples."""
+        opened = self._by_latent.select(latents).dense()
+        opened[self.always[latents]] = 1.0
+        return opened
+
+    def differences(self, latents: Int[Tensor, " k"]) -> Float[Tensor, "k n"]:
+        """Delta_kj of the given output latents over the triples."""
+        return self._by_output.select(latents).dense()
+
+    def dense(self) -> Float[Tensor, "d_in d_out"]:
+        """A itself; for small d_sae only."""
+        return self.rows(torch.arange(len(self.always), device=self.always.device))
+
+    def truncate(self, top: int = 16, *, column_scale: Float[Tensor, " d_out"] | None = None) -> TruncatedMap:
+        """Keep the ``top`` largest and ``top`` smallest entries of each row (section "Offline", step 4).
+
+        Ties go to the lower column. With ``column_scale`` the columns are multiplied by it first.
+        """
+        d_in, d_out = len(self.always), self.difference.width
+        if not 1 <= top <= d_out:
+            raise ValueError(f"top must be in [1, {d_out}], got {top}")
+        device = self.always.device
+        scale = torch.ones(d_out, device=device) if column_scale is None else column_scale
+        columns = torch.zeros(d_in, 2 * top, dtype=torch.int32, device=device)
+        values = torch.zeros(d_in, 2 * top, device=device)
+        same = (self.always & (self.row_scale > 0)).nonzero()[:, 0]
+        columns[same], values[same] = row_extremes(self._global_rows(same[:1]) * scale, top)
+        own = (~self.always & (self.support > 0) & (self.row_scale > 0)).nonzero()[:, 0]
+        dense = self.difference.dense() if self.n_triples * d_out <= BLOCK_NUMBERS else None
+        distinct, place = self._distinct(own)
+        for latents in distinct.split(max(1, BLOCK_NUMBERS // d_out)):
+            block = self.rows(latents, dense_difference=dense).mul_(scale)
+            columns[latents], values[latents] = row_extremes(block, top)
+        columns[own], values[own] = columns[distinct][place], values[distinct][place]
+        return TruncatedMap(columns, values, d_out)
+
+    def _distinct(self, latents: Int[Tensor, " k"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " k"]]:
+        """One latent of each pattern of open gates, and which of them stands for each of ``latents``.
+
+        Equal patterns have equal rows. They are common with few triples, where all gates fit into one integer.
+        """
+        if self.n_triples > 62:
+            return latents, torch.arange(len(latents), device=latents.device)
+        pattern = torch.zeros(self.gates.width, dtype=torch.long, device=latents.device)
+        pattern.index_add_(0, self.gates.column.long(), 1 << self.gates.row)
+        _, place = pattern[latents].unique(return_inverse=True)
+        distinct = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.long, device=latents.device)
+        distinct[place] = latents
+        return distinct, place
+
+    def to(self, device: torch.device | str) -> "ConditionalDifferenceMap":
+        """The same on another device."""
+        gates, difference = self.gates.to(device), self.difference.to(device)
+        vectors = (self.always.to(device), self.row_scale.to(device), self.threshold.to(device))
+        return ConditionalDifferenceMap(gates, difference, *vectors, self.gate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For safetensors: packed, exact."""
+        shape = [self.n_triples, self.gates.width, self.difference.width, get_args(Gate).index(self.gate)]
+        tensors = {"shape": torch.tensor(shape)}
+        tensors |= {"always": self.always, "row_scale": self.row_scale, "threshold": self.threshold}
+        for name, rows in (("gates", self.gates), ("difference", self.difference)):
+            tensors |= {f"{name}.{part}": tensor for part, tensor in pack(rows).items()}
+        return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor]) -> "ConditionalDifferenceMap":
+        """Inverse of ``tensors``; raises ValueError, saying what is wrong, for anything else."""
+        expected = {"shape": (4, torch.int64)}
+        if "shape" in tensors and tuple(tensors["shape"].shape) == (4,):
+            d_in = int(tensors["shape"][1])
+            expected |= {"always": (d_in, torch.bool), "row_scale": (d_in, torch.float32)}
+            expected |= {"threshold": (d_in, torch.float32)}
+        for name, (length, dtype) in expected.items():
+            found = tensors.get(name)
+            if found is None or tuple(found.shape) != (length,) or found.dtype != dtype:
+                raise ValueError(f"tensor {name!r} is missing, or is not {length} numbers of {dtype}")
+        n, d_in, d_out, gate = tensors["shape"].tolist()
+        if min(n, d_in, d_out) < 1 or gate not in (0, 1):
+            raise ValueError(f"the shape {[n, d_in, d_out, gate]} is not that of a map")
+        gates = unpack(_below(tensors, "gates."), n, d_in)
+        difference = unpack(_below(tensors, "difference."), n, d_out)
+        if gates.value is not None or difference.value is None:
+            raise ValueError("gates have no values and differences have some; here it is otherwise")
+        always, row_scale, threshold = (tensors[name].cpu() for name in ("always", "row_scale", "threshold"))
+        return cls(gates, difference, always, row_scale, threshold, get_args(Gate)[gate])
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        save_file(self.tensors(), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ConditionalDifferenceMap":
+        """Read what ``save`` wrote; raises ValueError, naming the file, for anything else."""
+        try:
+            return cls.restore(load_file(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved conditional-difference map: {error}") from error
+
+    @cached_property
+    def _by_latent(self) -> SparseRows:
+        return self.gates.transposed()
+
+    @cached_property
+    def _by_output(self) -> SparseRows:
+        return self.difference.transposed()
+
+    def _global_rows(self, latents: Int[Tensor, " k"]) -> Float[Tensor, "k d_out"]:
+        scale = self.row_scale[latents] * self.n_triples
+        return scale[:, None] * self.mean_difference
+
+
+def _sparse(matrix: Float[Tensor, "n d"] | SparseRows) -> SparseRows:
+    return matrix if isinstance(matrix, SparseRows) else SparseRows.from_dense(matrix.float())
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,206 @@
+"""The map of an artifact: what steering queries, and what is saved with it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dspa.map.bootstrap import score_intervals
+from dspa.map.condiff import ConditionalDifferenceMap
+from dspa.map.truncated import TruncatedMap
+
+_FACTORS = "factors."
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How scores are made of the fitted map; see the fields of `dspa.method.DSPA`."""
+
+    truncate: int | None = 16
+    demix: bool = False
+    demix_ridge: float = 1e-3
+    whiten: bool = False
+    whiten_ridge: float = 0.1
+    keep_factors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.truncate is None and not self.keep_factors:
+            raise ValueError(
+                "truncate: null ships the exact factored map, so keep_factors: false leaves nothing; change one of them"
+            )
+        if self.demix and not self.keep_factors:
+            raise ValueError("demix needs the gates of the triples; set keep_factors: true, or demix: false")
+
+
+@dataclass(frozen=True, eq=False)
+class ShippedMap:
+    """Scores of prompts, with what explains them: global mean, support, column sums, bootstrap intervals."""
+
+    settings: MapOptions
+    mean_difference: Float[Tensor, " d_out"]
+    """The score of a map without conditions (whitened when scores are)."""
+    support: Int[Tensor, " d_in"]
+    """N_i, the number of triples whose gate is open."""
+    column_sums: Float[Tensor, " d_out"]
+    """sum_i A_ij of the full map (whitened when scores are), exact also where rows are truncated."""
+    column_scale: Float[Tensor, " d_out"] | None
+    """What whitening multiplies scores by: 1 / (variance of Delta_j + ridge)."""
+    n_triples: int
+    truncated: TruncatedMap | None
+    packed: dict[str, Tensor] | None
+    """The factors as `ConditionalDifferenceMap.tensors` packs them; unpacked when first needed."""
+
+    @classmethod
+    def build(cls, full: ConditionalDifferenceMap, settings: MapOptions) -> "ShippedMap":
+        """From a fitted map; on its device."""
+        scale = None
+        if settings.whiten:
+            variance = full.difference.variance()
+            fires = variance > 0
+            # In units of the mean variance, so that the default suits any width and answer length.
+            ridge = settings.whiten_ridge * float(variance[fires].mean()) if bool(fires.any()) else 1.0
+            scale = 1 / (variance + ridge)
+        one = torch.ones((), device=full.always.device) if scale is None else scale
+        return cls(
+            settings=settings,
+            mean_difference=full.mean_difference * one,
+            support=full.support,
+            column_sums=full.column_sums * one,
+            column_scale=scale,
+            n_triples=full.n_triples,
+            truncated=None if settings.truncate is None else full.truncate(settings.truncate, column_scale=scale),
+            packed=full.tensors() if settings.keep_factors else None,
+        )
+
+    @property
+    def d_sae(self) -> int:
+        """Width of the output SAE."""
+        return len(self.mean_difference)
+
+    @cached_property
+    def factors(self) -> ConditionalDifferenceMap | None:
+        """The full map, when it was kept: where the model is if scores are made of it, else in the host's memory."""
+        if self.packed is None:
+            return None
+        online = self.truncated is None or self.settings.demix
+        return ConditionalDifferenceMap.restore(self.packed).to(self.mean_difference.device if online else "cpu")
+
+    def scores(
+        self, selected: Int[Tensor, "batch k"], density: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """s(x) of each row's selected input latents (-1: none).
+
+        A^T 1_S as fitted; with ``demix`` A_S^T M_S^-1 g_S(x) (arXiv 2603.21461, appendix A.4), for which ``density``,
+        the prompt's rho, says which gates are open.
+        """
+        weights = self._demixing_weights(selected, density) if self.settings.demix else None
+        if self.truncated is not None:
+            return self.truncated.scores(selected, weights)  # whitened before truncation
+        assert self.factors is not None
+        scores = self.factors.scores(selected, weights)
+        return scores if self.column_scale is None else scores * self.column_scale
+
+    def interval(
+        self,
+        selected: Int[Tensor, "batch k"],
+        columns: Int[Tensor, "batch j"],
+        *,
+        n_resamples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]] | None:
+        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `dspa.map.bootstrap`).
+
+        None when the factors are not kept, and with ``demix``, whose scores are another estimate.
+        """
+        if self.factors is None or self.settings.demix:
+            return None
+        home, place = self.mean_difference.device, self.factors.always.device
+        options = {"n_resamples": n_resamples, "seed": seed, "level": level}
+        low, high = score_intervals(self.factors, selected.to(place), columns.to(place), **options)
+        ends = low.to(home), high.to(home)
+        if self.column_scale is None:
+            return ends
+        scale = self.column_scale[columns.clamp(min=0)]
+        return ends[0] * scale, ends[1] * scale
+
+    def candidates(self, k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+        """(augment, ablate): the k output latents with the largest and the smallest column sums, ties to the lower."""
+        sums = self.column_sums
+        return sums.sort(descending=True, stable=True).indices[:k], sums.sort(stable=True).indices[:k]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `restore` needs beside ``tensors`` (JSON)."""
+        return asdict(self.settings)
+
+    def to(self, device: torch.device | str) -> "ShippedMap":
+        """The same on another device; the packed factors stay where they are until they are needed."""
+        if self.mean_difference.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            mean_difference=self.mean_difference.to(device),
+            support=self.support.to(device),
+            column_sums=self.column_sums.to(device),
+            column_scale=None if self.column_scale is None else self.column_scale.to(device),
+            truncated=None if self.truncated is None else self.truncated.to(device),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For safetensors."""
+        tensors = {
+            "map.mean_difference": self.mean_difference,
+            "map.support": self.support.int(),
+            "map.column_sums": self.column_sums,
+            "map.n_triples": torch.tensor([self.n_triples]),
+        }
+        if self.column_scale is not None:
+            tensors["map.column_scale"] = self.column_scale
+        if self.truncated is not None:
+            tensors |= {"map.columns": self.truncated.columns, "map.values": self.truncated.values}
+        return tensors | {_FACTORS + name: tensor for name, tensor in (self.packed or {}).items()}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> "ShippedMap":
+        """Inverse of ``tensors`` and ``options``."""
+        mean = tensors["map.mean_difference"]
+        truncated = None
+        if "map.columns" in tensors:
+            truncated = TruncatedMap(tensors["map.columns"], tensors["map.values"], len(mean))
+        packed = {n.removeprefix(_FACTORS): t for n, t in tensors.items() if n.startswith(_FACTORS)}
+        return cls(
+            settings=MapOptions(**options),
+            mean_difference=mean,
+            support=tensors["map.support"].long(),
+            column_sums=tensors["map.column_sums"],
+            column_scale=tensors.get("map.column_scale"),
+            n_triples=int(tensors["map.n_triples"]),
+            truncated=truncated,
+            packed=packed or None,
+        )
+
+    def _demixing_weights(
+        self, selected: Int[Tensor, "batch k"], density: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch k"]:
+        """v = M_S^-1 g_S(x), as weights of the rows that were fitted (the formula is for rows divided by N)."""
+        full = self.factors
+        assert full is not None
+        weights = torch.zeros(selected.shape, device=density.device)
+        for row, latents in enumerate(selected):
+            places = ((latents >= 0) & (full.row_scale[latents.clamp(min=0)] > 0)).nonzero()[:, 0]
+            latents = latents[places]
+            rho = density[row, latents]
+            opened = rho >= full.threshold[latents]
+            if full.gate == "strict":
+                opened &= rho > 0
+            gates = full.open_gates(latents)
+            moments = gates @ gates.t() / full.n_triples
+            moments.diagonal().add_(self.settings.demix_ridge)
+            solved = torch.linalg.solve(moments.double(), opened.double())
+            weights[row, places] = (solved / (full.row_scale[latents].double() * full.n_triples)).float()
+        return weights

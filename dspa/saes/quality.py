@@ -1,0 +1,121 @@
+"""How well an SAE describes a base model on given text: L0, explained variance, loss recovered."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
+from dspa.saes.tokens import Text, TextBatch, batch_texts
+from harness.intervention import captured, find_decoder, residual_of, with_residual
+from harness.model import AlignedModel
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures over ``tokens`` tokens of text.
+
+    ``l0``: mean number of active latents a token. ``explained_variance``: 1 - E|x - x^|^2 / E|x - E x|^2. ``loss``:
+    the base's cross-entropy (nats) of the next token after those tokens; ``loss_sae`` with their residual replaced by
+    the reconstruction, ``loss_zero`` by zero.
+    """
+
+    tokens: int
+    l0: float
+    explained_variance: float
+    loss: float
+    loss_sae: float
+    loss_zero: float
+
+    @property
+    def loss_recovered(self) -> float:
+        """1 where the reconstruction costs nothing, 0 where it is as bad as zero ablation."""
+        return (self.loss_zero - self.loss_sae) / (self.loss_zero - self.loss)
+
+    def to_dict(self) -> dict[str, int | float]:
+        return asdict(self) | {"loss_recovered": self.loss_recovered}
+
+
+@torch.no_grad()
+def measure_quality(
+    base: AlignedModel, saes: Sequence[ResidualSAE], texts: Sequence[Text], *, limit: float | None, rows: int
+) -> list[Quality]:
+    """Quality of each of the SAEs, which share a layer, on the same tokens.
+
+    Left as they are, and not counted: BOS, EOS, pad and tokens whose norm is above ``limit``. Raises ValueError when
+    there is no token to measure.
+    """
+    (layer,) = {sae.layer for sae in saes}
+    decoder = find_decoder(base.model)
+    d_model = saes[0].d_model
+    sums = {name: torch.zeros(d_model if name == "x" else (), dtype=torch.float64) for name in ("x", "xx")}
+    losses, tokens, predictions = [0.0] * (2 + len(saes)), 0, 0
+    active, errors = [0.0] * len(saes), [0.0] * len(saes)
+    for batch in batch_texts(base, texts, rows):
+        with captured(decoder, {layer}) as residual:
+            logits = base.model(**batch.inputs, use_cache=False).logits
+        counted = batch.counted & saes[0].fits_norm(residual[layer], limit)
+        x = residual[layer][counted].float()
+        tokens, predictions = tokens + len(x), predictions + int((counted[:, :-1] & batch.mask[:, 1:].bool()).sum())
+        sums["x"] += x.double().sum(0).cpu()
+        sums["xx"] += x.double().pow(2).sum().cpu()
+        losses[0] += _loss(logits, batch, counted)
+        losses[1] += _loss_with(base, decoder.layers[layer], batch, counted, torch.zeros_like(x))
+        for index, sae in enumerate(saes):
+            rebuilt, fired = reconstruct(sae, x)
+            active[index] += fired
+            errors[index] += float((x - rebuilt).double().pow(2).sum())
+            losses[2 + index] += _loss_with(base, decoder.layers[layer], batch, counted, rebuilt)
+    if predictions == 0:
+        raise ValueError("the held-out texts have no token to measure on; give more triples")
+    variance = float(sums["xx"] / tokens - (sums["x"] / tokens).pow(2).sum())
+    loss, loss_zero, *loss_sae = (total / predictions for total in losses)
+    return [
+        Quality(tokens, active[i] / tokens, 1 - errors[i] / tokens / variance, loss, loss_sae[i], loss_zero)
+        for i in range(len(saes))
+    ]
+
+
+def reconstruct(
+    sae: ResidualSAE, residual: Float[Tensor, "token d_model"]
+) -> tuple[Float[Tensor, "token d_model"], int]:
+    """(SAELens' own reconstruction, number of active latents over all tokens), in blocks of tokens."""
+    parts, active = [torch.empty_like(residual[:0])], 0
+    for block in token_blocks(residual, sae.d_sae):
+        latents = sae.sae.encode(block)
+        active += int((latents > 0).sum())
+        parts.append(sae.sae.decode(latents))
+    return torch.cat(parts), active
+
+
+def _loss_with(
+    base: AlignedModel,
+    layer: nn.Module,
+    batch: TextBatch,
+    counted: Bool[Tensor, "row pos"],
+    replacement: Float[Tensor, "token d_model"],
+) -> float:
+    def replace(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        residual = residual_of(output).clone()
+        residual[counted] = replacement.to(residual.dtype)
+        return with_residual(output, residual)
+
+    handle = layer.register_forward_hook(replace)
+    try:
+        return _loss(base.model(**batch.inputs, use_cache=False).logits, batch, counted)
+    finally:
+        handle.remove()
+
+
+def _loss(logits: Float[Tensor, "row pos vocab"], batch: TextBatch, counted: Bool[Tensor, "row pos"]) -> float:
+    """Sum over counted tokens that have a successor; a row at a time, since logits in fp32 are large."""
+    predicting = counted[:, :-1] & batch.mask[:, 1:].bool()
+    return sum(
+        float(cross_entropy(logits[row, :-1][keep].float(), batch.ids[row, 1:][keep], reduction="sum"))
+        for row, keep in enumerate(predicting)
+    )

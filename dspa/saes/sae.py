@@ -1,0 +1,185 @@
+"""Sparse autoencoders on the residual stream, loaded through SAELens from a folder or by release name."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from jaxtyping import Bool, Float
+from sae_lens import SAE
+from sae_lens.loading.pretrained_sae_loaders import (
+    dictionary_learning_sae_huggingface_loader_1,
+    handle_config_defaulting,
+)
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dspa.saes.encoder import Encoder, check_supported
+from dspa.saes.names import check_same_model
+from harness.fingerprint import hash_tensors
+from harness.refs import BaseShape, SAERef
+
+_HOOK_POINTS = (
+    (re.compile(r"^blocks\.(\d+)\.hook_resid_post$"), 0),
+    (re.compile(r"^blocks\.(\d+)\.hook_resid_pre$"), -1),  # what enters block l left block l-1
+    (re.compile(r"^(?:model\.)?layers\.(\d+)$"), 0),
+)
+_WEIGHTS = "sae_weights.safetensors"
+# What SAELens' loaders end in on truncated or foreign weights: safetensors, torch.load, missing names, wrong shapes.
+_DAMAGED = (SafetensorError, UnpicklingError, BadZipFile, EOFError, KeyError, RuntimeError)
+_KARVONEN = re.compile(r"^adamkarvonen/qwen3-[\w.]+-saes$")
+_KARVONEN_NORM_MULTIPLE = 10.0  # they were trained without tokens longer than this multiple of the median norm
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualSAE:
+    """A frozen SAE on the output of decoder layer ``layer``; stateless, all in fp32 whatever the model's dtype.
+
+    ``norm_multiple``: tokens whose residual is longer than this multiple of the median were left out when the SAE was
+    trained, and are left alone (None: no such filter).
+    """
+
+    sae: Any
+    layer: int
+    norm_multiple: float | None = None
+
+    @property
+    def d_sae(self) -> int:
+        return int(self.sae.cfg.d_sae)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.sae.cfg.d_in)
+
+    @cached_property
+    def identity(self) -> str:
+        """Content hash: weights, configuration, layer and norm filter, wherever the SAE was loaded from."""
+        options = {k: v for k, v in self.sae.cfg.to_dict().items() if k not in ("device", "dtype", "metadata")}
+        options["norm_multiple"] = self.norm_multiple
+        return f"{self.layer}-{json.dumps(options, sort_keys=True)}-{hash_tensors(self.sae.state_dict())}"
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Its arithmetic (see dspa.saes.encoder)."""
+        return Encoder.of(self.sae)
+
+    def encode(self, residual: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:
+        """Latent activations."""
+        return self.encoder.encode(residual)
+
+    def fits_norm(self, residual: Float[Tensor, "*any d_model"], limit: float | None) -> Bool[Tensor, "*any"]:
+        """Whether each token's norm is at most ``limit`` (None: every token fits)."""
+        norms = torch.linalg.vector_norm(residual.float(), dim=-1)
+        return torch.ones_like(norms, dtype=torch.bool) if limit is None else norms <= limit
+
+
+def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
+    """Load through SAELens, in fp32 and frozen; each SAE is held once per process.
+
+    Raises ValueError when files are missing or damaged, the hook point is not the residual stream, or the arithmetic
+    is none that we have.
+    """
+    return _load(ref, device)  # type: ignore[arg-type]  # frozen, so pydantic makes it hashable
+
+
+@cache
+def _load(ref: SAERef, device: str) -> ResidualSAE:
+    # To the CPU first: what goes wrong here is then the files' fault and not the device's.
+    try:
+        if ref.path is not None:
+            _config_of(ref)
+            sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
+        else:
+            converter = dictionary_learning_sae_huggingface_loader_1 if _is_karvonen(ref) else None
+            sae = SAE.from_pretrained(str(ref.release), str(ref.id), dtype="float32", converter=converter)
+    except OSError as problem:
+        raise ValueError(f"cannot read SAE {ref}: {problem}") from None
+    except _DAMAGED as problem:
+        raise ValueError(
+            f"SAE {ref}: {_WEIGHTS if ref.path else 'its weights file'} is damaged or does not belong to its "
+            f"configuration ({type(problem).__name__}: {problem}); get it again"
+        ) from None
+    layer = _layer_of(ref, sae.cfg.to_dict())
+    return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, norm_multiple(ref))
+
+
+def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
+    """(layer, d_sae) of an SAE that fits the base; raises ValueError saying what does not fit.
+
+    A folder is judged by its cfg.json without loading weights; a release name is resolved, and loaded, by SAELens.
+    """
+    layer, config = _config_of(ref)
+    if config["d_in"] != base.d_model:
+        raise ValueError(
+            f"SAE {ref}: made for d_model {config['d_in']}, but base {base.name} has d_model {base.d_model}"
+        )
+    if not 0 <= layer < base.n_layers:
+        raise ValueError(
+            f"SAE {ref}: layer {layer} is outside base {base.name}, whose layers are 0..{base.n_layers - 1}"
+        )
+    check_same_model(f"SAE {ref}", (config.get("metadata") or {}).get("model_name"), base)
+    return layer, int(config["d_sae"])
+
+
+def sae_sizes(ref: SAERef) -> tuple[int, int, int]:
+    """(layer, d_model, d_sae), read as in `check_sae`."""
+    layer, config = _config_of(ref)
+    return layer, int(config["d_in"]), int(config["d_sae"])
+
+
+def _layer_of(ref: SAERef, config: Mapping[str, Any]) -> int:
+    """The layer whose output the SAE reads; ValueError where SAELens' configuration is none we can use."""
+    _check_arithmetic(ref, config)
+    hook = (config.get("metadata") or {}).get("hook_name")
+    for pattern, offset in _HOOK_POINTS:
+        match = pattern.match(hook or "")
+        if match:
+            return int(match.group(1)) + offset
+    raise ValueError(
+        f"SAE {ref}: hook point {hook!r} is not the residual stream; use one trained on blocks.<l>.hook_resid_post"
+    )
+
+
+def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
+    """(layer, configuration) as SAELens reads it, older formats included, and checked."""
+    if ref.path is None:
+        sae = load_sae(ref)
+        return sae.layer, sae.sae.cfg.to_dict()
+    folder = Path(str(ref.path))
+    for name in ("cfg.json", _WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"SAE folder {ref.path!r} has no {name}; give a folder written by SAELens' save_model")
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        sizes = {key: int(config[key]) for key in ("d_in", "d_sae")}
+    except (KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise ValueError(
+            f"{folder / 'cfg.json'} is not a SAELens configuration ({type(problem).__name__}: {problem}); give a "
+            "folder written by SAELens' save_model"
+        ) from None
+    _check_arithmetic(ref, {"architecture": config.get("architecture", "standard")})  # SAELens ends in a KeyError
+    config = handle_config_defaulting(config) | sizes
+    return _layer_of(ref, config), config
+
+
+def _check_arithmetic(ref: SAERef, config: Mapping[str, Any]) -> None:
+    try:
+        check_supported(config)
+    except ValueError as problem:
+        raise ValueError(f"SAE {ref}: {problem}") from None
+
+
+def _is_karvonen(ref: SAERef) -> bool:
+    """Whether it is one of adamkarvonen's Qwen3 repositories, which SAELens can read but has no release names for."""
+    return bool(_KARVONEN.match(ref.release or ""))
+
+
+def norm_multiple(ref: SAERef) -> float | None:
+    """The norm filter that the SAE behind ``ref`` was trained with, if any (see `ResidualSAE`)."""
+    return _KARVONEN_NORM_MULTIPLE if ref.norm_filter is None and _is_karvonen(ref) else ref.norm_filter

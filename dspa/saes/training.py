@@ -1,0 +1,218 @@
+"""A released SAE in the form that SAELens' trainer takes, and back, latent by latent; L0 held on the way.
+
+Three things make this a continuation instead of a new training:
+  units        Released SAEs come in all scales. Training happens in units in which residuals have norm about
+               sqrt(d_model) and decoder rows norm about 1, so that one learning rate and one bandwidth fit all. All
+               factors are powers of two: nothing is rounded, and no step gives the released weights bit for bit.
+  sparsity     The coefficient of SAELens' sparsity penalty, which a released SAE does not tell, is steered after every
+               step so that the mean L0 of the batches stays at the released one's. TopK needs none of that.
+  calibration  Afterwards one common shift of the thresholds (JumpReLU) or of the encoder's or gate's bias (standard,
+               gated) makes L0 on the calibration tokens what it was, to within one activation.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from dspa.saes.encoder import token_blocks
+from dspa.saes.sae import ResidualSAE
+
+State = dict[str, Tensor]
+
+# Architecture -> (coefficient of its sparsity penalty, what the calibration shifts, up or down for fewer latents).
+# BatchTopK SAEs are released as jumprelu and go on as that: the thresholds that they are used with are trained on,
+# where SAELens' batch-wise form would replace them by a new estimate.
+_KINDS: dict[str, tuple[str, str, int] | None] = {
+    "standard": ("l1", "b_enc", -1),
+    "jumprelu": ("l0", "threshold", +1),
+    "gated": ("l1", "b_gate", -1),
+    "topk": None,
+}
+_INTEGRAL, _PROPORTIONAL = 0.05, 2.0
+
+
+def check_trainable(sae: ResidualSAE) -> None:
+    """Raise ValueError, saying why, for an SAE that SAELens cannot train on as it is used."""
+    architecture, normalise = sae.sae.cfg.architecture(), sae.sae.cfg.normalize_activations
+    if architecture not in _KINDS:
+        raise ValueError(f"SAEs of architecture {architecture!r} cannot be fine-tuned; allowed: {', '.join(_KINDS)}")
+    if architecture == "gated" and normalise in ("layer_norm", "constant_norm_rescale"):
+        raise ValueError(
+            f"a gated SAE that normalises its input ({normalise}) cannot be fine-tuned: SAELens' auxiliary loss leaves "
+            "the normalisation out; choose another SAE"
+        )
+
+
+@dataclass(frozen=True)
+class Units:
+    """Released weights x units = trained weights. ``data``: factor of the residual; ``inner``: of what the encoder
+    sees (1 where the SAE normalises its input itself); ``norm``: of each decoder row, inverted. Powers of two."""
+
+    data: float
+    inner: float
+    norm: Float[Tensor, " d_sae"]
+
+    @classmethod
+    def of(cls, sae: ResidualSAE, sample: Float[Tensor, "token d_model"]) -> "Units":
+        data = _power_of_two(math.sqrt(sae.d_model) / sample.norm(dim=-1).mean())
+        norm = sae.sae.W_dec.norm(dim=-1)
+        if sae.sae.cfg.architecture() == "topk" and not sae.sae.cfg.rescale_acts_by_decoder_norm:
+            norm = norm.mean().expand_as(norm)  # which k are largest must not change
+        normalised = sae.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
+        return cls(float(data), 1.0 if normalised else float(data), _power_of_two(norm))
+
+    def trained(self, released: Mapping[str, Tensor]) -> State:
+        """Weights in training units."""
+        return _rescale(released, self.inner, self.norm)
+
+    def released(self, trained: Mapping[str, Tensor]) -> State:
+        """Inverse of `trained`."""
+        return _rescale(trained, 1 / self.inner, 1 / self.norm)
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    return torch.where(value > 0, torch.exp2(value.clamp(min=1e-30).log2().round()), torch.ones_like(value))
+
+
+def _rescale(state: Mapping[str, Tensor], inner: float, norm: Float[Tensor, " d_sae"]) -> State:
+    factors = {"W_enc": norm, "W_dec": 1 / norm[:, None], "b_dec": inner, "r_mag": 1.0}
+    return {name: tensor.detach() * factors.get(name, inner * norm) for name, tensor in state.items()}
+
+
+def to_training(sae: ResidualSAE, units: Units) -> TrainingSAE[Any]:
+    """SAELens' training class of the same architecture with the same latents in the same places."""
+    config = copy.deepcopy(sae.sae.cfg.to_dict())
+    # SAELens would estimate and fold in a scale of its own for the other kinds; released SAEs have theirs folded in.
+    if config["normalize_activations"] not in ("layer_norm", "constant_norm_rescale"):
+        config["normalize_activations"] = "none"
+    training_class, config_class = get_sae_training_class(config["architecture"])
+    training = training_class(config_class.from_dict(config | {"decoder_init_norm": None}))
+    state = units.trained(sae.sae.state_dict())
+    if "threshold" in state:
+        state["threshold"] = state["threshold"].clamp(min=0)  # what a negative one does: see SAELens' JumpReLUSAE
+    training.load_state_dict(state)
+    return training
+
+
+def to_released(training: TrainingSAE[Any], units: Units, original: ResidualSAE) -> ResidualSAE:
+    """The trained weights in the original's configuration, units and conventions."""
+    sae = SAE.from_dict(copy.deepcopy(original.sae.cfg.to_dict()))
+    sae.load_state_dict(units.released(training.state_dict()))
+    sae.to(original.sae.W_dec.device).eval().requires_grad_(False)
+    return ResidualSAE(sae, original.layer, original.norm_multiple)
+
+
+def train(
+    training: TrainingSAE[Any],
+    batches: Iterator[Float[Tensor, "batch d_model"]],
+    *,
+    target_l0: float,
+    steps: int,
+    batch_size: int,
+    lr: float,
+) -> None:
+    """``steps`` steps of SAELens' trainer (Adam, short warm-up, linear decay in the last fifth), in place.
+
+    Latents that fall silent are not revived: that would give an index a new meaning.
+    """
+    warm_up, decay = steps // 20, steps // 5
+    config = SAETrainerConfig(
+        total_training_samples=steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_warm_up_steps=warm_up if warm_up > 1 else 0,
+        lr_decay_steps=decay,
+        device=str(training.W_dec.device),
+        dead_feature_window=steps + 1,
+        feature_sampling_window=steps + 1,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    trainer = SAETrainer(config, training, batches)
+    kind = _KINDS[training.cfg.architecture()]
+    if kind is not None:
+        trainer.coefficient_schedulers[kind[0]] = _HeldL0(trainer, target_l0, batches)  # type: ignore[assignment]
+    trainer.fit()
+    training.eval()
+
+
+class _HeldL0:
+    """In place of SAELens' schedule of a sparsity coefficient: whatever keeps the batches' mean L0 at ``target``.
+
+    It starts where the penalty is as large as the error that is left. A batch with more latents than wanted raises
+    the coefficient (in proportion to the excess, and for good), one with fewer lowers it.
+    """
+
+    def __init__(self, trainer: SAETrainer[Any, Any], target: float, batches: Iterator[Tensor]) -> None:
+        self._trainer, self._target = trainer, target
+        self._seen, self._sum = 0.0, 0.0
+        self._start = self.value = _balance(trainer.sae, next(batches))
+
+    def step(self) -> float:
+        """Called by the trainer after each optimiser step."""
+        fired = float(self._trainer.act_freq_scores.sum())
+        l0 = (fired - self._seen) / self._trainer.cfg.train_batch_size_samples
+        self._seen = fired
+        excess = max(-1.0, min(1.0, l0 / self._target - 1))
+        self._sum += _INTEGRAL * excess
+        self.value = self._start * math.exp(self._sum + _PROPORTIONAL * excess)
+        return self.value
+
+
+@torch.no_grad()
+def _balance(training: TrainingSAE[Any], batch: Float[Tensor, "batch d_model"]) -> float:
+    """Coefficient at which the sparsity penalty equals the reconstruction error."""
+    (name,) = training.get_coefficients()
+    losses = training.training_forward_pass(
+        TrainStepInput(
+            sae_in=batch, coefficients={name: 1.0}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+        )
+    ).losses
+    return float(losses["mse_loss"] / losses[f"{name}_loss"].clamp(min=1e-12))
+
+
+@torch.no_grad()
+def calibrate(training: TrainingSAE[Any], sample: Float[Tensor, "token d_model"], active: int) -> None:
+    """Shift all thresholds (or biases) by one amount so that ``active`` latents fire over all tokens of the sample.
+
+    Where so many cannot fire at any shift (JumpReLU and gated latents need a positive activation), as many as can.
+    """
+    kind = _KINDS[training.cfg.architecture()]
+    if kind is None:
+        return
+    largest = torch.empty(0, device=sample.device)
+    for block in token_blocks(sample, training.cfg.d_sae):
+        margins = torch.cat([largest, _margins(training, block).flatten()])
+        largest = margins.topk(min(active + 1, len(margins))).values
+    largest = largest[largest.isfinite()]
+    if len(largest) < 2:
+        return
+    last = min(active, len(largest) - 1)
+    _, name, sign = kind
+    bias = training.get_parameter(name)
+    bias += sign * (largest[max(last - 1, 0)] + largest[last]) / 2
+    if name == "threshold":
+        bias.clamp_(min=0)
+
+
+def _margins(training: TrainingSAE[Any], block: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+    """By how much each latent is above the point at which it falls silent; -inf where no shift can wake it."""
+    _, hidden = training.encode_with_hidden_pre(block)
+    architecture = training.cfg.architecture()
+    if architecture == "standard":
+        return hidden
+    if architecture == "jumprelu":
+        return (hidden - training.get_parameter("threshold")).where(hidden > 0, -math.inf)
+    gate = training.process_sae_in(block) @ training.W_enc + training.get_parameter("b_gate")
+    return gate.where(hidden > 0, -math.inf)

@@ -1,0 +1,235 @@
+"""DSPA at inference: per-prompt latent sets from the map, edits of active latents while decoding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from dspa.density import density_of
+from dspa.diagnostics import SelectionTally, selection_figures
+from dspa.map.shipped import MapOptions, ShippedMap
+from dspa.map.truncated import extreme_columns
+from dspa.saes.sae import ResidualSAE, load_sae
+from harness.intervention import Positions, RowState, register_intervention
+from harness.refs import SAERef
+
+Scale = Literal["max", "own"]
+Mode = Literal["ablate", "augment", "both"]
+
+
+class SteeringSettings(BaseModel):
+    """What an artifact keeps of how DSPA steers, beside the map's tensors; see the fields of `dspa.method.DSPA`.
+
+    ``norm_limits``: largest norm of a token that the input SAE counts and the output SAE edits (None: no limit).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    input_sae: SAERef
+    output_sae: SAERef
+    k_prompt: int
+    k_diff: int
+    alpha: float
+    mode: Mode
+    scale: Scale
+    positions: Positions
+    map: MapOptions
+    norm_limits: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What is decided for each prompt of a batch, step by step (arXiv 2603.21461, "Online", steps 1-3)."""
+
+    density: Float[Tensor, "batch d_in"]
+    """Share of the prompt's tokens on which each input latent fires."""
+    gates: Int[Tensor, "batch k_prompt"]
+    """The densest input latents; -1: none."""
+    scores: Float[Tensor, "batch d_out"]
+    """s(x) of every output latent."""
+    latents: Int[Tensor, "batch k_out"]
+    """The output latents to be edited; -1: none."""
+    sign: Float[Tensor, "batch k_out"]
+    """-1: it is ablated, +1: augmented, 0: there is none."""
+
+
+@register_intervention("dspa")
+class DSPASteering:
+    """The online half of DSPA; a harness Intervention."""
+
+    def __init__(self, condition_map: ShippedMap, settings: SteeringSettings, device: str = "cpu") -> None:
+        self.condition_map = condition_map.to(device)
+        """The map the sets are selected by."""
+        self.settings = settings
+        self._input: ResidualSAE = load_sae(settings.input_sae, device)
+        self._output: ResidualSAE = load_sae(settings.output_sae, device)
+        # On an accelerator, looking which tokens need the full encode would make the host wait at every step.
+        self._lazy = torch.device(device).type == "cpu"
+
+    @property
+    def positions(self) -> Positions:
+        return self.settings.positions
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        return (self._input.layer,)
+
+    @property
+    def write_layers(self) -> tuple[int, ...]:
+        return (self._output.layer,)
+
+    @property
+    def saes(self) -> tuple[ResidualSAE, ResidualSAE]:
+        """(input SAE, output SAE)."""
+        return self._input, self._output
+
+    def select(self, residual: Float[Tensor, "batch pos d_model"], prompt: Bool[Tensor, "batch pos"]) -> Selection:
+        """The latent sets of prompts, from the residual stream at the input SAE's layer over their tokens."""
+        settings = self.settings
+        density = density_of(self._input, residual, prompt, settings.norm_limits[0])
+        gates = top_prompt_latents(density, settings.k_prompt)
+        scores = self.condition_map.scores(gates, density)
+        return Selection(density, gates, scores, *latent_sets(scores, settings.mode, settings.k_diff))
+
+    def condition(
+        self,
+        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
+        prompt: Bool[Tensor, "batch pos"],
+        *,
+        tally: SelectionTally | None = None,
+    ) -> RowState:
+        """Selected latents with their signs (0: none), encoder and decoder rows, for each prompt."""
+        selection = self.select(residual[self._input.layer], prompt)
+        if tally is not None:
+            tally.selected(selection.gates, selection.latents, selection.scores)
+        index = selection.latents.clamp(min=0)
+        return {**self._output.encoder.gather(index), "sign": selection.sign, "seen": torch.zeros_like(index[:, 0])}
+
+    def delta(
+        self,
+        layer: int,
+        residual: Float[Tensor, "batch pos d_model"],
+        state: RowState,
+        steered: Bool[Tensor, "batch pos"],
+        *,
+        tally: SelectionTally | None = None,
+    ) -> Float[Tensor, "batch pos d_model"] | None:
+        """W~_dec (f~' - f~): zero, to the bit, for tokens on which no selected latent is active."""
+        allowed = steered
+        limit = self.settings.norm_limits[1]
+        if limit is not None:
+            allowed = steered & self._output.fits_norm(residual, limit)
+        latents, scale = self._output.encoder.encode_selected(residual, state)
+        movable = movable_latents(latents, state["sign"], allowed)
+        strongest = self._strongest(residual, movable) if self.settings.scale == "max" else None
+        change = latent_change(latents, state["sign"], strongest, movable, alpha=self.settings.alpha)
+        if tally is not None:
+            tally.edited(change != 0, state["latents"], steered, state["seen"])
+        return self._output.encoder.decode_change(change, state, scale)
+
+    def _strongest(
+        self, residual: Float[Tensor, "batch pos d_model"], movable: Bool[Tensor, "batch pos k"]
+    ) -> Float[Tensor, "batch pos"]:
+        """M of each token with an active selected latent, from the full encode; other tokens do not need it."""
+        needed = movable.any(-1)
+        if not self._lazy or needed.all():
+            return self._output.encoder.strongest(residual.flatten(0, 1)).view(needed.shape)
+        strongest = torch.zeros(needed.shape)
+        if needed.any():
+            strongest[needed] = self._output.encoder.strongest(residual[needed])
+        return strongest
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.condition_map.tensors()
+
+    def params(self) -> dict[str, Any]:
+        return self.settings.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        return self.params() | {"input_sae": self._input.identity, "output_sae": self._output.identity}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
+        return cls(ShippedMap.restore(tensors, params["map"]), SteeringSettings.model_validate(params), device)
+
+    def to(self, device: torch.device | str) -> "DSPASteering":
+        return DSPASteering(self.condition_map, self.settings, str(device))
+
+    def tally(self) -> SelectionTally:
+        return SelectionTally(self.condition_map)
+
+    def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """See `dspa.diagnostics.LEGEND`."""
+        return selection_figures(self.condition_map, tallies)
+
+
+def top_prompt_latents(density: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    """The k densest input latents of each prompt, ties to the lower one; -1 where fewer than k are active at all."""
+    return _largest(density, k)
+
+
+def latent_sets(
+    scores: Float[Tensor, "batch d_sae"], mode: Mode, k: int
+) -> tuple[Int[Tensor, "batch k_out"], Float[Tensor, "batch k_out"]]:
+    """The latents to be edited for the given scores (-1: none) and their signs: -1 ablate, +1 augment, 0 none.
+
+    ``k`` latents in each direction that the mode has, those to be ablated first.
+    """
+    sets = []
+    if mode in ("ablate", "both"):
+        sets.append((ablate_set(scores, k), -1.0))
+    if mode in ("augment", "both"):
+        sets.append((augment_set(scores, k), 1.0))
+    signs = [(latents >= 0) * sign for latents, sign in sets]
+    return torch.cat([latents for latents, _ in sets], dim=1), torch.cat(signs, dim=1)
+
+
+def ablate_set(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    """The k smallest scores of each row, only negative ones; -1 fills up."""
+    return augment_set(-scores, k)
+
+
+def augment_set(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    """The k largest scores of each row, only positive ones; -1 fills up."""
+    return _largest(scores, k)
+
+
+def _largest(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    columns = extreme_columns(values, k)
+    return columns.masked_fill(values.gather(1, columns) <= 0, -1)
+
+
+def latent_change(
+    latents: Float[Tensor, "batch pos k"],
+    sign: Float[Tensor, "batch k"],
+    strongest: Float[Tensor, "batch pos"] | None,
+    movable: Bool[Tensor, "batch pos k"],
+    *,
+    alpha: float,
+) -> Float[Tensor, "batch pos k"]:
+    """f~' - f~ of the selected latents where ``movable``, 0 elsewhere (arXiv 2603.21461, "Online", step 4).
+
+    ``sign`` is -1 to ablate, +1 to augment. The step is alpha * M with M = ``strongest``, the largest activation over
+    all latents of the token (the paper, ``scale: max``); without ``strongest`` it is alpha times the latent's own
+    activation (``scale: own``). Ablated latents stop at 0.
+    """
+    size = latents if strongest is None else strongest[..., None]
+    moved = torch.addcmul(latents, sign[:, None], size, value=alpha).clamp_(min=0)
+    # Not a product: NaN (an input normalisation divides by a padding token's norm, 0) must not spread from here.
+    return torch.where(movable, moved.sub_(latents), 0.0)
+
+
+def movable_latents(
+    latents: Float[Tensor, "batch pos k"],
+    sign: Float[Tensor, "batch k"],
+    steered: Bool[Tensor, "batch pos"],
+    *,
+    active_only: bool = True,
+) -> Bool[Tensor, "batch pos k"]:
+    """Where a latent may move: it is selected (``sign`` is not 0), its token is steered and, with ``active_only`` (the
+    paper), it fires on that token."""
+    allowed = steered[..., None] & (sign != 0)[:, None]
+    return allowed & (latents > 0) if active_only else allowed

@@ -1,0 +1,120 @@
+"""``dspa-bench score``: the metrics of judgments that are already there."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import command_group
+
+if TYPE_CHECKING:
+    from harness.measure.rescoring import Categories
+
+score = command_group("Score verdicts that are already there; nothing is generated or judged.")
+
+EVERY = "all"
+"""The name of all models together."""
+
+
+@score.command("mt-bench", epilog="Example: `dspa-bench score mt-bench model_judgment/gpt-4_single.jsonl`")
+def mt_bench(
+    judgments: Annotated[Path, typer.Argument(help="FastChat's judgments: of single answers, or of pairs.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="FastChat's question.jsonl, for categories.",
+            show_default="beside the judgments' folder, or the data folder's",
+        ),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Of pairs only those with this model.")] = None,
+) -> None:
+    """Print CSV: model, metric, value, n, failures, with the means that FastChat's show_result prints.
+
+    Failures (score -1, winner "error") are counted and never scored.
+    """
+    from harness.evaluators.fastchat.files import is_pair_file, load_judgments, load_pair_judgments
+    from harness.measure.rescoring import pair_scores, single_scores, write_scores
+
+    pairs = is_pair_file(judgments)
+    if baseline is not None and not pairs:
+        raise ValueError(f"{judgments}: --baseline is for pairwise judgments, and these are ratings of one answer each")
+    categories = _categories(judgments, questions)
+    if pairs:
+        scores = pair_scores(load_pair_judgments(judgments), categories, baseline)
+    else:
+        scores = single_scores(load_judgments(judgments), categories)
+    write_scores(scores)
+
+
+def _categories(file: Path, questions: Path | None) -> "Categories":
+    """{question_id: category}; without ``questions`` from beside the judgments, as FastChat lays them out, or from the
+    data folder."""
+    from harness.data import data_folder
+    from harness.evaluators.fastchat.files import load_questions
+
+    if questions is None:
+        usual = file.absolute().parents[1] / "question.jsonl", data_folder() / "mt_bench" / "question.jsonl"
+        questions = next((path for path in usual if path.is_file()), None)
+        if questions is None:
+            print("no scores per category: give --questions, or `dspa-bench data fetch mt_bench`", file=sys.stderr)
+            return {}
+    return {question.question_id: question.category for question in load_questions(questions)}
+
+
+@score.command("alpaca-eval", epilog="Example: `dspa-bench score alpaca-eval alpaca_eval/annotations.json`")
+def alpaca_eval(
+    annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations, of one or more models.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data folder with the inputs of the length-controlled win rate.",
+            show_default="$DSPA_BENCH_DATA, else ~/.cache/dspa-bench",
+        ),
+    ] = None,
+) -> None:
+    """Print CSV: model, metric, value, n, failures, with the figures of the package's leaderboard.csv.
+
+    Verdicts that are null are failures. How lengths were controlled, or why not, is said on stderr.
+    """
+    from harness.data import data_folder
+    from harness.evaluators.alpaca_eval.files import load_annotations
+    from harness.measure.rescoring import annotation_scores, write_scores
+
+    scores, notes = annotation_scores(load_annotations(annotations), data_folder() if data is None else data)
+    write_scores(scores)
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
+@score.command("agreement", epilog="Example: `dspa-bench score agreement gpt-4_single.jsonl my-judge_single.jsonl`")
+def agreement(
+    first: Annotated[Path, typer.Argument(help="One judge's file: FastChat's judgments or AlpacaEval's annotations.")],
+    second: Annotated[Path, typer.Argument(help="Another judge's file of the same kind, on the same answers.")],
+) -> None:
+    """Print CSV: model, metric, value, low, high, n, failures, of how far two judges agree, with 95 % intervals.
+
+    Ratings: correlations, mean differences, the same side of 5.5. Verdicts: the share of equal ones and Cohen's kappa,
+    with and without ties. Of several models also Kendall's tau of their means (n counts models then). Failures are
+    answers for which either file has no verdict.
+    """
+    from harness.agreement import agreement as agreement_of
+    from harness.measure.rescoring import match
+
+    matched = match(first, second)
+    groups: dict[str, list] = dict(matched.pairs)
+    if len(groups) > 1:
+        groups[EVERY] = [pair for pairs in matched.pairs.values() for pair in pairs]
+    failures = matched.failed | {EVERY: sum(matched.failed.values())}
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["model", "metric", "value", "low", "high", "n", "failures"])
+    for model, pairs in groups.items():
+        if not pairs:
+            writer.writerow([model, "", "", "", "", 0, failures[model]])
+        for figure in agreement_of(pairs, matched.kind) if pairs else ():
+            numbers = ("" if x != x else f"{x:.15g}" for x in (figure.value, figure.low, figure.high))
+            writer.writerow([model, figure.statistic, *numbers, figure.n, failures[model]])
+    if any(matched.alone):
+        print(f"judged in one file only, and not in these figures: {matched.alone[0]} answers in {first}, "
+              f"{matched.alone[1]} in {second}", file=sys.stderr)  # fmt: skip

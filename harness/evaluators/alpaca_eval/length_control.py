@@ -1,0 +1,186 @@
+"""AlpacaEval's length-controlled win rate by the package's own regression, on inputs of the data folder.
+
+The package models the preference for an answer as logistic in tanh(standardised length difference), the difficulty of
+the instruction and a constant, and predicts it with the length term set to zero; the mean of these predictions is the
+length-controlled win rate (Y. Dubois et al., "Length-Controlled AlpacaEval", 2024). So every instruction has a
+predicted preference, and the win rate is a mean like any other. Its difficulties, and the verdicts on two models with
+gamed lengths that regularise the published form, are on the hub; here they are files (`dspa-bench data list`).
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
+
+from harness.files import read_text
+from harness.quiet import silenced
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Form = Literal["length_controlled_v1", "length_controlled_noreg"]
+LEAST = 5
+"""Verdicts that the regression needs: it is cross-validated in five parts."""
+GAMED = "alpaca_eval/df_gamed.csv"
+DIFFICULTIES = "alpaca_eval/instruction_difficulty.csv"
+RECOVERED = "alpaca_eval/instruction_difficulty_recovered.json"
+ORDER = ("alpaca_eval/model_outputs/gpt4_1106_preview.json", "alpaca_eval/model_outputs/text_davinci_003.json")
+"""Outputs in the order of AlpacaEval's instructions, which the hub's files count by."""
+
+
+class UnavailableError(ValueError):
+    """Why there is no length-controlled win rate, and what would mend it."""
+
+
+@dataclass(frozen=True)
+class LengthControl:
+    """Local inputs of the regression: ``difficulty`` by instruction, and for the published form the gamed verdicts."""
+
+    form: Form
+    difficulty: Mapping[str, float]
+    index: Mapping[str, int]
+    gamed: "pd.DataFrame | None"
+
+    @classmethod
+    def load(cls, folder: Path, form: Form | None = None) -> "LengthControl":
+        """Inputs from the data folder: of ``form``, or of the published form if they are there, else unregularised.
+
+        Raises UnavailableError naming what is missing, ValueError for a damaged file.
+        """
+        gamed = _gamed(folder / GAMED) if (folder / GAMED).is_file() else None
+        if form == "length_controlled_v1" and gamed is None:
+            raise UnavailableError(f"{folder / GAMED} is missing; get it with `dspa-bench data fetch alpaca_eval`")
+        index, difficulty = _difficulties(folder, gamed)
+        if form is None:
+            form = "length_controlled_noreg" if gamed is None else "length_controlled_v1"
+        return cls(form, difficulty, index, gamed if form == "length_controlled_v1" else None)
+
+    @property
+    def statement(self) -> str:
+        """What kind of length-controlled win rate this is, in a sentence."""
+        if self.form == "length_controlled_v1":
+            return "Length-controlled win rates are AlpacaEval's own regression in its published form."
+        return (
+            "Length-controlled win rates are AlpacaEval's own regression without its regularisation "
+            f"(length_controlled_noreg), because {GAMED} is not in the data folder: they differ from those of the "
+            "published form, by less than a point for the two models tried."
+        )
+
+    def covers(self, instructions: list[str]) -> None:
+        """Raise UnavailableError unless the difficulty of every instruction is known."""
+        unknown = [text for text in instructions if text not in self.difficulty]
+        if unknown:
+            raise UnavailableError(
+                f"{len(unknown)} of {len(instructions)} instructions are not AlpacaEval's own, so their difficulty is "
+                f"not known; first: {unknown[0][:60]!r}"
+            )
+
+    def predict(self, annotations: "pd.DataFrame") -> list[float]:
+        """Preference for the model of every row (0..1) at equal lengths, in order.
+
+        ``annotations`` are those of one model in AlpacaEval's format; the regression is fitted on the rows that have a
+        preference. Raises UnavailableError when it cannot be fitted.
+        """
+        self.covers(list(annotations["instruction"]))
+        pairs = zip(annotations["output_1"], annotations["output_2"], strict=True)
+        judged = len(annotations["preference"].dropna())
+        if judged < LEAST:
+            raise UnavailableError(f"at least {LEAST} verdicts are needed, there are {judged}")
+        if len({len(reference) - len(output) for reference, output in pairs}) == 1:
+            raise UnavailableError("all answers differ from their references by the same length")
+        table = annotations.copy()
+        table.index = [self.index[text] for text in annotations["instruction"]]  # what the package knows them by
+        self._fit(table)
+        found = [float(value) for value in table["glm_preference"]]
+        against_itself = annotations["generator_1"].iloc[0] == annotations["generator_2"].iloc[0]
+        if set(found) == {0.5} and not against_itself:
+            raise UnavailableError(f"{judged} verdicts are too few or too even: the regression keeps none of its terms")
+        return found
+
+    def _fit(self, table: "pd.DataFrame") -> None:
+        """Let the package add glm_preference; the file that it would download is handed to it from here."""
+        import sklearn
+        from alpaca_eval.metrics import glm_winrate
+
+        text = self._table.to_csv(index=False)
+        # The package turns metadata routing on for the whole process and uses names that sklearn is about to retire.
+        with (
+            silenced(),
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            sklearn.config_context(),
+            patch.object(glm_winrate, "hf_hub_download", lambda **_: io.StringIO(text)),
+        ):
+            glm_winrate.get_length_controlled_winrate(
+                table, glm_name=self.form, save_weights_dir=None, is_warn_extreme_changes=False
+            )
+
+    @cached_property
+    def _table(self) -> "pd.DataFrame":
+        """In the format of df_gamed.csv; without gamed verdicts only the difficulties mean anything."""
+        import pandas as pd
+
+        if self.gamed is not None:
+            return self.gamed
+        texts = sorted(self.index, key=self.index.__getitem__)
+        rows = {"index": range(len(texts)), "instruction_difficulty": [self.difficulty[text] for text in texts]}
+        return pd.DataFrame({**rows, "model": "none"})
+
+
+def _gamed(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    table = pd.read_csv(io.StringIO(read_text(path, "gamed verdicts")))
+    columns = {"index", "model", "instruction_difficulty", "preference", "std_delta_len", "not_gamed_baseline"}
+    if not columns <= set(table.columns):
+        raise ValueError(
+            f"{path}: not AlpacaEval's df_gamed.csv: missing {', '.join(sorted(columns - set(table.columns)))}"
+        )
+    return table
+
+
+def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str, int], dict[str, float]]:
+    """(place, difficulty) of every instruction; those of ``gamed`` where given, as the package takes them."""
+    import pandas as pd
+
+    if gamed is None and (folder / RECOVERED).is_file():
+        rows = _json(folder / RECOVERED)
+        try:
+            index = {row["instruction"]: int(row["index"]) for row in rows}
+            return index, {row["instruction"]: float(row["instruction_difficulty"]) for row in rows}
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ValueError(f"{folder / RECOVERED}: not a list of instruction difficulties: {problem!r}") from None
+    if gamed is None and not (folder / DIFFICULTIES).is_file():
+        raise UnavailableError(
+            f"instruction difficulties are missing in {folder / 'alpaca_eval'}; "
+            "get them with `dspa-bench data fetch alpaca_eval`"
+        )
+    index = _order(folder)
+    if gamed is not None:
+        found = gamed.drop_duplicates("index").set_index("index")["instruction_difficulty"]
+    else:
+        text = read_text(folder / DIFFICULTIES, "instruction difficulties")
+        found = pd.read_csv(io.StringIO(text), index_col=0).iloc[:, 0]
+    by_place = {int(place): float(value) for place, value in zip(found.index, found, strict=True)}
+    difficulty = {text: by_place[place] for text, place in index.items() if place in by_place}
+    if len(difficulty) < len(index):
+        raise ValueError(f"{folder / 'alpaca_eval'}: {len(index)} instructions, but {len(difficulty)} difficulties")
+    return index, difficulty
+
+
+def _order(folder: Path) -> dict[str, int]:
+    for path in ORDER:
+        if (folder / path).is_file():
+            return {row["instruction"]: place for place, row in enumerate(_json(folder / path))}
+    raise UnavailableError(f"{folder / ORDER[0]} is missing; get it with `dspa-bench data fetch alpaca_eval`")
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(read_text(path, "AlpacaEval"))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path}:{problem.lineno}: not valid JSON ({problem.msg})") from None

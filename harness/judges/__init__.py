@@ -1,5 +1,0 @@
-"""Judges: one protocol, several kinds; verdicts with an error keep their reason and never become a score."""
-
-from harness.judges.base import JUDGES, Answer, Comparison, Judge, JudgeConfig, Rating, Verdict, register_judge
-
-__all__ = ["JUDGES", "Answer", "Comparison", "Judge", "JudgeConfig", "Rating", "Verdict", "register_judge"]

@@ -1,0 +1,146 @@
+"""What judge models said, kept on disk so that no verdict is asked for (and paid for) twice.
+
+A `Journal` is a file of JSON lines that several processes append to and read; `Replies` is the one of all replies.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.preferences import Conversation
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_up_to, self._lines = 0, 0
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one line, in ASCII."""
+        with self.locked() as file:
+            self.append_to(file, row)
+
+    def news(self) -> list[Row]:
+        """The rows that were added since the last call, this object's own included; none without a file.
+
+        Raises ValueError (file:line) for a line that is no JSON object.
+        """
+        try:
+            with self.path.open("rb") as file:
+                return self.news_in(file)
+        except FileNotFoundError:
+            return []
+
+    @contextmanager
+    def locked(self) -> Iterator[BinaryIO]:
+        """The open file while no other process can add to it; for `append_to` and `news_in`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def append_to(self, file: BinaryIO, row: Mapping[str, Any]) -> None:
+        """As `append`, within `locked`."""
+        _cut_torn_end(file)
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+    def news_in(self, file: BinaryIO) -> list[Row]:
+        """As `news`, within `locked`."""
+        file.seek(self._read_up_to)
+        whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        rows = []
+        for number, line in enumerate(whole.split(b"\n"), self._lines + 1):
+            try:
+                row = json.loads(line)
+            except ValueError as problem:
+                raise ValueError(f"{self.path}:{number}: not valid JSON ({problem}); remove this line") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{self.path}:{number}: expected a JSON object; remove this line")
+            rows.append(row)
+        self._read_up_to += len(whole) + 1
+        self._lines += len(rows)
+        return rows
+
+
+def _cut_torn_end(file: BinaryIO) -> None:
+    """Remove what a process that was killed while writing left after the last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def reply_key(identity: Mapping[str, Any], asked: Conversation) -> str:
+    """sha256 of who was asked (all settings a reply depends on) and everything that was sent."""
+    return hashlib.sha256(json.dumps([identity, asked], sort_keys=True).encode()).hexdigest()
+
+
+class Replies:
+    """replies.jsonl in ``folder``, shared by all processes: key, judge, text, one line as each reply comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = Journal(folder / "replies.jsonl")
+        self._claims = folder / "claims.lock"
+        self._texts: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """The text kept under ``key``, as of the last `refresh`."""
+        return self._texts.get(key)
+
+    def refresh(self) -> None:
+        """Read what other processes added."""
+        self._texts |= {row["key"]: row["text"] for row in self._journal.news()}
+
+    def keep(self, key: str, judge: str, text: str) -> None:
+        """Add a reply; it is on disk when this returns."""
+        self._journal.append({"key": key, "judge": judge, "text": text})
+        self._texts[key] = text
+
+    @contextmanager
+    def claims(self) -> Iterator["Claims"]:
+        """For a batch of questions: lets processes agree who asks which, so that two never pay for the same."""
+        self._claims.parent.mkdir(parents=True, exist_ok=True)
+        with self._claims.open("a+b") as file:
+            yield Claims(file.fileno())
+
+
+class Claims:
+    """One lock byte of a file for each question; the system frees those of a process that dies.
+
+    Record locks belong to a process, so they hold off other processes only.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def take(self, key: str) -> bool:
+        """Whether this process now holds the question; False while another one does."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self, key: str) -> None:
+        """Let others have it."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _place(key))
+
+
+def _place(key: str) -> int:
+    return int(key[:15], 16)

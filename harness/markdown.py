@@ -1,0 +1,108 @@
+"""Markdown by hand: escaping, tables, how numbers are written; and Markdown as an HTML page."""
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape as escape_html
+from string import Template
+
+from harness.run_folder.plan import BudgetName, budget_text
+
+EMPTY = "–"
+
+
+def escape(text: object) -> str:
+    """``text`` as one line that Markdown shows as it is, whatever characters it has."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", str(text).strip())
+    return re.sub(r"\s*\n\s*", " ↵ ", escaped)
+
+
+def code(text: object) -> str:
+    """``text`` as a code span that may stand in a table; "none" for None."""
+    if text is None:
+        return "none"
+    fence = "``" if "`" in str(text) else "`"
+    return f"{fence}{str(text).replace('|', chr(92) + '|')}{fence}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
+    """A pipe table of cells that are already Markdown; those after ``text_columns`` are right-aligned."""
+    rule = ["---" if index < text_columns else "---:" for index in range(len(headers))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
+
+
+def number(value: float, digits: int = 1) -> str:
+    """``value`` with grouped thousands; a dash when it is missing."""
+    return EMPTY if _missing(value) else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    return EMPTY if _missing(value) else f"{value:+,.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    return "[no interval]" if _missing(low) else f"[{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def p_value(p: float) -> str:
+    if _missing(p):
+        return EMPTY
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def flops(value: float) -> str:
+    """FLOPs with three digits, e.g. ``1.23e+13``; 0 as ``0``."""
+    if _missing(value):
+        return EMPTY
+    return f"{value:.2e}" if value else "0"
+
+
+def bytes_(value: float) -> str:
+    return EMPTY if _missing(value) else f"{value / 2**20:,.0f} MiB"
+
+
+def words(items: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or value != value
+
+
+def budget(name: BudgetName) -> str:
+    """A number of triples as it is, a bill in words."""
+    return str(name) if isinstance(name, int) else budget_text(name)
+
+
+def html_page(title: str, text: str) -> str:
+    """Markdown ``text`` as a page of its own; raw HTML in it stays text, whatever a model answered."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    return _PAGE.substitute(title=escape_html(title), body=body)
+
+
+_PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+  body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+  h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
+  table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.88rem; margin: 1rem 0; }
+  th, td { border-bottom: 1px solid #dcdcdc; padding: 0.35rem 0.7rem; vertical-align: top; }
+  th { text-align: left; border-bottom: 2px solid #8a8a8a; }
+  td { font-variant-numeric: tabular-nums; }
+  blockquote { background: #fff4d6; border-left: 4px solid #d98e00; margin: 1rem 0; padding: 0.2rem 1rem; }
+  code { background: #f2f2f2; padding: 0.1em 0.3em; border-radius: 3px; font-size: 0.9em; overflow-wrap: anywhere; }
+  img { max-width: 100%; }
+</style>
+</head>
+<body>
+$body
+</body>
+</html>
+""")

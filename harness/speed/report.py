@@ -1,0 +1,125 @@
+"""What a measurement prints and keeps: ratios and figures beside their goals, never asserted."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from harness.provenance import code_commit, machine
+from harness.speed.compare import Comparison, Goal, Ratio
+
+_FORMATS = (".json", ".md")
+
+
+@dataclass(frozen=True)
+class Line:
+    """How many times as fast ``what`` is as ``against``."""
+
+    what: str
+    against: str
+    ratio: Ratio
+    goal: Goal | None = None
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.goal is None else f"{self.goal.verdict(self.ratio)} (>= {self.goal.at_least:.3g})"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of this machine, or a size."""
+
+    what: str
+    value: float
+    unit: str
+    at_most: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None:
+            return ""
+        return f"{'met' if self.value <= self.at_most else 'not met'} (<= {self.at_most:.3g})"
+
+
+@dataclass
+class Section:
+    """One interleaved comparison, or some figures. ``facts`` say what was measured."""
+
+    title: str
+    facts: dict[str, str] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+    def add(self, comparison: Comparison, what: str, against: str, goal: float | None = None) -> None:
+        """A line of a comparison."""
+        ratio = comparison.speed(what, against)
+        self.lines.append(Line(what, against, ratio, None if goal is None else Goal(goal)))
+
+    def markdown(self) -> str:
+        """Headed by the title."""
+        parts = [f"## {self.title}", "\n".join(f"- {name}: {fact}" for name, fact in self.facts.items())]
+        if self.lines:
+            rows = [f"| {x.what} | {x.against} | {x.ratio} | {x.verdict} |" for x in self.lines]
+            head = "| speed of | relative to | ratio [95 %] | goal |\n| --- | --- | ---: | --- |"
+            parts.append("\n".join([head, *rows]))
+        if self.figures:
+            rows = [f"| {x.what} | {x.value:.4g} {x.unit} | {x.verdict} |" for x in self.figures]
+            parts.append("\n".join(["| figure | here | goal |\n| --- | ---: | --- |", *rows]))
+        return "\n\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sections with what they were measured on."""
+
+    title: str
+    machine: Mapping[str, Any]
+    sections: tuple[Section, ...]
+
+    def markdown(self) -> str:
+        """The whole report."""
+        facts = "\n".join(f"- {name}: {value}" for name, value in self.machine.items())
+        return "\n\n".join([f"# {self.title}", facts, *(section.markdown() for section in self.sections)]) + "\n"
+
+    def json(self) -> str:
+        """The same, with verdicts, for programs."""
+        sections = []
+        for section in self.sections:
+            lines = [asdict(line) | {"verdict": line.verdict} for line in section.lines]
+            figures = [asdict(figure) | {"verdict": figure.verdict} for figure in section.figures]
+            sections.append({"title": section.title, "facts": section.facts, "lines": lines, "figures": figures})
+        whole = {"title": self.title, "machine": dict(self.machine), "sections": sections}
+        return json.dumps(whole, indent=1) + "\n"
+
+
+def measure_and_keep(
+    title: str, options: Any, measure: Callable[..., list[Section]], threads: int | None, out: Path | None
+) -> None:
+    """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass."""
+    if out is not None:
+        if out.suffix not in _FORMATS:
+            raise ValueError(f"--out {str(out)!r} must end in {' or '.join(_FORMATS)}, which is the format to write")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    facts = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "code": code_commit() or "unknown",
+        **machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "options": ", ".join(f"{name}={value}" for name, value in asdict(options).items()),
+    }
+    print(Report(title, facts, ()).markdown())
+    sections = measure(options, tell=lambda text: print(text, flush=True))
+    if out is not None:
+        report = Report(title, facts, tuple(sections))
+        out.write_text(report.json() if out.suffix == ".json" else report.markdown(), encoding="utf-8")
+        print(f"kept as {out}")
