@@ -76,7 +76,7 @@ def _build(run: Run, folder: Path) -> None:
     figures = write_figures(run, found.comparison.rows, folder / "figures")
     text = _markdown(run, found, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = markdown.html_page(f"{run.name}: comparison report", text)
+    page = markdown.html_page(f"{run.plan.name}: comparison report", text)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
