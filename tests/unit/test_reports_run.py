@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -152,3 +154,11 @@ def test_environment_keys_that_the_report_needs_are_named_when_missing(folder):
     (folder / "environment.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=r"environment\.json: missing judge, triples"):
         read_run(folder)
+
+
+def test_reading_a_run_needs_neither_torch_nor_pandas(folder):
+    heavy = "('torch', 'transformers', 'pandas', 'matplotlib')"
+    read = f"from reports.run import read_run; read_run({str(folder)!r})"
+    code = f"import sys; {read}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
