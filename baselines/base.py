@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from harness.compute import Meter
+from harness.data.triples import Triple
 from harness.method import MethodConfig, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 
 
 @register_method("base")

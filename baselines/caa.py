@@ -7,9 +7,9 @@ from pydantic import Field
 
 from baselines.direction import DirectionMethod, Tokens, response_differences
 from harness.compute import Meter
+from harness.data.triples import Triple
 from harness.method import register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 
 
 @register_method("caa")

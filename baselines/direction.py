@@ -10,12 +10,11 @@ from torch import Tensor
 
 from harness.compute import Meter
 from harness.compute.rates import Rates
-from harness.intervention import Positions, RowState, Sums, register_intervention
+from harness.data.triples import Triple
 from harness.method import BaseShape, MethodConfig
-from harness.model import AlignedModel
-from harness.predicted import residual_flops
-from harness.preferences import Triple
-from harness.residuals import Seen, batches_by_length, encode_triples, triple_residuals
+from harness.model.aligned import AlignedModel
+from harness.model.intervention import Positions, RowState, Sums, register_intervention
+from harness.model.residuals import Seen, batches_by_length, encode_triples, residual_flops, triple_residuals
 
 Tokens = Literal["mean", "last"]
 """Which tokens of an answer stand for it: the mean over all of them, or the last one."""

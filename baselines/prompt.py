@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from harness.compute import Meter
+from harness.data.triples import Triple
 from harness.method import MethodConfig, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 
 INSTRUCTION = (
     "Answer as a capable and considerate assistant: do what was asked, get the facts right, choose a tone that fits "

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from baselines.direction import DirectionMethod, response_differences
 from harness.compute import Meter
+from harness.data.triples import Triple
 from harness.method import BaseShape, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 
 
 @register_method("repe")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
 
 IGNORED = -100  # label of positions without a loss, as torch has it
 

@@ -11,9 +11,9 @@ from baselines.rows import labelled_rows
 from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
+from harness.data.triples import Triple
 from harness.method import register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 
 
 @register_method("simpo")

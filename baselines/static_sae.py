@@ -8,17 +8,16 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from dspa.density import measure_densities
-from dspa.predict import predict_densities
+from dspa.density import measure_densities, predict_densities
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae
 from dspa.steering import Mode, Scale, latent_change, latent_sets, movable_latents
 from harness.compute import Meter
 from harness.compute.rates import Rates
-from harness.intervention import Positions, RowState, Sums, register_intervention
+from harness.data.refs import SAERef
+from harness.data.triples import Triple
 from harness.method import BaseShape, MethodConfig, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
-from harness.refs import SAERef
+from harness.model.aligned import AlignedModel
+from harness.model.intervention import Positions, RowState, Sums, register_intervention
 
 _ONLINE = {"sae", "alpha", "scale", "active_only", "positions"}
 

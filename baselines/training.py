@@ -12,7 +12,7 @@ from torch import nn
 from baselines.metered import Metered, unpatch, unpatched
 from harness.compute import Meter
 from harness.method import BaseShape, MethodConfig
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:

@@ -6,20 +6,19 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from dspa.density import measure_densities
+from dspa.density import measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
 from dspa.map.shipped import MapOptions, ShippedMap
-from dspa.predict import predict_densities
 from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
 from harness.compute.rates import Rates
-from harness.intervention import Positions
+from harness.data.refs import BaseShape, SAERef
+from harness.data.triples import Triple
 from harness.method import MethodConfig, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
-from harness.refs import BaseShape, SAERef
+from harness.model.aligned import AlignedModel
+from harness.model.intervention import Positions
 
 _ONLINE = ("input_sae", "output_sae", "k_prompt", "k_diff", "alpha", "mode", "scale", "positions")
 

@@ -14,8 +14,8 @@ from dspa.diagnostics import SelectionTally, selection_figures
 from dspa.map.shipped import MapOptions, ShippedMap
 from dspa.map.truncated import extreme_columns
 from dspa.saes.sae import ResidualSAE, load_sae
-from harness.intervention import Positions, RowState, register_intervention
-from harness.refs import SAERef
+from harness.data.refs import SAERef
+from harness.model.intervention import Positions, RowState, register_intervention
 
 Scale = Literal["max", "own"]
 Mode = Literal["ablate", "augment", "both"]

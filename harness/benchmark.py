@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtim
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.registry import Registry
+from harness.plugins import Registry
 
 if TYPE_CHECKING:
     from harness.judging import Judge

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.preferences import Triple
-from harness.refs import BaseShape
-from harness.registry import Registry
+from harness.data.refs import BaseShape
+from harness.data.triples import Triple
+from harness.plugins import Registry
 
 if TYPE_CHECKING:
     from harness.compute import Meter
     from harness.compute.rates import Rates
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
 
 
 @runtime_checkable

@@ -1,14 +1,41 @@
-"""What installed packages add to the program, by entry points; the harness itself knows none of it by name.
+"""A name -> class table: a duplicate name raises, an unknown one lists what is known."""
 
-``dspa_bench.plugins``   modules that register methods, benchmarks and judges
-``dspa_bench.commands``  Typer apps whose commands join the program's own; importing them loads nothing heavy
-``dspa_bench.reports``   functions (run folder) -> path of the report, called when a run ends
-``dspa_bench.truths``    functions (identity of a base model) -> GroundTruth, or None for a base they do not know
-"""
-
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named extension points of one kind (``noun`` is used in error messages)."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._entries: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Class decorator: make the class known as ``name``; raises ValueError when the name is taken."""
+
+        def decorate(cls: type) -> type:
+            if name in self._entries:
+                raise ValueError(f"{self.noun} {name!r} is already registered by {self._entries[name].__qualname__}")
+            cls.name = name  # type: ignore[attr-defined]
+            self._entries[name] = cls
+            return cls
+
+        return decorate
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self._entries:
+            raise ValueError(f"unknown {self.noun} {name!r}; known: {', '.join(sorted(self._entries))}")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
 
 PLUGINS, COMMANDS = "dspa_bench.plugins", "dspa_bench.commands"
 REPORTS, TRUTHS = "dspa_bench.reports", "dspa_bench.truths"

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.preferences import Conversation, Triple
+from harness.data.triples import Conversation, Triple
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.chat import ChatFormat
+    from harness.model.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Completion:
 
 
 class Responder(Protocol):
-    """A model as benchmarks see it: an `harness.model.AlignedModel`, or one whose answers are kept in a store.
+    """A model as benchmarks see it: an `harness.model.aligned.AlignedModel`, or one whose answers are kept in a store.
 
     The methods are those of `AlignedModel`, where they are described. ``model`` is the transformers model that runs.
     """

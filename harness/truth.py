@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from harness.data.triples import Conversation
 from harness.plugins import TRUTHS, declared
-from harness.preferences import Conversation
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import markdown as md
-from harness.agreement import STATISTICS, Kind, Pair, agreement
 from harness.benchmark import Metric, Record
+from harness.measure.agreement import STATISTICS, Kind, Pair, agreement
 from harness.run_folder.plan import BudgetName
-from reports.rows import NAN, Row, Score, Table
 from reports.run import Cell, Run
-from reports.tables import Comparison, score
+from reports.tables import NAN, Comparison, Row, Score, Table, score
 
 _UNITLESS = ("pearson", "spearman", "kappa", "kendall")
 _KINDS: Mapping[str, Kind] = {"ratings": "rating", "verdicts": "verdict"}
@@ -19,7 +18,7 @@ _KINDS: Mapping[str, Kind] = {"ratings": "rating", "verdicts": "verdict"}
 
 @dataclass(frozen=True)
 class Agreement(Row):
-    """One figure of `harness.agreement` for one metric; a metric without a pair has one row, with n = 0 and no
+    """One figure of `harness.measure.agreement` for one metric; a metric without a pair has one row, with n = 0 and no
     figure."""
 
     metric: str

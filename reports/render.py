@@ -7,13 +7,13 @@ from typing import Any
 
 from harness import markdown
 from harness.compute.formulas import PAPER_NOTE
+from harness.measure.statistics import REPLICATES
 from harness.run_folder.plan import budget_text
-from harness.statistics import REPLICATES
 from reports import agreement, answers, costs, findings, sections, tables
 from reports.agreement import Agreement, SecondMean
 from reports.figures import write_figures
-from reports.rows import Table
 from reports.run import Run, read_run
+from reports.tables import Table
 
 
 @dataclass(frozen=True)

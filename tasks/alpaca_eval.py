@@ -11,6 +11,8 @@ from pydantic import Field, computed_field, field_validator, model_validator
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
+from harness.data.refs import InputPath
+from harness.data.triples import conversation
 from harness.evaluators.alpaca_eval.annotator import PackageAnnotator
 from harness.evaluators.alpaca_eval.evaluate import Annotation, Evaluation, evaluate
 from harness.evaluators.alpaca_eval.files import load_outputs
@@ -18,8 +20,6 @@ from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, U
 from harness.files import write_text
 from harness.judging import Judge
 from harness.judging.judge import Verb
-from harness.preferences import conversation
-from harness.refs import InputPath
 from harness.responder import Completion, Responder
 
 REFERENCES = {

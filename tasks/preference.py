@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.preferences import Triple, load_triples
-from harness.refs import InputPath
+from harness.data.refs import InputPath
+from harness.data.triples import Triple, load_triples
 
 if TYPE_CHECKING:
     from harness.judging import Judge

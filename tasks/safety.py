@@ -12,11 +12,11 @@ from typing import Literal
 from pydantic import Field
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
+from harness.data.refs import InputPath
+from harness.data.triples import ROLES, Conversation, Message, conversation
 from harness.files import read_jsonl
 from harness.judging import Answer, Judge
 from harness.judging.judge import Verb
-from harness.preferences import ROLES, Conversation, Message, conversation
-from harness.refs import InputPath
 from harness.responder import Completion, Responder
 
 SAFE_UP_TO = 2

@@ -136,8 +136,8 @@ def tiny_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_base(tiny_folders):
     """family -> the base as an AlignedModel."""
-    from harness.model import AlignedModel
-    from harness.refs import ModelRef
+    from harness.data.refs import ModelRef
+    from harness.model.aligned import AlignedModel
 
     cache = {}
 
@@ -152,7 +152,7 @@ def tiny_base(tiny_folders):
 @pytest.fixture(scope="session")
 def sae_refs(tiny_folders):
     """(input, output) SAERefs that fit the tiny models."""
-    from harness.refs import SAERef
+    from harness.data.refs import SAERef
 
     return SAERef(path=str(tiny_folders["input"])), SAERef(path=str(tiny_folders["output"]))
 
@@ -162,7 +162,7 @@ def triples():
     """24 triples of random words; chosen answers favour the first words, rejected ones the last."""
     import random
 
-    from harness.preferences import Triple, conversation
+    from harness.data.triples import Triple, conversation
 
     draw = random.Random(3)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
+from harness.data.triples import Message, conversation
 from harness.judging import JudgeConfig, Rating, Verdict, register_judge
 from harness.judging.judge import Verb
-from harness.preferences import Message, conversation
 
 QUESTIONS = [f"w{i} w30" for i in range(8)]
 

@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
+from harness.data.refs import InputPath, ModelRef, SAERef
+from harness.data.triples import conversation
 from harness.judging import JudgeConfig, register_judge
 from harness.method import BaseShape, MethodConfig, register_method
-from harness.preferences import conversation
-from harness.refs import InputPath, ModelRef, SAERef
 from harness.run_folder import CellState, RunFolder
 
 

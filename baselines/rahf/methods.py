@@ -23,9 +23,9 @@ from baselines.sft import train_on_answers
 from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
+from harness.data.triples import Triple
 from harness.method import BaseShape, register_method
-from harness.model import AlignedModel
-from harness.preferences import Triple
+from harness.model.aligned import AlignedModel
 from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from baselines.passes import body_rate, head_flops, training_flops
 from baselines.rows import token_triples
 from baselines.training import TrainedMethod
 from harness.compute.rates import Rates
-from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
-from harness.preferences import Triple
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
 
 GOOD = (
     "You are a good assistant. You give the answer that people prefer: correct, useful and polite, in the tone that "

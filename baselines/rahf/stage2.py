@@ -12,10 +12,10 @@ from baselines.metered import Metered
 from baselines.rahf.stage1 import instructed, padded_texts
 from baselines.rows import token_triples
 from harness.compute.rates import Rate
-from harness.intervention import captured, find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
-from harness.preferences import Triple
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
+from harness.model.decoder import captured, find_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ from dspa.audit.texts import KINDS, Corpus
 from dspa.audit.truth import Labels, measure_labels
 from dspa.saes.sae import ResidualSAE
 from dspa.steering import DSPASteering
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from harness.truth import GroundTruth
 
 MOST_EDITED = 20  # latents listed by number of edits

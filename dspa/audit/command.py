@@ -9,11 +9,11 @@ from dspa.audit.audit import AuditSettings, audit
 from dspa.audit.export import to_csv, to_json
 from dspa.audit.page import to_markdown
 from dspa.audit.texts import read_corpus
-from harness.artifact import read_description
 from harness.files import atomic_folder, check_can_make
 from harness.judging.endpoint import ChatEndpoint
 from harness.markdown import html_page
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
+from harness.model.artifact import read_description
 from harness.quiet import without_progress_bars
 from harness.truth import ground_truth
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dspa.diagnostics import edit_counts
 from dspa.steering import DSPASteering
-from harness.model import AlignedModel
-from harness.preferences import Conversation
+from harness.data.triples import Conversation
+from harness.model.aligned import AlignedModel
 
 
 @dataclass(frozen=True, eq=False)

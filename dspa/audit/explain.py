@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dspa.audit.snippets import Snippet
+from harness.data.triples import Message
 from harness.judging.prompted import Reply
-from harness.preferences import Message
 
 Category = Literal["Safety", "Discourse", "Intent", "Structure", "Grammatical", "Content"]
 FOLDED = {"Safety": "Content", "Intent": "Discourse"}

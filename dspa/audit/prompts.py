@@ -10,8 +10,8 @@ from dspa.audit.scan import residual_batches
 from dspa.audit.texts import NOT_COUNTED, text_of
 from dspa.diagnostics import SelectionTally
 from dspa.steering import DSPASteering, Selection
-from harness.model import AlignedModel
-from harness.preferences import Conversation
+from harness.data.triples import Conversation
+from harness.model.aligned import AlignedModel
 
 
 @dataclass(frozen=True)

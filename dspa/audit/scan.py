@@ -10,10 +10,10 @@ from torch import Tensor
 from dspa.audit.texts import Text
 from dspa.saes.quality import reconstruct
 from dspa.saes.sae import ResidualSAE
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows
-from harness.residuals import early_residuals
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows
+from harness.model.decoder import find_decoder
+from harness.model.residuals import early_residuals
 
 _TOKENS_A_BATCH = 4096
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data.triples import Conversation, load_triples
 from harness.files import read_jsonl, read_text
-from harness.model import AlignedModel
-from harness.preferences import Conversation, load_triples
+from harness.model.aligned import AlignedModel
 
 KINDS = ("prompt", "chosen", "rejected", "text")
 NOT_COUNTED = -1

@@ -10,7 +10,7 @@ from torch import Tensor
 from dspa.audit.scan import Measurement, residual_batches
 from dspa.audit.texts import NOT_COUNTED, text_of
 from dspa.saes.sae import ResidualSAE
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from harness.truth import GroundTruth
 
 SELECTIVE = 0.8  # share of a latent's firing in one label's answers that makes it that label's

@@ -18,8 +18,8 @@ from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, PerfOptions, Writ
 from dspa.saes.sae import load_sae
 from dspa.steering import ablate_set, top_prompt_latents
 from harness.compute import Meter
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from harness.speed.compare import always, compare
 from harness.speed.report import Figure, Section
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dspa.saes.sae import ResidualSAE
-from harness.intervention import captured, find_decoder, residual_of, with_residual
-from harness.model import AlignedModel
-from harness.padding import pad_rows
-from harness.preferences import Triple
-from harness.residuals import early_residuals
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows
+from harness.model.decoder import captured, find_decoder, residual_of, with_residual
+from harness.model.residuals import early_residuals
 
 LayerHook = Callable[[nn.Module, tuple, Any], Any]
 

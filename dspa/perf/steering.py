@@ -24,10 +24,10 @@ from dspa.perf.naive import LayerHook, error_term_hook, full_encode_hook
 from dspa.perf.synthetic import SHAPES, Lengths, PerfOptions, SyntheticSAEs, Writer, make_base, make_saes
 from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
-from harness.residuals import early_residuals
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
+from harness.model.decoder import find_decoder
+from harness.model.residuals import early_residuals
 from harness.speed.compare import Comparison, compare
 from harness.speed.report import Figure, Section
 

@@ -16,14 +16,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from harness.base_model import BaseModel
-from harness.chat import ChatFormat
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows
-from harness.preferences import Triple, conversation
-from harness.refs import ModelRef, SAERef
-from harness.residuals import early_residuals
+from harness.data.refs import ModelRef, SAERef
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
+from harness.model.base import BaseModel
+from harness.model.batching import pad_rows
+from harness.model.chat import ChatFormat
+from harness.model.decoder import find_decoder
+from harness.model.residuals import early_residuals
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "Human:", "Assistant:")
 _TOPICS, _TOPIC_WORDS = 12, 150

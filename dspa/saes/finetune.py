@@ -22,13 +22,13 @@ from dspa.saes.quality import Quality, measure_quality, reconstruct
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae
 from dspa.saes.tokens import Text, shuffled_forever, texts_of
 from dspa.saes.training import Units, calibrate, check_trainable, to_released, to_training, train
+from harness.data.refs import SAERef, model_ref
+from harness.data.triples import Triple, load_triples, split_by_prompt, triples_hash
 from harness.experiment.check import check_base
 from harness.files import atomic_folder, check_can_make
-from harness.model import AlignedModel
-from harness.preferences import Triple, load_triples, split_by_prompt, triples_hash
+from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.quiet import without_progress_bars
-from harness.refs import SAERef, model_ref
 
 BUFFER_TOKENS = 32_768
 SAMPLE_TOKENS = 16_384

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE
 from dspa.saes.tokens import Text, TextBatch, batch_texts
-from harness.intervention import captured, find_decoder, residual_of, with_residual
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import captured, find_decoder, residual_of, with_residual
 
 
 @dataclass(frozen=True)

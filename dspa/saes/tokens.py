@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
-from harness.preferences import Triple
-from harness.residuals import early_residuals
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
+from harness.model.decoder import find_decoder
+from harness.model.residuals import early_residuals
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ def fit(
 
     SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
     """
+    from harness.data.refs import model_ref
+    from harness.data.triples import draw_budget, load_triples
     from harness.experiment import cell
     from harness.experiment.check import check_base
     from harness.experiment.forecast import Forecaster
     from harness.files import check_can_make
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
     from harness.plugins import load_plugins
-    from harness.preferences import draw_budget, load_triples
-    from harness.refs import model_ref
 
     without_progress_bars()
     if out.exists():
@@ -105,7 +105,7 @@ def eval(
     from harness.experiment.plan import derive_seed
     from harness.experiment.suite import load_suite
     from harness.files import check_can_make
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
     from harness.run_folder.cell import CellFolder
 
     without_progress_bars()
@@ -155,8 +155,8 @@ def generate(
     device: Device = "cpu",
 ) -> None:
     """Let an aligned model answer: one answer per prompt, in order, separated by a blank line."""
-    from harness.model import AlignedModel
-    from harness.preferences import conversation
+    from harness.data.triples import conversation
+    from harness.model.aligned import AlignedModel
 
     without_progress_bars()
     if not all(text.strip() for text in prompt):

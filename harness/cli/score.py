@@ -99,7 +99,7 @@ def agreement(
     with and without ties. Of several models also Kendall's tau of their means (n counts models then). Failures are
     answers for which either file has no verdict.
     """
-    from harness.agreement import agreement as agreement_of
+    from harness.measure.agreement import agreement as agreement_of
     from harness.measure.rescoring import match
 
     matched = match(first, second)

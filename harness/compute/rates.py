@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from harness.compute.shapes import count_flops
-from harness.intervention import captured, find_decoder
+from harness.model.decoder import captured, find_decoder
 from harness.quiet import hiding_deprecations
 
 _LENGTHS = (8, 16, 24)

@@ -25,10 +25,10 @@ from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
 
+from harness.data.triples import Message
 from harness.evaluators import TASK_FOLDERS
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from harness.plugins import load_plugins
-from harness.preferences import Message
 from harness.quiet import silenced
 from harness.responder import Responder
 

@@ -5,16 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.preferences import Conversation, Triple
+from harness.data.triples import Conversation, Triple
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.chat import ChatFormat
-    from harness.model import AlignedModel
-    from harness.steering import Steering
+    from harness.model.aligned import AlignedModel
+    from harness.model.chat import ChatFormat
+    from harness.model.steering import Steering
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,14 @@ from transformers import set_seed
 
 from harness.benchmark import Benchmark, Record
 from harness.compute import Bill, Meter
+from harness.data.triples import Budget, Triple, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.suite import Suite, load_suite
 from harness.judging import Judge
 from harness.method import AlignmentMethod
-from harness.model import AlignedModel
-from harness.preferences import Budget, Triple, load_triples
+from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.run_folder.cell import CellFolder, CellState
 from harness.run_folder.layout import RunFolder

@@ -8,16 +8,16 @@ from typing import TypeVar
 import torch
 from transformers import AutoTokenizer
 
-from harness.base_model import base_shape, check_weights
 from harness.benchmark import Benchmark, Metric
-from harness.chat import ChatFormat
+from harness.data.refs import ModelRef
+from harness.data.triples import Triple, contaminated, load_triples
 from harness.experiment.identity import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
 from harness.method import BaseShape
-from harness.preferences import Triple, contaminated, load_triples
-from harness.refs import ModelRef
+from harness.model.base import base_shape, check_weights
+from harness.model.chat import ChatFormat
 
 T = TypeVar("T")
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from harness.base_model import BaseModel
-from harness.chat import ChatFormat
 from harness.compute.rates import Rates
+from harness.data.refs import ModelRef
+from harness.data.triples import Budget, Triple
 from harness.experiment.plan import cell_triples
 from harness.experiment.suite import Suite
 from harness.method import AlignmentMethod
-from harness.model import AlignedModel
-from harness.preferences import Budget, Triple
-from harness.refs import ModelRef
+from harness.model.aligned import AlignedModel
+from harness.model.base import BaseModel
+from harness.model.chat import ChatFormat
 from harness.run_folder.plan import PlannedCell
 
 

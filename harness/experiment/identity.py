@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.base_model import base_identity, folder_hash
+from harness.data.refs import SAERef
+from harness.data.triples import Triple, triples_hash
 from harness.experiment.suite import Suite
-from harness.preferences import Triple, triples_hash
-from harness.refs import SAERef
+from harness.model.base import base_identity, folder_hash
 from harness.run_folder.plan import PlannedCell, point_name
 
 Identity = dict[str, Any]

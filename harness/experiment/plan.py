@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.data.triples import Budget, Triple, draw_budget
 from harness.experiment.suite import Suite, Variant, VariantSection
-from harness.preferences import Budget, Triple, draw_budget
 from harness.run_folder.plan import (
     BudgetName,
     Plan,

@@ -1,20 +1,26 @@
 """A suite from beginning to end: check, plan, open the run folder, run what is missing."""
 
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+from harness.data.triples import Triple, triples_hash
 from harness.experiment.check import Checked, check_suite
-from harness.experiment.environment import describe_environment
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
-from harness.experiment.identity import Identity, differences, identify, identity_hash
+from harness.experiment.identity import Identity, differences, identify, identity_hash, sae_hash
 from harness.experiment.plan import grown, make_plan
 from harness.experiment.suite import Suite, load_suite
 from harness.files import check_can_make, read_json, write_json, write_text
+from harness.model.base import base_identity
+from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.environment import Environment
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Plan, PlannedCell
@@ -150,3 +156,41 @@ def _prepare_judges(prepared: Prepared) -> None:
     finally:
         if printed.getvalue():
             write_text(folder / "log.txt", printed.getvalue())
+
+
+def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash: str, folder: Path) -> Environment:
+    """environment.json of the run in ``folder``, as it is now; no ``seconds`` have passed yet."""
+    file, here = suite.file, {"folder": folder}
+    return Environment.model_validate(
+        {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "suite_hash": suite_hash,
+            "git": git_state(),
+            **machine(),
+            "threads": file.execution.threads,
+            "packages": package_versions(),
+            **_judges(suite, RunFolder(folder)),
+            "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
+            "base": {**file.base.model_dump(mode="json", context=here), "hash": base_identity(file.base)},
+            "saes": {
+                name: {**ref.model_dump(mode="json", context=here), "hash": sae_hash(ref)}
+                for name, ref in file.saes.items()
+            },
+            "triples": {
+                **file.triples.model_dump(mode="json", context=here),
+                "n": len(triples),
+                "hash": triples_hash(triples),
+            },
+        }
+    )
+
+
+def _judges(suite: Suite, run: RunFolder) -> dict[str, Any]:
+    """``judge`` and ``second_judge`` (None where there is none), as they are once prepared in the run folder."""
+    prepared = {key: judge.at(run.judging) for key, judge in suite.judges.items()}
+    described: dict[str, Any] = {"judge": None, "second_judge": None}
+    described |= {key: {"label": judge.label, "statement": judge.statement} for key, judge in prepared.items()}
+    if described["second_judge"]:
+        described["second_judge"]["benchmarks"] = suite.judged_twice
+    return described

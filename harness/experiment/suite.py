@@ -12,12 +12,11 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, Benchmark
+from harness.data.refs import InputPath, ModelRef, SAERef
 from harness.experiment.source import Key, Source, describe
 from harness.judging import JUDGES, Judge
 from harness.method import METHODS, AlignmentMethod
-from harness.plugins import load_plugins
-from harness.refs import InputPath, ModelRef, SAERef
-from harness.registry import Registry
+from harness.plugins import Registry, load_plugins
 from harness.run_folder.plan import PlannedCell
 
 
@@ -170,7 +169,7 @@ class Suite:
     def params(self, variant: VariantSection, method: AlignmentMethod, context: Mapping[str, Any]) -> dict[str, Any]:
         """All hyper-parameters of ``method``, defaults included; an SAE that the suite calls by name keeps its name.
 
-        ``context`` says what stands for a path (see `harness.refs.InputPath`).
+        ``context`` says what stands for a path (see `harness.data.refs.InputPath`).
         """
         resolved = cast(BaseModel, method).model_dump(mode="json", context=dict(context))
         return {key: _named(variant.params.get(key), value, self.file.saes) for key, value in resolved.items()}
@@ -276,7 +275,9 @@ def _build(
         raise source.error(name_place, str(problem)) from None
     for field, info in cls.model_fields.items():
         if not info.metadata and Path in (info.annotation, *get_args(info.annotation)):
-            text = f"{registry.noun} {name!r} takes a plain Path as {field!r}; declare it as a harness.refs.InputPath"
+            text = (
+                f"{registry.noun} {name!r} takes a plain Path as {field!r}; declare it as harness.data.refs.InputPath"
+            )
             raise source.error(name_place, f"{text}, so that it starts at the suite's folder")
     try:
         return cls.model_validate(dict(params), context=dict(context))

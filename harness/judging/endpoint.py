@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, PrivateAttr
 
+from harness.data.triples import Conversation, Message
 from harness.judging.judge import register_judge
 from harness.judging.ledger import CapReached, Ledger, Outcome
 from harness.judging.prompted import PromptedJudge, Received, Reply
 from harness.judging.verdicts import Claims, Replies
-from harness.preferences import Conversation, Message
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

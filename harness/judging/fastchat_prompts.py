@@ -6,9 +6,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from harness.data.triples import Conversation, Message
 from harness.files import read_jsonl
 from harness.judging.judge import Comparison, Rating
-from harness.preferences import Conversation, Message
 
 _FORMATS = {"single-v1": "[[rating]]", "single-math-v1": "[[rating]]", "pair-v2": "[[A]]", "pair-math-v1": "[[A]]"}
 """The prompts for one turn, and how their verdicts are marked; those for two have ``-multi-turn`` behind the name."""

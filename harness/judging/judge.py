@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, Protocol, Self, get_args, runtime_checkabl
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.preferences import Conversation, Message
-from harness.registry import Registry
+from harness.data.triples import Conversation, Message
+from harness.plugins import Registry
 
 Verb = Literal["rate", "compare", "harm", "refusal"]
 """What can be asked of a judge."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from harness.base_model import base_identity, check_device, check_weights
+from harness.data.refs import ModelRef
+from harness.data.triples import Conversation
 from harness.judging.judge import register_judge
 from harness.judging.prompted import PromptedJudge, Received, Reply
 from harness.judging.reward.model import AnswerFormat
-from harness.preferences import Conversation
-from harness.refs import ModelRef
+from harness.model.base import base_identity, check_device, check_weights
 
 if TYPE_CHECKING:
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
 
 
 @register_judge("local")
@@ -82,7 +82,7 @@ class LocalJudge(PromptedJudge):
 
     @cached_property
     def _aligned(self) -> "AlignedModel":
-        from harness.model import AlignedModel
+        from harness.model.aligned import AlignedModel
 
         return AlignedModel.from_base(self.model, device=self.device)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.preferences import Conversation
+from harness.data.triples import Conversation
 
 Row = dict[str, Any]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from harness.agreement import EVEN, Kind, Pair
 from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
 from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
@@ -23,6 +22,7 @@ from harness.evaluators.fastchat.files import (
     load_judgments,
     load_pair_judgments,
 )
+from harness.measure.agreement import EVEN, Kind, Pair
 
 if TYPE_CHECKING:
     import pandas as pd

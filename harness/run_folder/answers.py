@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.preferences import Conversation
+from harness.data.triples import Conversation
 from harness.responder import Completion
 
 

@@ -1,6 +1,6 @@
 """environment.json: where, when and with what a run was made."""
 
-from harness.refs import ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef
 from harness.run_folder.document import Document
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from harness.data import data_folder
+from harness.data.refs import model_ref
 from harness.evaluators.lm_eval import AlignedLM, task_manager
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from harness.quiet import silenced
-from harness.refs import model_ref
 from harness.speed.compare import Comparison, Goal, always, compare
 from harness.speed.report import Figure, Line, Section, measure_and_keep
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.data.triples import Conversation, Message
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import ModelAnswer, Question
 from harness.files import read_jsonl, write_jsonl
-from harness.preferences import Conversation, Message
 from harness.responder import Responder
 
 Turn = tuple[int, int]

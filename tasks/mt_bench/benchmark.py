@@ -9,10 +9,10 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
+from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import Question
 from harness.judging import Judge
-from harness.refs import InputPath
 from harness.responder import Responder
 from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
 from tasks.mt_bench.judging import Judging

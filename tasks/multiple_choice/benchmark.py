@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
+from harness.data.refs import InputPath
 from harness.files import write_text
 from harness.judging import Judge
 from harness.quiet import silenced
-from harness.refs import InputPath
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from harness.data.triples import conversation
 from harness.files import atomic_folder
-from harness.preferences import conversation
 from tasks.sandbox.world import FAMILIES, GENERATOR_VERSION, REFUSE, REGISTERS
 
 if TYPE_CHECKING:
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -83,8 +83,8 @@ def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
     sampled at temperature 1. ``content``: mean share of true clauses in them (without unsafe requests, where
     complying is not content). ``sae_*``: L0, explained variance and dead share on held-out texts.
     """
-    from harness.model import AlignedModel
-    from harness.refs import ModelRef
+    from harness.data.refs import ModelRef
+    from harness.model.aligned import AlignedModel
     from tasks.sandbox import model, questions, saes
 
     base = AlignedModel.from_base(ModelRef.model_validate({"path": str(folder / "model")}))

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 
-from harness.preferences import Conversation, Message
+from harness.data.triples import Conversation, Message
 from tasks.sandbox.grammar import Request, ask, draw_request, tidy, truth, without_opener, write_clause
 from tasks.sandbox.topics import REFUSALS, SCENES, SLOTS, TOPICS
 from tasks.sandbox.world import ANIMALS, MARKERS, REFUSE, SPOKEN, TOOLS

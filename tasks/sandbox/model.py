@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from harness.preferences import Conversation
+from harness.data.triples import Conversation
 from tasks.sandbox.corpus import Document
 from tasks.sandbox.tokenizer import BOS_ID, EOS_ID, PAD_ID
 

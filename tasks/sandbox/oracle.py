@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
+from harness.data.triples import Conversation
 from harness.judging import Answer, Comparison, JudgeConfig, Rating, Verdict, register_judge
-from harness.preferences import Conversation
 from tasks.sandbox.corpus import MARKERS_A_CLAUSE
 from tasks.sandbox.grammar import Request, read_clause, split_words, understand
 from tasks.sandbox.topics import REFUSALS

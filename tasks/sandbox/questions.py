@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from harness.preferences import Message
+from harness.data.triples import Message
 from tasks.sandbox.corpus import (
     answer,
     base_answer,

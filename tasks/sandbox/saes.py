@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from harness.intervention import captured, find_decoder
+from harness.model.decoder import captured, find_decoder
 from tasks.sandbox.corpus import Document
 from tasks.sandbox.model import batches, encode_document
 

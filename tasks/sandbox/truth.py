@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from harness.base_model import folder_hash
-from harness.preferences import Conversation, conversation
+from harness.data.triples import Conversation, conversation
+from harness.model.base import folder_hash
 from harness.truth import LabelledAnswer
 from tasks.sandbox.build import ASSETS
 from tasks.sandbox.corpus import answer, draw_topic, prompt_for

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from harness.artifact import SCHEMA_VERSION
 from harness.cli import main
+from harness.model.artifact import SCHEMA_VERSION
 from tasks.sandbox.build import ASSETS
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.model import AlignedModel
-from harness.preferences import conversation, load_triples
-from harness.refs import ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef
+from harness.data.triples import conversation, load_triples
+from harness.model.aligned import AlignedModel
 from tests.waiting import wait_until
 
 ASSETS = Path(__file__).parents[2] / "tasks" / "sandbox" / "assets"
@@ -26,8 +26,8 @@ NEW = 40
 def artifacts(tmp_path_factory):
     """name -> folder: the bare base, and DSPA on 60 triples."""
     from dspa.method import DSPA
+    from harness.data.triples import draw_budget
     from harness.experiment.cell import fit
-    from harness.preferences import draw_budget
 
     root = tmp_path_factory.mktemp("artifacts")
     base = AlignedModel.from_base(ModelRef(path=str(ASSETS / "model")))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.model import AlignedModel
-from harness.refs import ModelRef
+from harness.data.refs import ModelRef
+from harness.model.aligned import AlignedModel
 from tests.reference import ReferenceDSPA
 
 SHOTS = {
@@ -116,8 +116,8 @@ def test_steered_values_equal_one_item_at_a_time(stories, data_folder):
     """DSPA with the real SAEs on two tasks against plain forwards without cache, batch or padding."""
     from dspa.method import DSPA
     from harness.compute import Meter
+    from harness.data.triples import load_triples
     from harness.evaluators.lm_eval import AlignedLM, task_manager
-    from harness.preferences import load_triples
 
     saes = data_folder / "models" / "stories260K_sae"
     triples = load_triples(data_folder / "preferences" / "rasbt.jsonl")[:40]

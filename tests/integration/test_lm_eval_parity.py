@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from harness.model import AlignedModel
-from harness.refs import ModelRef
+from harness.data.refs import ModelRef
+from harness.model.aligned import AlignedModel
 from tasks.multiple_choice import MultipleChoice
 
 ARC = """task: arc_easy_local

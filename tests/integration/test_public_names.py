@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from dspa.saes.sae import check_sae, load_sae
+from harness.data.refs import SAERef
 from harness.method import BaseShape
-from harness.refs import SAERef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import json
 from dspa.saes.sae import check_sae, load_sae
-from harness.base_model import base_shape
-from harness.model import AlignedModel
-from harness.preferences import conversation
-from harness.refs import ModelRef, SAERef
+from harness.model.base import base_shape
+from harness.model.aligned import AlignedModel
+from harness.data.triples import conversation
+from harness.data.refs import ModelRef, SAERef
 
 ref = ModelRef(id="someone/tiny", revision="main")
 model = AlignedModel.from_base(ref)
@@ -55,7 +55,7 @@ def hub(tmp_path, tiny_folders):
 
 
 def test_a_public_name_gives_the_same_model_as_its_folder_and_is_identified_by_its_commit(hub, tiny_base):
-    from harness.preferences import conversation
+    from harness.data.triples import conversation
 
     environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]

@@ -87,9 +87,9 @@ def test_the_planted_preference_can_be_reached_by_conditional_steering_and_not_b
     from baselines.static_sae import StaticSAE
     from dspa.method import DSPA
     from harness.compute import Meter
-    from harness.model import AlignedModel
-    from harness.preferences import conversation, draw_budget, load_triples
-    from harness.refs import ModelRef, SAERef
+    from harness.data.refs import ModelRef, SAERef
+    from harness.data.triples import conversation, draw_budget, load_triples
+    from harness.model.aligned import AlignedModel
 
     base = AlignedModel.from_base(ModelRef(path=str(ASSETS / "model")))
     early, late = (SAERef(path=str(ASSETS / name)) for name in ("sae_early", "sae_late"))
@@ -126,10 +126,10 @@ def test_saes_load_with_saelens_and_name_their_hook_point(manifest):
 
 def test_the_saes_describe_the_residual_stream_that_steering_reads():
     from dspa.saes.sae import load_sae
-    from harness.intervention import find_decoder
-    from harness.model import AlignedModel
-    from harness.preferences import load_triples
-    from harness.refs import ModelRef, SAERef
+    from harness.data.refs import ModelRef, SAERef
+    from harness.data.triples import load_triples
+    from harness.model.aligned import AlignedModel
+    from harness.model.decoder import find_decoder
 
     base = AlignedModel.from_base(ModelRef(path=str(ASSETS / "model")))
     for name in ("sae_early", "sae_late"):

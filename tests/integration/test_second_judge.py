@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import harness.model
-from harness.agreement import Pair, agreement
+import harness.model.aligned
 from harness.experiment.run import prepare, run_suite
+from harness.measure.agreement import Pair, agreement
 from harness.run_folder import RunFolder
 from reports.render import write_report
 from reports.run import read_run
@@ -65,7 +65,7 @@ def no_generation(monkeypatch) -> None:
     def refuse(*_args, **_kwargs):
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr(harness.model, "generate_batches", refuse)
+    monkeypatch.setattr(harness.model.aligned, "generate_batches", refuse)
 
 
 def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished):

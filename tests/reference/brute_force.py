@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from harness.intervention import find_decoder
+from harness.model.decoder import find_decoder
 
 
 def dense_map(rho, delta, percentile, gate, min_support):

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+from harness.data.triples import Conversation
 from harness.experiment.answering import Answering
-from harness.generation import Batch
 from harness.judging import Answer, Comparison, Rating, Verdict
 from harness.judging.judge import VERBS
-from harness.model import AlignedModel, Completion
-from harness.preferences import Conversation
+from harness.model.aligned import AlignedModel, Completion
+from harness.model.generation import Batch
 from harness.run_folder.answers import AnswerStore
 
 

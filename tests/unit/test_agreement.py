@@ -9,10 +9,10 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
-from harness.agreement import STATISTICS, Pair, agreement, cohen_kappa, kendall, pearson
 from harness.cli.app import app
+from harness.measure.agreement import STATISTICS, Pair, agreement, cohen_kappa, kendall, pearson
 from harness.measure.rescoring import match
-from harness.statistics import Measurement, estimate_mean, estimate_statistic
+from harness.measure.statistics import Measurement, estimate_mean, estimate_statistic
 
 
 def rating_pairs(n: int = 120, *, noise: float = 1.0) -> list[Pair]:
@@ -74,7 +74,7 @@ def test_weights_count_as_repetitions():
 
 
 def test_spearman_in_a_replicate_is_that_of_the_drawn_pairs():
-    from harness.agreement import _midranks
+    from harness.measure.agreement import _midranks
 
     rng = np.random.default_rng(2)
     a, b, w = rng.integers(0, 6, 40), rng.integers(0, 6, 40), rng.integers(0, 3, 40)

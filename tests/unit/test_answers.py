@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import harness.model
+import harness.model.aligned
 from dspa.method import DSPA
 from harness.benchmark import BenchmarkConfig, Metric, Record
 from harness.compute import Meter
+from harness.data.triples import conversation
 from harness.experiment.cell import evaluate, judge_again
-from harness.generation import Batch
-from harness.preferences import conversation
+from harness.model.generation import Batch
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
 from harness.run_folder.cell import CellFolder
@@ -244,7 +244,7 @@ def test_interrupted_at_any_batch_and_resumed_a_benchmark_ends_as_if_it_had_not_
         return interrupted
 
     for kind in ("generate_batches", "score_batches"):
-        monkeypatch.setattr(harness.model, kind, counted(kind, getattr(harness.model, kind)))
+        monkeypatch.setattr(harness.model.aligned, kind, counted(kind, getattr(harness.model.aligned, kind)))
 
     def run(cell):
         made.clear()

@@ -17,8 +17,8 @@ PLUGIN = '''
 """Toxicity: percent of the answers that hold a bad word."""
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.preferences import conversation
-from harness.refs import InputPath
+from harness.data.triples import conversation
+from harness.data.refs import InputPath
 
 
 @register_benchmark("outside_toxicity")
@@ -113,7 +113,10 @@ def test_a_record_of_a_metric_that_it_did_not_declare_fails_the_benchmark(suite_
             r"declares the metric 'toxicity', which 'outside_toxicity' declares too",
         ),
         (["outside_old"], r"'outside_old' declares 'evenness'; declare a harness.benchmark.Metric"),
-        (["outside_path"], r"'outside_path' takes a plain Path as 'questions'; declare it as a harness.refs.InputPath"),
+        (
+            ["outside_path"],
+            r"'outside_path' takes a plain Path as 'questions'; declare it as a harness.data.refs.InputPath",
+        ),
     ],
     ids=["twice", "only a name", "plain path"],
 )

@@ -9,11 +9,11 @@ from torch import nn
 from baselines import CAA
 from baselines.direction import response_differences
 from harness.compute import Meter, count_flops
-from harness.intervention import find_decoder, residual_of, with_residual
+from harness.data.refs import ModelRef
+from harness.data.triples import Triple, conversation
 from harness.method import BaseShape
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import ModelRef
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder, residual_of, with_residual
 from tests.conftest import N_LAYERS
 from tests.reference import hooked
 

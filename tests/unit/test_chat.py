@@ -1,7 +1,7 @@
 import pytest
 
-from harness.chat import ChatFormat
-from harness.preferences import Message, conversation
+from harness.data.triples import Message, conversation
+from harness.model.chat import ChatFormat
 from tests.conftest import make_tokenizer
 
 USER = conversation("w1 w2")

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from harness.data.triples import conversation
 from harness.judging.endpoint import ChatEndpoint, NotAsked, RequestHooks
 from harness.judging.prompted import Reply
-from harness.preferences import conversation
 from tests.judge_server import completion, serving
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from harness.intervention import captured, find_decoder
+from harness.model.decoder import captured, find_decoder
 
 IDS = torch.tensor([[1, 9, 10, 11], [1, 12, 13, 14]])
 

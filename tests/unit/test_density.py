@@ -8,8 +8,8 @@ import torch
 from dspa.density import Densities, density_of, measure_densities
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.compute import Meter, count_flops
-from harness.intervention import find_decoder
-from harness.preferences import Triple
+from harness.data.triples import Triple
+from harness.model.decoder import find_decoder
 from tests.conftest import D_MODEL
 from tests.unit.tensor_sizes import LargestTensor
 

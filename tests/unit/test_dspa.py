@@ -12,10 +12,10 @@ from dspa.diagnostics import edit_counts, edited_share_by_age
 from dspa.method import DSPA
 from dspa.saes.sae import load_sae
 from harness.compute import Meter
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import SAERef
+from harness.data.refs import SAERef
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from tests.conftest import make_sae
 from tests.reference import ReferenceDSPA
 

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dspa.saes.sae import load_sae
-from harness.intervention import find_decoder
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from tests.conftest import make_sae
 from tests.reference import ReferenceDSPA
 from tests.unit.test_dspa import PROMPTS, fit

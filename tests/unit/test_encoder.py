@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from dspa.saes import encoder
 from dspa.saes.sae import ResidualSAE, load_sae
-from harness.refs import SAERef
+from harness.data.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, make_sae
 
 ARCHITECTURES = {

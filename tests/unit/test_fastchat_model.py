@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from harness.cli.pass_through import fastchat_command
+from harness.data.refs import ModelRef
 from harness.evaluators.fastchat.model import ArtifactAdapter, ServedModel, register
 from harness.evaluators.fastchat.patches import mend_chunks
-from harness.model import AlignedModel
-from harness.refs import ModelRef
+from harness.model.aligned import AlignedModel
 from tests.unit.test_dspa import PROMPTS, fit
 from tests.unit.test_dspa_decoding import with_adapter
 

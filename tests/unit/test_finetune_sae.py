@@ -15,9 +15,9 @@ from dspa.saes.sae import load_sae
 from dspa.saes.tokens import stream_tokens, texts_of
 from dspa.saes.training import Units, calibrate, check_trainable, to_training
 from harness.compute import Meter
-from harness.model import AlignedModel
-from harness.preferences import load_triples
-from harness.refs import ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef
+from harness.data.triples import load_triples
+from harness.model.aligned import AlignedModel
 from tests.conftest import D_MODEL, D_SAE, make_sae
 
 KINDS = {

@@ -13,12 +13,12 @@ from baselines.sft import SFT
 from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE
 from dspa.method import DSPA
+from harness.data.refs import ModelRef
+from harness.data.triples import Budget, Triple, conversation
 from harness.experiment.cell import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.run import prepare, run_suite
-from harness.model import AlignedModel
-from harness.preferences import Budget, Triple, conversation
-from harness.refs import ModelRef
+from harness.model.aligned import AlignedModel
 from harness.run_folder import RunFolder
 from tests.toys import NoProgress, ToyNoise, outcome, write_suite
 

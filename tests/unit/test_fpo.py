@@ -6,18 +6,26 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from baselines.fpo import FPO, feature_distance, fpo_loss
-from baselines.fpo_reference import answer_means, collator, mean_latents, measure_reference, top_features
+from baselines.fpo import (
+    FPO,
+    answer_means,
+    collator,
+    feature_distance,
+    fpo_loss,
+    mean_latents,
+    measure_reference,
+    top_features,
+)
 from baselines.metered import unpatched
 from baselines.rows import preference_rows
 from baselines.training import TrainedMethod
 from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates
-from harness.intervention import find_decoder
+from harness.data.refs import SAERef
 from harness.method import METHODS, BaseShape
-from harness.model import AlignedModel
-from harness.refs import SAERef
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
 from tests.reference.losses import sigmoid_norm_loss
 

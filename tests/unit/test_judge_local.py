@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.data.refs import ModelRef
+from harness.data.triples import Message, conversation
 from harness.judging import Answer, Comparison, Rating
 from harness.judging.local import LocalJudge
 from harness.judging.prompted import rating_prompt
-from harness.model import AlignedModel
-from harness.preferences import Message, conversation
-from harness.refs import ModelRef
+from harness.model.aligned import AlignedModel
 
 
 def rating(number: int) -> Rating:

@@ -7,11 +7,11 @@ import time
 import pytest
 from pydantic import ValidationError
 
+from harness.data.triples import conversation
 from harness.judging import JUDGES, Answer, Comparison, Judge, Rating
 from harness.judging.endpoint import OpenAIJudge
 from harness.judging.ledger import read_accounts
 from harness.judging.prompted import rating_prompt
-from harness.preferences import conversation
 from tests.judge_server import Server, completion, serving
 
 PRICES = {"price_in": 1000.0, "price_out": 10000.0}

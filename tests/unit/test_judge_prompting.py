@@ -7,11 +7,11 @@ from typing import ClassVar
 import pytest
 from pydantic import PrivateAttr
 
+from harness.data.triples import conversation
 from harness.evaluators.fastchat import files as fastchat
 from harness.judging import Answer, Comparison, Rating, prompted
 from harness.judging.fastchat_prompts import FastChatPrompts
 from harness.judging.prompted import PromptedJudge, Reply
-from harness.preferences import conversation
 
 ONE = conversation([{"role": "user", "content": "Say {x} 100 %s."}, {"role": "assistant", "content": "first {y}"}])
 TWO = (*ONE, {"role": "user", "content": "Again."}, {"role": "assistant", "content": "second"})

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from harness.data.refs import ModelRef
+from harness.data.triples import Message, Triple, conversation, load_triples, split_by_prompt
 from harness.judging import Answer, Comparison, Rating
 from harness.judging.reward.judge import Calibration, RewardJudge
 from harness.judging.reward.model import AnswerFormat, RewardModel
-from harness.preferences import Message, Triple, conversation, load_triples, split_by_prompt
-from harness.refs import ModelRef
 
 QUICK = {"epochs": 5, "learning_rate": 3e-3, "held_out": 0.4}
 

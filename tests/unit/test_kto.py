@@ -5,7 +5,7 @@ import pytest
 from baselines import KTO
 from baselines.kto import unpaired_rows
 from harness.compute import Meter
-from harness.preferences import Triple, conversation
+from harness.data.triples import Triple, conversation
 from tests.unit.trained import fit_checked, margin_gain
 
 

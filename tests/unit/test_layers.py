@@ -19,7 +19,7 @@ ALLOWED = {
     "reports": {"reports", "harness"},
     "baselines": {"baselines", "harness", "dspa"},
 }
-SHARED_SAE_CODE = ("dspa.saes", "dspa.saes.sae", "dspa.saes.encoder", "dspa.map.sparse", "dspa.density", "dspa.predict")
+SHARED_SAE_CODE = ("dspa.saes", "dspa.saes.sae", "dspa.saes.encoder", "dspa.map.sparse", "dspa.density", "dspa.density")
 SHARED_SAE_CODE += ("dspa.steering",)
 """What methods other than DSPA may use of it: reading SAEs, measuring densities, and (steering) choosing and editing
 latents."""

@@ -257,8 +257,8 @@ def test_chat_rendering_is_refused_where_it_would_differ(tiny_base):
 def test_the_hh_format_is_rendered_to_the_ids_the_model_was_aligned_on(tiny_base):
     from dataclasses import replace
 
-    from harness.chat import ChatFormat
-    from harness.preferences import conversation
+    from harness.data.triples import conversation
+    from harness.model.chat import ChatFormat
 
     base = tiny_base("llama")
     hh = base.derive(base=replace(base.base, chat=ChatFormat(base.tokenizer, "hh")))

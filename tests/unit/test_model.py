@@ -7,10 +7,10 @@ import torch
 
 from baselines import DPO, Prompt
 from harness.compute import Meter
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import ModelRef
-from harness.sampling import GumbelNoise
+from harness.data.refs import ModelRef
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
+from harness.model.generation import GumbelNoise
 
 PROMPTS = [conversation(text) for text in ("w1 w2 w3", "w30", "w7 w8 w9")]
 

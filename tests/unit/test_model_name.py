@@ -1,9 +1,9 @@
 import pytest
 
-from dspa.saes.names import check_same_model
-from harness.base_model import base_shape
+from dspa.saes.sae import check_same_model
+from harness.data.refs import ModelRef
 from harness.method import BaseShape
-from harness.refs import ModelRef
+from harness.model.base import base_shape
 
 
 def refusal(trained_on: str | None, base: BaseShape) -> str | None:

@@ -122,7 +122,7 @@ def test_results_json_is_lm_evals_and_names_the_model(folder, tiny_base, tmp_pat
 
 
 def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base, monkeypatch):
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
 
     def broken(self, requests, **_):
         return [(math.nan if index == 4 else -1.0, False) for index in range(len(requests))]

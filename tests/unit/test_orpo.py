@@ -4,7 +4,7 @@ import pytest
 
 from baselines import ORPO
 from harness.compute import Meter
-from harness.preferences import Triple, conversation
+from harness.data.triples import Triple, conversation
 from tests.unit.trained import answer_loglikelihoods, fit_checked, margin_gain
 
 

@@ -28,7 +28,7 @@ from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, Writer, make_base
 from dspa.saes.sae import load_sae
 from dspa.steering import DSPASteering
 from harness.compute import Meter
-from harness.intervention import captured, find_decoder
+from harness.model.decoder import captured, find_decoder
 
 STEPS, BATCH = 3, 4
 LENGTHS = Lengths(prompt=12, answer=8)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.triples import load_triples
 from harness.experiment.plan import cell_triples, derive_seed, grown, make_plan
 from harness.experiment.suite import load_suite
-from harness.preferences import load_triples
 from harness.run_folder import Plan
 from harness.run_folder.plan import PlannedCell
 from tests.toys import write_suite

@@ -10,9 +10,9 @@ import torch
 from baselines import CAA
 from harness.benchmark import BENCHMARKS
 from harness.compute import Meter
+from harness.data.triples import Triple, conversation, load_triples
 from harness.experiment.check import check_suite
 from harness.experiment.suite import load_suite
-from harness.preferences import Triple, conversation, load_triples
 from tasks.preference import Preference
 from tests.toys import write_suite
 from tests.unit.test_caa import ReferenceSteering

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from harness.preferences import Triple, contaminated, conversation, draw_budget, load_triples, split_by_prompt
+from harness.data.triples import Triple, contaminated, conversation, draw_budget, load_triples, split_by_prompt
 
 
 def triple(i: int, prompt: str | None = None) -> Triple:

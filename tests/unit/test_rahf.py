@@ -17,10 +17,10 @@ from baselines.rahf.stage1 import (
 )
 from baselines.rahf.stage2 import activities, activity_loss, fit_collator, fit_rows, fit_trainer, moved_activity
 from harness.compute import Meter, count_flops, paper_flops
-from harness.intervention import find_decoder
+from harness.data.triples import Triple, conversation
 from harness.method import BaseShape
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 
 GOOD, BAD = "w1 w2 w3 w4 w5", "w30"  # of different length
 SHAPE = BaseShape(name="tiny", n_layers=4, d_model=32)

@@ -10,7 +10,7 @@ from baselines import CAA, RepE
 from baselines.repe import projected_mean
 from harness.compute import Meter, count_flops
 from harness.method import BaseShape
-from harness.model import AlignedModel
+from harness.model.aligned import AlignedModel
 from tests.unit.test_caa import PROMPTS, ReferenceSteering, assert_decodes_and_scores_as, brute_difference
 
 

@@ -6,8 +6,8 @@ from sae_lens import SAE
 
 from dspa.method import DSPA
 from dspa.saes.sae import check_sae, load_sae
+from harness.data.refs import SAERef
 from harness.method import BaseShape
-from harness.refs import SAERef
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
 
 BASE = BaseShape("tiny", n_layers=N_LAYERS, d_model=D_MODEL)

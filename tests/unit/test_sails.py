@@ -8,7 +8,7 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from baselines import SAILS, SFT
-from baselines.sails_subspace import (
+from baselines.sails import (
     activation_differences,
     nearest,
     orthonormal_basis,
@@ -17,11 +17,11 @@ from baselines.sails_subspace import (
 from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates
-from harness.intervention import find_decoder
+from harness.data.refs import SAERef
+from harness.data.triples import Triple, conversation
 from harness.method import BaseShape
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import SAERef
+from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
 from tests.unit.trained import answer_loglikelihoods, fit_checked
 

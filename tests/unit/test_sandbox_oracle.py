@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
+from harness.data.triples import conversation
 from harness.judging.judge import JUDGES, Answer, Comparison, Judge, Rating
-from harness.preferences import conversation
 from tasks.sandbox.corpus import answer
 from tasks.sandbox.grammar import Request, draw_request
 from tasks.sandbox.oracle import SandboxOracle, rate, read_answer

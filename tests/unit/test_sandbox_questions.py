@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from harness.data.triples import contaminated, conversation, load_triples
 from harness.judging.judge import Comparison
-from harness.preferences import contaminated, conversation, load_triples
 from tasks.sandbox.corpus import part_of, training_corpus
 from tasks.sandbox.grammar import understand, without_opener
 from tasks.sandbox.oracle import SandboxOracle

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import scoring
-from harness.cached_rows import can_share
+from harness.model import loglikelihood as scoring
+from harness.model.prefix_cache import can_share
 
 draw = random.Random(0)
 

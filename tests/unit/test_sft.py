@@ -5,9 +5,9 @@ import pytest
 from baselines import DPO, SFT
 from baselines.rows import IGNORED, answer_rows
 from harness.compute import Meter
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
-from harness.refs import ModelRef
+from harness.data.refs import ModelRef
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
 from tests.unit.trained import answer_loglikelihoods, fit_checked
 
 FAST = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 4}

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from harness.padding import cut_batches
-from harness.shared_prefix import families
+from harness.model.batching import cut_batches
+from harness.model.prefix_cache import families
 
 
 def saved(found):

@@ -167,7 +167,7 @@ def test_options_that_make_no_sense_together_are_refused_before_any_work(sae_ref
 @pytest.mark.parametrize("options", [{"demix": True}, {"truncate": None, "whiten": True}, {"keep_factors": False}])
 def test_every_variant_fits_generates_and_comes_back(tiny_base, triples, sae_refs, tmp_path, options):
     from harness.compute import Meter
-    from harness.model import AlignedModel
+    from harness.model.aligned import AlignedModel
 
     base = tiny_base("gemma2")
     method = DSPA(

@@ -1,4 +1,4 @@
-"""harness.statistics against closed forms, brute force and simulated truth."""
+"""harness.measure.statistics against closed forms, brute force and simulated truth."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.statistics import Measurement, estimate_mean, holm, paired_difference
+from harness.measure.statistics import Measurement, estimate_mean, holm, paired_difference
 
 
 def _grid(values, *, start=0):
@@ -151,7 +151,7 @@ def test_the_same_measurements_in_another_order_give_the_same_interval():
 def test_chunking_the_replicates_changes_no_statistic(monkeypatch):
     measurements = _grid(np.random.default_rng(8).standard_normal((3, 20)))
     whole = estimate_mean(measurements)
-    monkeypatch.setattr("harness.statistics._CHUNK_CELLS", 1000)
+    monkeypatch.setattr("harness.measure.statistics._CHUNK_CELLS", 1000)
     chunked = estimate_mean(measurements)
     assert chunked.low == pytest.approx(whole.low, abs=0.05)
     assert chunked.high == pytest.approx(whole.high, abs=0.05)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from harness.intervention import Sums, find_decoder
-from harness.preferences import conversation
-from harness.steering import Steering
+from harness.data.triples import conversation
+from harness.model.decoder import find_decoder
+from harness.model.intervention import Sums
+from harness.model.steering import Steering
 
 
 class Marker:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from harness.compute import Bill, Meter, count_flops
-from harness.model import AlignedModel
-from harness.preferences import Triple, conversation
+from harness.data.triples import Triple, conversation
+from harness.model.aligned import AlignedModel
 
 PROMPTS = [conversation("w1 w2 w3"), conversation("w30")]
 

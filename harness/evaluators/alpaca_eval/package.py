@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 from alpaca_eval.annotators.pairwise_evaluator import PairwiseAnnotatorLocal, SinglePairwiseAnnotator
 
+from harness.data.triples import conversation
 from harness.evaluators.alpaca_eval.annotator import KeptAnswers, PackageAnnotator, absent, text_of
 from harness.judging import Comparison, Judge
 from harness.judging.verdicts import Journal
-from harness.preferences import conversation
 
 
 class JudgeAnnotator(PairwiseAnnotatorLocal):

@@ -24,12 +24,12 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from harness.artifact import read_description
-from harness.chat import ChatFormat
-from harness.model import AlignedModel
-from harness.preferences import Message
-from harness.refs import ModelRef
-from harness.steering import Steering
+from harness.data.refs import ModelRef
+from harness.data.triples import Message
+from harness.model.aligned import AlignedModel
+from harness.model.artifact import read_description
+from harness.model.chat import ChatFormat
+from harness.model.steering import Steering
 
 
 class ArtifactAdapter(model_adapter.BaseModelAdapter):

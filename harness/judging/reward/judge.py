@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from harness.data.refs import InputPath, ModelRef
+from harness.data.triples import Conversation, Triple, load_triples, split_by_prompt, triples_hash
 from harness.files import atomic_folder, read_text, write_text
 from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
 from harness.judging.reward.training import Training, answer_rows, train_reward_model
-from harness.preferences import Conversation, Triple, load_triples, split_by_prompt, triples_hash
-from harness.refs import InputPath, ModelRef
 
 if TYPE_CHECKING:  # a report states who judged; it needs neither torch nor transformers, which these import
     from harness.judging.reward.model import AnswerFormat, RewardModel
@@ -120,8 +120,8 @@ class RewardJudge(JudgeConfig):
 
     def check(self) -> None:
         """Read files and configurations: triples that fit, enough of them held out, a model that can score."""
-        from harness.base_model import check_device, check_weights
         from harness.judging.reward.model import check_can_score, check_scores_answers
+        from harness.model.base import check_device, check_weights
 
         check_device(self.device)
         check_weights(self._ref)
@@ -274,7 +274,7 @@ class RewardJudge(JudgeConfig):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """All that the weights and the scale depend on, by content."""
-        from harness.base_model import base_identity
+        from harness.model.base import base_identity
 
         ref = {**self._ref.model_dump(include={"dtype", "chat"}), "content": base_identity(self._ref)}
         triples = triples_hash([triple for part in self._parts for triple in part], in_order=True)

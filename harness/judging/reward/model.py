@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from harness.chat import ChatFormat
-from harness.padding import pad_rows
-from harness.preferences import Conversation
-from harness.refs import ModelRef
+from harness.data.refs import ModelRef
+from harness.data.triples import Conversation
+from harness.model.batching import pad_rows
+from harness.model.chat import ChatFormat
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.preferences import Message, Triple
+from harness.data.refs import ModelRef
+from harness.data.triples import Message, Triple
 from harness.quiet import hiding_deprecations
-from harness.refs import ModelRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from harness.chat import ChatFormat
-from harness.intervention import Intervention
-from harness.steering import Steering
+from harness.model.chat import ChatFormat
+from harness.model.intervention import Intervention
+from harness.model.steering import Steering
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """How far two judges of the same answers agree: correlations, equal verdicts, kappa, and the order of the models.
 
-Every figure comes with a 95 % interval over prompts and seeds (`harness.statistics.estimate_statistic`). Spearman's
-ranks and the models' means are worked out anew in every replicate.
+Every figure comes with a 95 % interval over prompts and seeds (`harness.measure.statistics.estimate_statistic`).
+Spearman's ranks and the models' means are worked out anew in every replicate.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.statistics import estimate_statistic
+from harness.measure.statistics import estimate_statistic
 
 MIDDLE_RATING = 5.5
 """Ratings from 1 to 10 above this are on the good side."""

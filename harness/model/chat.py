@@ -8,7 +8,7 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from harness.preferences import Conversation, Message
+from harness.data.triples import Conversation, Message
 
 ChatKind = Literal["tokenizer", "hh"]
 CHAT_KINDS = ("auto", "tokenizer", "hh")

@@ -15,9 +15,9 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from harness.chat import ChatFormat
+from harness.data.refs import BaseShape, ModelRef
 from harness.files import folder_hash
-from harness.refs import BaseShape, ModelRef
+from harness.model.chat import ChatFormat
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ class ModelRef(BaseModel):
     id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype the weights are loaded in")
-    chat: Literal["auto", "tokenizer", "hh"] = Field("auto", description="chat format (see harness.chat)")
+    chat: Literal["auto", "tokenizer", "hh"] = Field("auto", description="chat format (see harness.model.chat)")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelRef":

@@ -1,23 +1,25 @@
 """The artifact folder: aligned.json plus safetensors (adapter/, weights/, intervention.safetensors). Never pickle.
 
-`harness.model.AlignedModel.save` and `load` put together what is written and read here.
+`harness.model.aligned.AlignedModel.save` and `load` put together what is written and read here.
 """
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.base_model import BaseModel
 from harness.files import atomic_folder
-from harness.intervention import INTERVENTIONS, Intervention
+from harness.model.base import BaseModel
+from harness.model.intervention import INTERVENTIONS, Intervention
 from harness.plugins import load_plugins
 from harness.quiet import hiding_deprecations
 
@@ -98,3 +100,17 @@ def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device:
     except (FileNotFoundError, SafetensorError) as problem:
         raise ValueError(f"{file} is missing or damaged ({problem}); fit the artifact again") from None
     return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
+
+
+def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor's name, dtype, shape and bytes to a hashlib digest."""
+    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over named tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        hash_tensor(digest, name, tensors[name])
+    return digest.hexdigest()

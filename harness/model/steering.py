@@ -6,13 +6,13 @@ condition is computed from; steered are the positions that predict a generated t
 * A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
 * A prefill that extends the one just before it (decoding without a cache) raises unless lengths were given.
 * A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
-* Rows follow their cache (harness.row_cache): beam search and other reorderings take the conditions along.
+* Rows follow their cache (harness.model.steering): beam search and other reorderings take the conditions along.
 * Several tokens on a cache must be announced (`announce_continuation`); unannounced (chunked prefill, assisted
   decoding), on another cache than the last one (classifier-free guidance), and wherever rows no longer match (a changed
   batch), the session raises instead of leaving tokens unsteered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from harness.intervention import Intervention, RowState, find_decoder, residual_of, with_residual
-from harness.padding import new_token_mask
-from harness.row_cache import follow_rows, unfollow_rows
+from harness.model.batching import new_token_mask
+from harness.model.decoder import find_decoder, residual_of, with_residual
+from harness.model.intervention import Intervention, RowState
 
 
 class Steering:
@@ -272,3 +272,50 @@ def _extends(ids: Int[Tensor, "batch pos"], before: Int[Tensor, "batch_before po
     if len(ids) != len(before) or ids.shape[1] <= before.shape[1]:
         return False
     return torch.equal(ids[:, : before.shape[1]], before)
+
+
+TakeRows = Callable[[Int[Tensor, " row"]], None]
+TakeBack = Callable[[int, int], None]
+
+
+def follow_rows(cache: Any, take: TakeRows, take_back: TakeBack) -> None:
+    """From now on ``take(index)`` is called whenever row r of ``cache`` becomes what row ``index[r]`` was, and
+    ``take_back(removed, left)`` whenever its newest tokens are removed.
+
+    The cache keeps its identity and type: its class is exchanged for a subclass of it, so that copies still work;
+    what is done to the rows of a copy is not told.
+    """
+    plain = type(cache)
+
+    class RowCache(plain):
+        _plain = plain
+
+        def reorder_cache(self, beam_idx: Tensor) -> Any:
+            if self is cache:
+                take(beam_idx)
+            return super().reorder_cache(beam_idx)
+
+        def batch_select_indices(self, indices: Tensor) -> Any:
+            if self is cache:
+                take(indices)
+            return super().batch_select_indices(indices)
+
+        def batch_repeat_interleave(self, repeats: int) -> Any:
+            if self is cache:
+                take(torch.arange(len(self.layers[0].keys)).repeat_interleave(repeats))
+            return super().batch_repeat_interleave(repeats)
+
+        def crop(self, *args: Any, **kwargs: Any) -> Any:
+            before = int(self.get_seq_length())
+            result = super().crop(*args, **kwargs)
+            left = int(self.get_seq_length())
+            if self is cache and left < before:
+                take_back(before - left, left)
+            return result
+
+    cache.__class__ = RowCache
+
+
+def unfollow_rows(cache: Any) -> None:
+    """Give the cache its own class back."""
+    cache.__class__ = cache._plain

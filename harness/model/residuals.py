@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.compute import Meter
-from harness.intervention import Decoder, captured, find_decoder
-from harness.model import AlignedModel
-from harness.padding import pad_rows, positions_of
-from harness.preferences import Triple
+from harness.compute.rates import Rates
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
+from harness.model.decoder import Decoder, captured, find_decoder
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,13 @@ def early_residuals(
     with captured(decoder, layers | {last}, stop=True) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, **on_cache)
     return {layer: residual[layer] for layer in layers}
+
+
+def residual_flops(encoded: Sequence[TripleIds], *, last_layer: int, rates: Rates, batch_size: int) -> int:
+    """FLOPs of `harness.model.residuals.triple_residuals` over all triples, for layers up to ``last_layer``."""
+    body, total = rates.body(last_layer + 1), 0
+    for rows in batches_by_length(encoded, batch_size):
+        prompt = max(len(encoded[r].prompt) for r in rows)
+        answer = max(max(len(encoded[r].chosen), len(encoded[r].rejected)) for r in rows)
+        total += body.of(len(rows), prompt) + body.of(2 * len(rows), answer, past=prompt)
+    return total

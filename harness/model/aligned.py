@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.artifact import read_description, read_intervention, read_model, write_artifact
-from harness.base_model import BaseModel
-from harness.chat import ChatFormat
-from harness.fingerprint import hash_tensor
-from harness.generation import Batch, Completion, generate_batches
-from harness.intervention import Intervention
-from harness.preferences import Conversation, Message, Triple
-from harness.refs import ModelRef
-from harness.runtime import Runtime
-from harness.scoring import ScoredBatch, score_batches
-from harness.steering import Steering
+from harness.data.refs import ModelRef
+from harness.data.triples import Conversation, Message, Triple
+from harness.model.artifact import hash_tensor, read_description, read_intervention, read_model, write_artifact
+from harness.model.base import BaseModel
+from harness.model.chat import ChatFormat
+from harness.model.generation import Batch, Completion, generate_batches
+from harness.model.intervention import Intervention
+from harness.model.loglikelihood import ScoredBatch, score_batches
+from harness.model.runtime import Runtime
+from harness.model.steering import Steering
 
 Delta = Literal["none", "adapter", "weights"]
 EncodedTriples = dict[tuple[str | None, str], tuple[array, array, array]]
@@ -87,7 +86,7 @@ class AlignedModel:
         return aligned
 
     def save(self, path: str | Path) -> None:
-        """Write an artifact folder (see harness.artifact); it appears complete or not at all.
+        """Write an artifact folder (see harness.model.artifact); it appears complete or not at all.
 
         Raises ValueError when ``path`` exists already.
         """

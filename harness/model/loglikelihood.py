@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.cached_rows import CachedRows, can_share, encode, extend, extended_logits
-from harness.padding import cut_batches, pad_rows, positions_of
-from harness.runtime import Runtime
-from harness.shared_prefix import Family, Tokens, families
-from harness.steering import Steering
+from harness.model.batching import cut_batches, pad_rows, positions_of
+from harness.model.prefix_cache import CachedRows, Family, Tokens, can_share, encode, extend, extended_logits, families
+from harness.model.runtime import Runtime
+from harness.model.steering import Steering
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]

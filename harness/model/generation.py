@@ -1,22 +1,24 @@
 """Answers to prompts: batched decoding whose result for a row does not depend on the batch."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from harness.padding import pad_rows
+from harness.model.batching import pad_rows
+from harness.model.runtime import Runtime
 from harness.responder import Completion as Completion
-from harness.runtime import Runtime
-from harness.sampling import GumbelNoise, row_seed
 
 
 @dataclass(frozen=True)
 class Batch:
     """Answers that were decoded together. ``rows``: their places among the prompts asked for. ``tally``: what the
-    steering session counted, as JSON (`harness.intervention.Tally`); None where nothing was steered or counted."""
+    steering session counted, as JSON (see `Tally`); None where nothing was steered or counted."""
 
     rows: tuple[int, ...]
     completions: tuple[Completion, ...]
@@ -90,3 +92,30 @@ def _generate_batch(
         text = chat.decode(tokens if end is None else tokens[:-1])
         completions.append(Completion(text, tokens, len(prompts[row]), steered[row], end is not None))
     return completions, None if session is None else session.counts()
+
+
+def row_seed(seed: int, ids: Sequence[int]) -> int:
+    """A row's own seed, from the request's seed and the prompt's ids."""
+    digest = hashlib.sha256(f"{seed}:{','.join(map(str, ids))}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling: argmax(logits / T + Gumbel) is a draw from softmax(logits / T).
+
+    Rows with temperature 0 stay greedy. One random generator a row, so neighbours and batch size change nothing.
+    """
+
+    def __init__(self, temperatures: Sequence[float], seeds: Sequence[int], device: torch.device) -> None:
+        self._temperatures = temperatures
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        noisy = scores.clone()
+        for row, (temperature, generator) in enumerate(zip(self._temperatures, self._generators, strict=True)):
+            if temperature > 0:
+                noise = torch.empty_like(scores[row]).exponential_(generator=generator)
+                noisy[row] = scores[row] / temperature - noise.log()
+        return noisy
