@@ -27,6 +27,8 @@ from tests.unit.scripted import ScriptedJudge, ScriptedModel
 ANSWERS = [Completion(f"one\u2028{i}", (i, i + 1), 3, 2, True) for i in range(5)]
 BATCHES = [({"a": ANSWERS[0], "b": ANSWERS[1]}, {"edits": 0.1}), ({"c": ANSWERS[2]}, None), ({"d": ANSWERS[3]}, {})]
 
+NAMELESS = '{"text": "x", "token_ids": [], "prompt_tokens": 1, "steered_tokens": 0, "finished": true}'
+
 
 @pytest.fixture
 def path(tmp_path) -> Path:
@@ -85,7 +87,7 @@ def test_cut_at_any_byte_it_has_the_batches_that_are_whole_and_can_be_gone_on_wi
         (1, "{", "bench.jsonl:1: damaged: Expecting property name"),
         (2, "[]", "bench.jsonl:2: damaged: "),
         (2, '{"key": "b", "text": "x"}', "bench.jsonl:2: damaged: 'token_ids'"),
-        (2, '{"text": "x", "token_ids": []}', "bench.jsonl:2: damaged: 'key'"),
+        (2, NAMELESS, "bench.jsonl:2: damaged: 'key'"),
         (2, "", "bench.jsonl:2: damaged: Expecting value"),
         (3, '{"batch": 3, "tally": null}', "bench.jsonl:3: damaged: a batch of 3 answers ends, and 2 are there"),
         (5, '{"batch": 1}', "bench.jsonl:5: damaged: 'tally'"),
