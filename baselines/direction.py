@@ -51,13 +51,7 @@ class DirectionMethod(MethodConfig):
 
 
 def response_differences(
-    base: AlignedModel,
-    triples: Sequence[Triple],
-    *,
-    layer: int,
-    tokens: Tokens,
-    meter: Meter,
-    batch_size: int,
+    base: AlignedModel, triples: Sequence[Triple], *, layer: int, tokens: Tokens, meter: Meter, batch_size: int
 ) -> Float[Tensor, "n d_model"]:
     """State of the chosen minus state of the rejected answer of every triple, in order, in fp32 on the CPU.
 

@@ -35,11 +35,7 @@ def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[
 def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
     """One row a triple, as TRL's SFTTrainer takes it: prompt and chosen answer, the prompt without labels."""
     return [
-        {
-            "input_ids": prompt + chosen,
-            "labels": [IGNORED] * len(prompt) + chosen,
-            "length": len(prompt) + len(chosen),
-        }
+        {"input_ids": prompt + chosen, "labels": [IGNORED] * len(prompt) + chosen, "length": len(prompt) + len(chosen)}
         for prompt, chosen, _ in token_triples(base, triples)
     ]
 

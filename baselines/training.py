@@ -146,12 +146,7 @@ class TrainedMethod(MethodConfig):
 
         own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
         set_seed(seed)
-        with (
-            meter.stage(stage),
-            tempfile.TemporaryDirectory() as scratch,
-            unpatched(base.model),
-            hiding_deprecations(),
-        ):
+        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), hiding_deprecations():
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),

@@ -59,14 +59,7 @@ def audit(
 
     settings = AuditSettings(top, snippets, examples, generate, max_new_tokens, seed)
     code = audit_command(
-        artifact,
-        texts,
-        out,
-        settings,
-        judge_url=judge_url,
-        judge_model=judge_model,
-        judge_key=judge_key,
-        device=device,
+        artifact, texts, out, settings, judge_url=judge_url, judge_model=judge_model, judge_key=judge_key, device=device
     )
     raise typer.Exit(code)
 

@@ -263,12 +263,7 @@ def score(found: Iterable[tuple[int, Record]]) -> Score:
 
 
 def _compared(
-    run: Run,
-    variant: str,
-    method: str,
-    budget: BudgetName,
-    cells: Sequence[Cell],
-    sweep: dict[str, Any] | None = None,
+    run: Run, variant: str, method: str, budget: BudgetName, cells: Sequence[Cell], sweep: dict[str, Any] | None = None
 ) -> Comparison:
     scores = {metric: score(_records(cells, metric)) for metric in run.metrics}
     return Comparison(variant, method, budget, len(cells), scores, mean_cost(cells), sweep or {})

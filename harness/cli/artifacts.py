@@ -89,8 +89,7 @@ def eval(
     suite: Annotated[Path, typer.Option(help="Suite whose benchmarks, judge and base model are used.")],
     out: Annotated[Path, typer.Option(help="Folder for the records; must not exist.")],
     benchmark: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all"),
+        list[str] | None, typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all")
     ] = None,
     set_: Overrides = None,
 ) -> None:

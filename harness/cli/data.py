@@ -17,8 +17,7 @@ Names = Annotated[
     typer.Argument(help="Benchmarks, or files by their place.", show_default="all", metavar="[NAME]..."),
 ]
 Folder = Annotated[
-    Path | None,
-    typer.Option(help="Data folder.", show_default="$DSPA_BENCH_DATA, else ~/.cache/dspa-bench"),
+    Path | None, typer.Option(help="Data folder.", show_default="$DSPA_BENCH_DATA, else ~/.cache/dspa-bench")
 ]
 
 

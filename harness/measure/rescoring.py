@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
 from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
-from harness.evaluators.fastchat.files import (
-    Judgment,
-    PairJudgment,
-    is_pair_file,
-    load_judgments,
-    load_pair_judgments,
-)
+from harness.evaluators.fastchat.files import Judgment, PairJudgment, is_pair_file, load_judgments, load_pair_judgments
 from harness.measure.agreement import EVEN, Kind, Pair
 
 if TYPE_CHECKING:

@@ -136,13 +136,7 @@ class AlignedModel:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        parts = [
-            self.base.identity,
-            self.chat.identity,
-            str(self.model.dtype),
-            self.system_prompt,
-            self.delta,
-        ]
+        parts = [self.base.identity, self.chat.identity, str(self.model.dtype), self.system_prompt, self.delta]
         digest.update(json.dumps(parts).encode())
         if self.delta == "adapter":
             settings = {name: config.to_dict() for name, config in self.model.peft_config.items()}  # type: ignore[union-attr]

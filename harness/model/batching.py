@@ -10,11 +10,7 @@ from torch import Tensor
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]],
-    pad_id: int,
-    *,
-    side: Literal["left", "right"],
-    device: torch.device | str = "cpu",
+    rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"], device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
     """(ids, attention mask), padded on one side to the longest row."""
     width = max(map(len, rows))

@@ -58,11 +58,7 @@ def _too_long(tokens: int, max_new_tokens: int, context: int) -> Completion:
 
 
 def _generate_batch(
-    runtime: Runtime,
-    prompts: list[Sequence[int]],
-    temperatures: list[float],
-    max_new_tokens: int,
-    seed: int,
+    runtime: Runtime, prompts: list[Sequence[int]], temperatures: list[float], max_new_tokens: int, seed: int
 ) -> tuple[list[Completion], dict[str, Any] | None]:
     chat, device = runtime.chat, runtime.device
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)

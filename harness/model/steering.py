@@ -35,12 +35,7 @@ class Steering:
     _steered: ClassVar[WeakSet[nn.Module]] = WeakSet()
 
     def __init__(
-        self,
-        model: nn.Module,
-        intervention: Intervention,
-        *,
-        special_ids: Sequence[int],
-        stop_ids: Sequence[int],
+        self, model: nn.Module, intervention: Intervention, *, special_ids: Sequence[int], stop_ids: Sequence[int]
     ) -> None:
         self._decoder = find_decoder(model)
         self._intervention = intervention

@@ -39,14 +39,7 @@ class TaskSpeed:
 
 
 def measure_task(
-    aligned: AlignedModel,
-    task: str,
-    shots: int,
-    *,
-    limit: int,
-    batch_size: int,
-    rounds: int,
-    seed: int,
+    aligned: AlignedModel, task: str, shots: int, *, limit: int, batch_size: int, rounds: int, seed: int
 ) -> TaskSpeed:
     """Tokenise and score the first ``limit`` items of ``task`` (of a group: about as many, alike from each task).
 

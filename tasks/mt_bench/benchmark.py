@@ -49,8 +49,7 @@ class MTBench(BenchmarkConfig):
 
     questions: InputPath = Field(description="FastChat's question.jsonl; without it, that of the data folder")
     references: InputPath | None = Field(
-        None,
-        description="reference answers, in FastChat's format; for the data folder's questions GPT-4's by default",
+        None, description="reference answers, in FastChat's format; for the data folder's questions GPT-4's by default"
     )
     modes: tuple[Mode, ...] = Field(("single",), min_length=1, description="how answers are judged")
     baseline: InputPath | None = Field(

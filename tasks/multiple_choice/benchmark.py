@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The files of these tasks say the rest.
     "paper_local": {
-        "tasks": ("mmlu_local", "arc_easy_local", "truthfulqa_mc2_local", "hellaswag_local", "winogrande_local"),
+        "tasks": ("mmlu_local", "arc_easy_local", "truthfulqa_mc2_local", "hellaswag_local", "winogrande_local")
     },
 }
 """arXiv 2603.21461: MMLU 5-shot, ARC-Easy 25 (acc_norm), TruthfulQA mc2 0, HellaSwag 10 (acc_norm), Winogrande 5."""

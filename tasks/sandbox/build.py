@@ -150,11 +150,7 @@ def _versions() -> dict[str, str]:
     import torch
     import transformers
 
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "sae_lens": sae_lens.__version__,
-    }
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "sae_lens": sae_lens.__version__}
 
 
 @contextmanager

@@ -100,10 +100,7 @@ def conversation(rng: Random, part: str = "corpus") -> Conversation:
         messages.append(Message(role="system", content=_noise(rng)))
     for turn in range(2 if rng.random() < 0.4 else 1):
         request, text = prompt_for(rng, draw_topic(rng), part, follow_up=turn > 0)
-        messages += [
-            Message(role="user", content=text),
-            Message(role="assistant", content=base_answer(rng, request)),
-        ]
+        messages += [Message(role="user", content=text), Message(role="assistant", content=base_answer(rng, request))]
     return tuple(messages)
 
 

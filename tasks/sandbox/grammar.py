@@ -57,12 +57,7 @@ def truth(request: Request) -> dict[str, tuple[str, ...]]:
     known = {slot: (word,) for slot, word in words.items()}
     if "animal" in words:
         animal = ANIMALS[words["animal"]]
-        known |= {
-            "food": (animal.food,),
-            "home": (animal.home,),
-            "colour": (animal.colour,),
-            "time": (animal.time,),
-        }
+        known |= {"food": (animal.food,), "home": (animal.home,), "colour": (animal.colour,), "time": (animal.time,)}
     if "person" in words:
         person = PEOPLE[words["person"]]
         known |= {"workplace": (person.workplace,), "ware": (person.ware,)}

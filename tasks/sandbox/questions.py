@@ -8,15 +8,7 @@ from random import Random
 from typing import Any
 
 from harness.data.triples import Message
-from tasks.sandbox.corpus import (
-    answer,
-    base_answer,
-    draw_topic,
-    fact_sentences,
-    prompt_for,
-    scene,
-    scene_ending,
-)
+from tasks.sandbox.corpus import answer, base_answer, draw_topic, fact_sentences, prompt_for, scene, scene_ending
 from tasks.sandbox.grammar import Request, truth
 from tasks.sandbox.oracle import rate
 from tasks.sandbox.topics import SCENES, SLOTS, TOPICS
@@ -84,10 +76,7 @@ def triples(seed: int, name: str, count: int, seen: set[str], *, part: str = "tr
         history: list[Message] = []
         if rng.random() < 1 / 3:
             request, text = prompt_for(rng, draw_topic(rng), part)
-            history = [
-                Message(role="user", content=text),
-                Message(role="assistant", content=base_answer(rng, request)),
-            ]
+            history = [Message(role="user", content=text), Message(role="assistant", content=base_answer(rng, request))]
         request, text = prompt_for(rng, draw_topic(rng), part, follow_up=bool(history))
         prompt = [*history, Message(role="user", content=text)]
         # Held-out triples share no user turn with anything; training triples only no whole prompt.

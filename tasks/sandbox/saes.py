@@ -40,10 +40,7 @@ class SAETraining:
 
 @torch.no_grad()
 def activations(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Sequence[Document],
-    layer: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: Sequence[Document], layer: int
 ) -> Float[Tensor, "pos d_model"]:
     """Residual stream after block ``layer`` at every token but the special ones (norm outliers)."""
     special = torch.tensor(tokenizer.all_special_ids)

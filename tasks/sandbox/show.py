@@ -11,10 +11,7 @@ from tasks.sandbox.world import FAMILIES, MARKERS, PREFERRED, SPOKEN
 def show(seed: int = 0, conversations: int = 3) -> str:
     """What each family prefers, with a rated answer per register, and sample conversations, as text."""
     rng = Random(f"show:{seed}")
-    lines = [
-        "The sandbox: a planted world in which every family of requests prefers another way of speaking.",
-        "",
-    ]
+    lines = ["The sandbox: a planted world in which every family of requests prefers another way of speaking.", ""]
     lines += ["Registers and their marker words, which open every clause, stand inside it and close it:"]
     lines += [f"  {name:7}{', '.join(words)}" for name, words in MARKERS.items()]
     for family in FAMILIES:

@@ -91,11 +91,7 @@ TOPICS = {
             "what do you know about the {tool} ?",
             "describe the {tool} to me .",
         ),
-        (
-            "the {tool} ~ {use}",
-            "the {tool} ~ is in the {place}",
-            "the {tool} ~ is made of {material}",
-        ),
+        ("the {tool} ~ {use}", "the {tool} ~ is in the {place}", "the {tool} ~ is made of {material}"),
     ),
     "task": Topic(
         "advice",
@@ -135,12 +131,7 @@ TOPICS = {
             "my holiday at the {spot} is over .",
             "it was crowded at the {spot} .",
         ),
-        (
-            "the {spot} ~ is lovely",
-            "people ~ go there for the {sight}",
-            "i ~ was there too",
-            "i ~ like to {pastime}",
-        ),
+        ("the {spot} ~ is lovely", "people ~ go there for the {sight}", "i ~ was there too", "i ~ like to {pastime}"),
     ),
     "story": Topic(
         "story",
@@ -197,10 +188,7 @@ FOLLOW_UPS = (
 
 # Scenes are two sentences without a speaker; the first fixes what the second must say.
 SCENES = {
-    "animal": (
-        "one {weather} {daytime} a {animal} woke up .",
-        "it found some {food} and ran home to the {home} .",
-    ),
+    "animal": ("one {weather} {daytime} a {animal} woke up .", "it found some {food} and ran home to the {home} ."),
     "task": (
         "one {weather} {daytime} the {person} had to {task} .",
         "he took the {tool} from the {place} and began with the {part} .",

@@ -13,13 +13,7 @@ from harness.data.refs import ModelRef
 from harness.model.aligned import AlignedModel
 from tests.reference import ReferenceDSPA
 
-SHOTS = {
-    "mmlu_local": 0,
-    "arc_easy_local": 2,
-    "truthfulqa_mc2_local": 0,
-    "hellaswag_local": 1,
-    "winogrande_local": 5,
-}
+SHOTS = {"mmlu_local": 0, "arc_easy_local": 2, "truthfulqa_mc2_local": 0, "hellaswag_local": 1, "winogrande_local": 5}
 """As many of the paper's as leave most requests uncut in a context of 512; some are cut."""
 
 
@@ -122,11 +116,7 @@ def test_steered_values_equal_one_item_at_a_time(stories, data_folder):
     saes = data_folder / "models" / "stories260K_sae"
     triples = load_triples(data_folder / "preferences" / "rasbt.jsonl")[:40]
     method = DSPA.model_validate(
-        {
-            "input_sae": {"path": str(saes / "layer_1")},
-            "output_sae": {"path": str(saes / "layer_3")},
-            "alpha": 1.0,
-        }
+        {"input_sae": {"path": str(saes / "layer_1")}, "output_sae": {"path": str(saes / "layer_3")}, "alpha": 1.0}
     )
     aligned = method.fit(stories, triples, meter=Meter(stories.model), seed=0)
     reference = ReferenceDSPA(aligned)

@@ -104,9 +104,7 @@ def test_failed_verdicts_are_named_and_a_rerun_asks_only_the_second_judge(
     trouble.write_text("")
     failures = run(suite, tmp_path / "run")
     assert sorted(failures) == CELLS
-    assert failures[CELLS[0]] == [
-        "second judge, toy_rated: 3 of 8 records failed, first: the toy judge was away",
-    ]
+    assert failures[CELLS[0]] == ["second judge, toy_rated: 3 of 8 records failed, first: the toy judge was away"]
     report = write_report(tmp_path / "run").read_text()
     assert "| 20 | 0, 12 |" in report and "the toy judge was away" in report and "Warning: not everything" in report
     trouble.write_text("broken")
@@ -226,10 +224,7 @@ def test_a_missing_second_pass_is_reported(finished, tmp_path):
             {"second_judge": {"kind": "toy_rule", "rule": "length", "made_from": ["W3   w20"]}},
             "1 of the judge's own prompts also occur among the training prompts",
         ),
-        (
-            {"judge": {"kind": "toy_rule", "made_from": ["w3 w20"]}},
-            "judge.*1 of the judge's own prompts also occur",
-        ),
+        ({"judge": {"kind": "toy_rule", "made_from": ["w3 w20"]}}, "judge.*1 of the judge's own prompts also occur"),
     ],
 )
 def test_second_judges_that_make_no_sense_are_refused_before_any_work(tmp_path, tiny_folders, changes, complaint):

@@ -142,12 +142,7 @@ def longer_is_better_than(reference, answer):
 def test_model_outputs_are_in_alpacaevals_format(references, folder):
     run(references, lambda c: "xx", ScriptedJudge(compare=longer_is_better), folder)
     rows = json.loads((folder / "model_outputs.json").read_text(encoding="utf-8"))
-    assert rows[2] == {
-        "instruction": "Say c",
-        "output": "xx",
-        "generator": "scripted-ffffffffffff",
-        "dataset": "d2",
-    }
+    assert rows[2] == {"instruction": "Say c", "output": "xx", "generator": "scripted-ffffffffffff", "dataset": "d2"}
     annotations = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
     assert [(a["instruction"], a["output_1"], a["output_2"], a["preference"]) for a in annotations[:2]] == [
         ("Say a", "a", "xx", 1.75),

@@ -319,10 +319,7 @@ def test_a_stage_that_raises_is_left_and_the_meter_goes_on() -> None:
         failing_step(meter, model, batch)
     with meter.stage("second"):
         pass
-    assert [(s.name, s.steps) for s in meter.bill(method="any", n_triples=1).stages] == [
-        ("first", 0),
-        ("second", 0),
-    ]
+    assert [(s.name, s.steps) for s in meter.bill(method="any", n_triples=1).stages] == [("first", 0), ("second", 0)]
 
 
 def test_nested_stages_are_refused() -> None:
@@ -334,11 +331,7 @@ def test_nested_stages_are_refused() -> None:
 def test_nested_steps_are_refused() -> None:
     meter = Meter()
     inner = meter.step("t", tokens=1, kind="forward")
-    with (
-        meter.stage("only"),
-        meter.step("s", tokens=1, kind="forward"),
-        pytest.raises(ValueError, match="twice"),
-    ):
+    with meter.stage("only"), meter.step("s", tokens=1, kind="forward"), pytest.raises(ValueError, match="twice"):
         inner.__enter__()
 
 

@@ -24,14 +24,7 @@ FAMILIES = ["llama", "gemma2", "gemma3", "qwen3"]
 
 
 def fit(base: AlignedModel, triples, sae_refs, **params) -> AlignedModel:
-    options = {
-        "gate": "strict",
-        "percentile": 50.0,
-        "min_support": 1,
-        "alpha": 1.5,
-        "k_prompt": 8,
-        "k_diff": 6,
-    }
+    options = {"gate": "strict", "percentile": 50.0, "min_support": 1, "alpha": 1.5, "k_prompt": 8, "k_diff": 6}
     method = DSPA(input_sae=sae_refs[0], output_sae=sae_refs[1], **(options | params))
     return method.fit(base, triples, meter=Meter(base.model), seed=0)
 
@@ -157,10 +150,7 @@ def test_the_padding_side_does_not_matter(tiny_base, triples, sae_refs):
     width = max(map(len, rows))
     outcomes = []
     for side in ("left", "right"):
-        ids, mask = (
-            torch.zeros(len(rows), width, dtype=torch.long),
-            torch.zeros(len(rows), width, dtype=torch.long),
-        )
+        ids, mask = (torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long))
         for i, row in enumerate(rows):
             place = slice(width - len(row), None) if side == "left" else slice(0, len(row))
             ids[i, place], mask[i, place] = torch.tensor(row), 1

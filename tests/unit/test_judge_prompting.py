@@ -149,11 +149,7 @@ def write_prompts(path, **changes):
         (Rating(ONE), "single-v1", "Say {x} 100 %s.|first {y}"),
         (Rating(ONE, ("r1",)), "single-math-v1", "Say {x} 100 %s.|r1|first {y}"),
         (Rating(TWO), "single-v1-multi-turn", "Say {x} 100 %s.|first {y}|Again.|second"),
-        (
-            Rating(TWO, ("r1", "r2")),
-            "single-math-v1-multi-turn",
-            "Say {x} 100 %s.|r1|Again.|r2|first {y}|second",
-        ),
+        (Rating(TWO, ("r1", "r2")), "single-math-v1-multi-turn", "Say {x} 100 %s.|r1|Again.|r2|first {y}|second"),
         (Comparison.of(ONE[:1], "a", "b"), "pair-v2", "Say {x} 100 %s.|a|b"),
         (Comparison(ONE, ONE, ("r1",)), "pair-math-v1", "Say {x} 100 %s.|r1|first {y}|first {y}"),
         (Comparison(TWO, OTHER), "pair-v2-multi-turn", "Say {x} 100 %s.|first {y}|Again.|second|first {y}|other"),

@@ -64,10 +64,7 @@ def test_an_item_is_right_when_its_gold_choice_is_likeliest(folder, tiny_base):
     benchmark = MultipleChoice(tasks=("words_one",), task_folder=folder, metric="acc")
     records = run(benchmark, aligned)
     assert [r.value for r in records] == [100.0 * (choose(aligned, i, False) == i["gold"]) for i in ITEMS]
-    assert [(r.item, r.cluster, r.metric) for r in records[:2]] == [
-        ("0", "0", "words_one"),
-        ("1", "1", "words_one"),
-    ]
+    assert [(r.item, r.cluster, r.metric) for r in records[:2]] == [("0", "0", "words_one"), ("1", "1", "words_one")]
     expected = [score for score, _ in aligned.loglikelihood([("w0 w1", f" {c}") for c in ITEMS[0]["choices"]])]
     raw = records[0].raw
     assert raw["loglikelihoods"] == pytest.approx(expected, abs=1e-4)

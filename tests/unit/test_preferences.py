@@ -19,11 +19,7 @@ def write(tmp_path, *rows):
 
 
 def test_a_prompt_may_be_a_string_or_a_conversation(tmp_path):
-    turns = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
-    ]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     path = write(
         tmp_path,
         {"prompt": "q", "chosen": "x", "rejected": "y", "source": "s"},
@@ -46,14 +42,8 @@ def test_a_prompt_may_be_a_string_or_a_conversation(tmp_path):
         ({"prompt": "q", "chosen": 3, "rejected": "y"}, "'chosen' must be a string, got int"),
         ({"prompt": "q", "chosen": "x", "rejected": "x"}, "'chosen' equals 'rejected'"),
         ({"prompt": "", "chosen": "x", "rejected": "y"}, "'prompt' is empty"),
-        (
-            {"prompt": [{"role": "bot", "content": "a"}], "chosen": "x", "rejected": "y"},
-            "role 'bot'; allowed: system",
-        ),
-        (
-            {"prompt": [{"role": "assistant", "content": "a"}], "chosen": "x", "rejected": "y"},
-            "must end with a user",
-        ),
+        ({"prompt": [{"role": "bot", "content": "a"}], "chosen": "x", "rejected": "y"}, "role 'bot'; allowed: system"),
+        ({"prompt": [{"role": "assistant", "content": "a"}], "chosen": "x", "rejected": "y"}, "must end with a user"),
         ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "'prompt'[0] must be an object"),
     ],
 )

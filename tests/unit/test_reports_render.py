@@ -41,13 +41,7 @@ def without_figures(monkeypatch):
 
 def test_the_report_has_the_files_of_the_contract_and_leaves_nothing_else_behind(folder):
     report = folder / "report"
-    for name in (
-        "report.md",
-        "report.html",
-        "tables/comparison.csv",
-        "tables/compute.csv",
-        "tables/sweeps.csv",
-    ):
+    for name in ("report.md", "report.html", "tables/comparison.csv", "tables/compute.csv", "tables/sweeps.csv"):
         assert (report / name).is_file(), name
     for path in report.glob("figures/*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -169,8 +163,7 @@ def test_a_run_without_judge_git_or_any_finished_cell_still_gets_a_report(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("higher_is_better", "expected"),
-    [(True, [(1, 2), (2, 3), (5, 9)]), (False, [(1, 2), (3, 1)])],
+    ("higher_is_better", "expected"), [(True, [(1, 2), (2, 3), (5, 9)]), (False, [(1, 2), (3, 1)])]
 )
 def test_the_pareto_front_keeps_what_nothing_cheaper_or_equal_beats(higher_is_better, expected):
     points = [(5, 9), (1, 2), (2, 3), (3, 1), (4, 3), (6, 8)]

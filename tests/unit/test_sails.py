@@ -8,12 +8,7 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from baselines import SAILS, SFT
-from baselines.sails import (
-    activation_differences,
-    nearest,
-    orthonormal_basis,
-    principal_directions,
-)
+from baselines.sails import activation_differences, nearest, orthonormal_basis, principal_directions
 from dspa.saes.sae import load_sae
 from harness.compute import Meter, count_flops
 from harness.compute.rates import Rates

@@ -92,8 +92,7 @@ def test_a_replicate_that_draws_only_missing_items_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "clusters", "between_seeds", "at_least", "at_most"),
-    [(3, 40, 0.1, 0.92, 0.99), (8, 60, 0.3, 0.90, 0.98)],
+    ("seeds", "clusters", "between_seeds", "at_least", "at_most"), [(3, 40, 0.1, 0.92, 0.99), (8, 60, 0.3, 0.90, 0.98)]
 )
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(seeds, clusters, between_seeds, at_least, at_most):
     assert at_least <= _coverage(seeds, clusters, between_seeds=between_seeds) <= at_most

@@ -103,12 +103,7 @@ class KeptAnswers:
     """
 
     def __init__(
-        self,
-        client: Callable[..., Any],
-        name: str,
-        journal: Journal | None,
-        readable: Callable[[Any], bool],
-        key: str,
+        self, client: Callable[..., Any], name: str, journal: Journal | None, readable: Callable[[Any], bool], key: str
     ) -> None:
         self._client, self._name, self._journal = client, name, journal
         self._readable, self._completion_key = readable, key

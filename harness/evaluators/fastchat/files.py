@@ -217,11 +217,7 @@ def _answer(row: dict[str, Any], place: str) -> ModelAnswer:
     try:
         turns = row["choices"][0]["turns"]
         answer = ModelAnswer(
-            row["question_id"],
-            str(row["answer_id"]),
-            str(row["model_id"]),
-            tuple(turns),
-            float(row["tstamp"]),
+            row["question_id"], str(row["answer_id"]), str(row["model_id"]), tuple(turns), float(row["tstamp"])
         )
     except (KeyError, IndexError, TypeError, ValueError) as problem:
         raise ValueError(
