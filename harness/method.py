@@ -50,7 +50,8 @@ class AlignmentMethod(Protocol):
 class MethodConfig(BaseModel):
     """Base for methods: hyper-parameters come from a suite file, unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
