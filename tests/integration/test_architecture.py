@@ -56,11 +56,8 @@ def base():
 
 @pytest.fixture(scope="module")
 def dspa():
-    saes = {
-        name: SAERef(path=str(ASSETS / folder))
-        for name, folder in (("input_sae", "sae_early"), ("output_sae", "sae_late"))
-    }
-    return DSPA(**saes, gate="strict", min_support=1)
+    early, late = (SAERef(path=str(ASSETS / name)) for name in ("sae_early", "sae_late"))
+    return DSPA(input_sae=early, output_sae=late, gate="strict", min_support=1)
 
 
 def passed(files: set[str], way: str, most: int) -> None:
@@ -108,9 +105,8 @@ def test_a_dpo_cell_is_fitted_in_twelve_files(base, tmp_path):
 
 def test_an_lm_eval_request_is_scored_in_ten_files(base):
     scorer = AlignedLM(base)
-    requests = [
-        Instance("loglikelihood", {}, ("the fox lives in the", end), i) for i, end in enumerate((" den", " sea"))
-    ]
+    context = "the fox lives in the"
+    requests = [Instance("loglikelihood", {}, (context, end), i) for i, end in enumerate((" den", " sea"))]
     with passing() as files:
         ((likely, _), (unlikely, _)) = scorer.loglikelihood(requests)
     assert likely > unlikely

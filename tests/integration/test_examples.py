@@ -22,11 +22,6 @@ def test_the_examples_run_as_they_stand(tmp_path):
         [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for shown in (
-        "| finished:",
-        "{0: (1, 13, 128), 1: (1, 13, 128)}",
-        "torch.Size([6, 5])",
-        "[2]",
-        "dpo__n300__s0 mt_bench",
-    ):
+    shapes = ("{0: (1, 13, 128), 1: (1, 13, 128)}", "torch.Size([6, 5])")
+    for shown in ("| finished:", *shapes, "[2]", "dpo__n300__s0 mt_bench"):
         assert shown in done.stdout, f"{shown} is not in {done.stdout}"
