@@ -1,4 +1,4 @@
-"""Registers the benchmarks and the sandbox's judge. Apart from tasks/__init__, so that `tasks.commands` loads at once."""
+"""Registers the benchmarks and the sandbox's judge; apart from tasks/__init__, which `tasks.commands` loads at once."""
 
 from tasks import alpaca_eval, mt_bench, multiple_choice, preference, safety
 from tasks.sandbox import oracle
