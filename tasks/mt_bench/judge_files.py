@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,9 +14,8 @@ from harness.files import check_can_make, read_json, write_json
 from harness.judging import Judge
 from harness.measure.rescoring import Score, pair_scores, single_scores, write_scores
 from harness.run_folder.layout import RunFolder
-from tasks.mt_bench.answers import Answers, keep_answers
 from tasks.mt_bench.benchmark import MTBench
-from tasks.mt_bench.judging import Judging
+from tasks.mt_bench.judging import Answers, Judging, keep_answers
 
 Mode = Literal["single", "pairwise-baseline", "pairwise-all"]
 
@@ -42,8 +41,8 @@ def judge_command(
     files = fastchat.load_model_answers(answers)
     questions = benchmark.judging(judge, None).questions
     chosen = _chosen(list(files), mode, baseline, models)
-    given = {name: Answers.of(name, files[name], questions) for name in chosen}
-    _check_complete(answers, given)
+    advice = "complete the file, or name the other models with --model"
+    given = [Answers.complete(answers / f"{name}.jsonl", files[name], questions, advice) for name in chosen]
     if not out.exists():
         check_can_make(out)
     folder = RunFolder(out)
@@ -53,10 +52,10 @@ def judge_command(
         write_json(out / IDENTITY, identity)
         judge = judge.at(folder.judging)
         judge.prepare()
-        for name in given:
+        for name in chosen:
             keep_answers(out, name, files[name])
         fastchat.write_questions(out / "question.jsonl", questions)
-        scores, reasons = _judge(benchmark.judging(judge, out), list(given.values()), mode, baseline)
+        scores, reasons = _judge(benchmark.judging(judge, out), given, mode, baseline)
     write_scores(scores)
     print(f"judge: {judge.statement}\njudgments: {out / 'model_judgment'}", file=sys.stderr)
     if reasons:
@@ -107,25 +106,16 @@ def _chosen(there: Sequence[str], mode: Mode, baseline: str | None, models: Sequ
     return chosen
 
 
-def _check_complete(answers: Path, given: Mapping[str, Answers]) -> None:
-    for name, found in given.items():
-        if found.failed:
-            (question, turn), _ = next(iter(found.failed.items()))
-            raise ValueError(
-                f"{answers / name}.jsonl: no answer to turn {turn} of question {question}; complete the file, or name "
-                "the other models with --model"
-            )
-
-
 def _judge(
     judging: Judging, given: Sequence[Answers], mode: Mode, baseline: str | None
 ) -> tuple[list[Score], list[str]]:
     """The scores of what was judged now or before, and why verdicts failed."""
     categories = {question.question_id: question.category for question in judging.questions}
     if mode == "single":
-        judgments, failed = judging.rate(given)
-        rated = [judgment for of_model in judgments.values() for judgment in of_model.values()]
-        return single_scores(rated, categories), [why for of_model in failed.values() for why in of_model.values()]
-    pairs = list(combinations(given, 2)) if baseline is None else [(one, given[-1]) for one in given[:-1]]
-    compared = judging.compare(pairs)
-    return pair_scores(list(compared.judgments.values()), categories, baseline), list(compared.failed.values())
+        ratings, failed = judging.rate(given)
+        scores = single_scores(list(ratings.values()), categories)
+    else:
+        pairs = list(combinations(given, 2)) if baseline is None else [(one, given[-1]) for one in given[:-1]]
+        judgments, failed = judging.compare(pairs)
+        scores = pair_scores(list(judgments.values()), categories, baseline)
+    return scores, list(failed.values())

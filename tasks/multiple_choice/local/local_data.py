@@ -5,7 +5,6 @@ lm-eval calls these from the YAMLs beside this file, with the task's metadata an
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from harness.data import data_file
-from harness.files import read_jsonl, read_text
+from harness.files import load_json, read_jsonl, read_text
 
 _LETTERS = "ABCD"
 Row = dict[str, Any]
@@ -90,7 +89,7 @@ def _arc(path: Path) -> Iterator[Row]:
 
 
 def _truthfulqa(path: Path) -> Iterator[Row]:
-    for row in json.loads(read_text(path, "TruthfulQA")):
+    for row in load_json(path, "TruthfulQA"):
         targets = {
             name: {"choices": list(row[name]), "labels": list(row[name].values())}
             for name in ("mc1_targets", "mc2_targets")
