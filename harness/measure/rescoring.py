@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
 from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.evaluators.fastchat.files import Judgment, PairJudgment, is_pair_file, load_judgments, load_pair_judgments
@@ -134,6 +133,8 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
     """
     import pandas as pd
 
+    from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
+
     scores, notes = [], []
     for model in dict.fromkeys(row["generator_2"] for row in annotations):
         of_model = pd.DataFrame([row for row in annotations if row["generator_2"] == model])
@@ -146,22 +147,20 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
         figures = win_rate(of_model)
         predicted, note = _length_controlled(of_model, data)
         notes.append(f"{model}: {note}")
-        scores += _annotation_scores(model, of_model, figures, predicted)
+        if predicted is not None:
+            preferences = zip(predicted, of_model["preference"], strict=True)
+            figures |= length_controlled_figures([p for p, preference in preferences if not math.isnan(preference)])
+        scores += _annotation_scores(model, of_model, figures)
     return scores, notes
 
 
-def _annotation_scores(
-    model: str, table: "pd.DataFrame", figures: dict[str, float], predicted: Sequence[float] | None
-) -> list[Score]:
+def _annotation_scores(model: str, table: "pd.DataFrame", figures: dict[str, float]) -> list[Score]:
     n = int(figures["n_total"])
     failures = len(table) - n
-    names = ("win_rate", "standard_error", "discrete_win_rate")
-    scores = [Score(model, name, _number(figures[name]), n, failures) for name in names]
-    if predicted is not None:
-        judged = [p for p, preference in zip(predicted, table["preference"], strict=True) if not math.isnan(preference)]
-        controlled = length_controlled_figures(judged)
-        scores.append(Score(model, "lc_win_rate", controlled["length_controlled_winrate"], n, failures))
-        scores.append(Score(model, "lc_standard_error", controlled["lc_standard_error"], n, failures))
+    names = {name: name for name in ("win_rate", "standard_error", "discrete_win_rate")}
+    names |= {"length_controlled_winrate": "lc_win_rate", "lc_standard_error": "lc_standard_error"}
+    known = {name: _number(figures[of_package]) for of_package, name in names.items() if of_package in figures}
+    scores = [Score(model, name, value, n, failures) for name, value in known.items()]
     length = int(sum(map(len, table["output_2"])) / len(table))
     return [*scores, Score(model, "avg_length", length, len(table), 0)]
 

@@ -8,16 +8,15 @@ gamed lengths that regularise the published form, are on the hub; here they are 
 """
 
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
 
-from harness.files import read_text
+from harness.files import load_json, read_text
 from harness.quiet import silenced
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str,
     import pandas as pd
 
     if gamed is None and (folder / RECOVERED).is_file():
-        rows = _json(folder / RECOVERED)
+        rows = load_json(folder / RECOVERED, "instruction difficulty")
         try:
             index = {row["instruction"]: int(row["index"]) for row in rows}
             return index, {row["instruction"]: float(row["instruction_difficulty"]) for row in rows}
@@ -175,12 +174,5 @@ def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str,
 def _order(folder: Path) -> dict[str, int]:
     for path in ORDER:
         if (folder / path).is_file():
-            return {row["instruction"]: place for place, row in enumerate(_json(folder / path))}
+            return {row["instruction"]: place for place, row in enumerate(load_json(folder / path, "AlpacaEval"))}
     raise UnavailableError(f"{folder / ORDER[0]} is missing; get it with `dspa-bench data fetch alpaca_eval`")
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(read_text(path, "AlpacaEval"))
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{path}:{problem.lineno}: not valid JSON ({problem.msg})") from None
