@@ -60,7 +60,7 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
         )
     os.environ.setdefault("LOGDIR", "")
     if module == "fastchat.serve.openai_api_server":
-        from harness.evaluators.fastchat.patches import mend_chunks
+        from harness.evaluators.fastchat import mend_chunks
 
         mend_chunks()
     elif module != "fastchat.serve.controller":  # these two hold no model, and start in no time without torch
@@ -68,7 +68,7 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
 
         register()
     if module == "fastchat.llm_judge.qa_browser":
-        from harness.evaluators.fastchat.patches import mend_browser
+        from harness.evaluators.fastchat import mend_browser
 
         mend_browser()
     before = sys.argv

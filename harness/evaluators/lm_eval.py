@@ -95,13 +95,9 @@ class AlignedLM(_HFLM):
         super().set_cache_hook(cache_hook)
         database = cache_hook.dbdict
         if database is not None:
-            SqliteDict(database.filename, tablename=self._cache_table).close()  # creates the table
-            database.tablename = self._cache_table
-
-    @property
-    def _cache_table(self) -> str:
-        settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
-        return f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
+            settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
+            database.tablename = f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
+            SqliteDict(database.filename, tablename=database.tablename).close()  # creates the table
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         """As HFLM's; the choices of an item follow each other, so their context is tokenised once."""
@@ -137,14 +133,10 @@ class AlignedLM(_HFLM):
         return context[excess:]
 
     def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
+        self, strings: list[str], *, left_truncate_len: int | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """As HFLM's for the prompts of ``generate_until``; those it cuts on the left are counted, too."""
-        ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        ids, mask = super().tok_batch_encode(strings, **options)
         if left_truncate_len is None or ids.shape[1] <= left_truncate_len:
             return ids, mask
         cut = int((mask.sum(-1) > left_truncate_len).sum())
@@ -154,10 +146,9 @@ class AlignedLM(_HFLM):
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         # Past a stop token a row is not steered any more, so its generation has to end there.
+        ends = list(self.aligned.chat.stop_ids)
         with self.aligned.steering():
-            return super()._model_generate(
-                context, max_length, stop, eos_token_id=list(self.aligned.chat.stop_ids), **kwargs
-            )
+            return super()._model_generate(context, max_length, stop, eos_token_id=ends, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The artifact's own chat format as text; refused where the text would not be what the model was aligned in."""

@@ -66,10 +66,7 @@ class PackageAnnotator:
         path = Path(config) if isinstance(config, Path) else _named(config)
         if path.is_dir():
             path = path / CONFIG
-        try:
-            configs = yaml.safe_load(read_text(path, "annotator configuration"))
-        except yaml.YAMLError as problem:
-            raise ValueError(f"{path}: not valid YAML: {problem}") from None
+        configs = _yaml(path, "annotator configuration")
         if not isinstance(configs, dict) or not configs or not all(isinstance(c, dict) for c in configs.values()):
             raise ValueError(f"{path}: expected a mapping from names to annotators with prompt_template and the like")
         for name, settings in configs.items():
@@ -115,7 +112,10 @@ class KeptAnswers:
         wanted = [prompt for prompt in dict.fromkeys(prompts) if self._key(prompt, settings) not in self._known]
         answers = {prompt: self._known.get(self._key(prompt, settings)) for prompt in prompts}
         if self._client.__name__ in REMOTE:
-            workers = settings.get("num_procs") or _concurrency(self._client.__name__)
+            from alpaca_eval.constants import API_MAX_CONCURRENCY, OPENAI_MAX_CONCURRENCY
+
+            of_openai = self._client.__name__ == "openai_completions"
+            workers = settings.get("num_procs") or (OPENAI_MAX_CONCURRENCY if of_openai else API_MAX_CONCURRENCY)
             with ThreadPoolExecutor(workers) as pool:
                 found = list(pool.map(lambda prompt: self._ask([prompt], settings), wanted))
         else:  # a model in this process, which is loaded once for all
@@ -142,14 +142,12 @@ class KeptAnswers:
             answer = {name: _plain(values[place]) for name, values in result.items() if isinstance(values, list)}
             answers[prompt] = answer
             if self._readable(answer.get(self._completion_key)):
+                key = self._key(prompt, settings)
                 with self._lock:
-                    self._keep(self._key(prompt, settings), answer)
+                    self._known[key] = answer
+                    if self._journal is not None:
+                        self._journal.append({"key": key, "answer": answer})
         return answers
-
-    def _keep(self, key: str, answer: dict[str, Any]) -> None:
-        self._known[key] = answer
-        if self._journal is not None:
-            self._journal.append({"key": key, "answer": answer})
 
     def _key(self, prompt: str, settings: Mapping[str, Any]) -> str:
         kept = {name: value for name, value in settings.items() if name not in _UNSENT}
@@ -162,6 +160,13 @@ def without_keys(text: str) -> str:
         for key in os.environ.get(name, "").split(","):
             text = text.replace(key, "***") if key else text
     return text
+
+
+def _yaml(path: str | Path, what: str) -> Any:
+    try:
+        return yaml.safe_load(read_text(path, what))
+    except yaml.YAMLError as problem:
+        raise ValueError(f"{path}: not valid YAML: {problem}") from None
 
 
 def _named(name: str) -> Path:
@@ -214,10 +219,7 @@ def _clients(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     path = settings.get("completions_kwargs", {}).get("client_config_path") or os.environ.get(CLIENTS)
     if path is None:
         return None
-    try:
-        clients = yaml.safe_load(read_text(path, CLIENTS))
-    except yaml.YAMLError as problem:
-        raise ValueError(f"{path}: not valid YAML: {problem}") from None
+    clients = _yaml(path, CLIENTS)
     if not isinstance(clients, dict):
         raise ValueError(f"{path}: expected a mapping from models (or `default`) to lists of clients")
     return clients
@@ -272,12 +274,6 @@ def _value(answer: Mapping[str, Any] | None, name: str) -> Any:
     """The package divides what it has per example, so a figure that is not known is not a number there."""
     value = (answer or {}).get(name)
     return math.nan if value is None and name.endswith("per_example") else value
-
-
-def _concurrency(client: str) -> int:
-    from alpaca_eval import constants
-
-    return constants.OPENAI_MAX_CONCURRENCY if client == "openai_completions" else constants.API_MAX_CONCURRENCY
 
 
 def text_of(completion: Any) -> str:

@@ -56,15 +56,6 @@ class ModelAnswer:
     turns: Annotated[tuple[Text, ...], Field(min_length=1), "a list of strings"]
     tstamp: Annotated[float, "a number"]
 
-    def to_row(self) -> dict[str, Any]:
-        return {
-            "question_id": self.question_id,
-            "answer_id": self.answer_id,
-            "model_id": self.model_id,
-            "choices": [{"index": 0, "turns": list(self.turns)}],
-            "tstamp": self.tstamp,
-        }
-
 
 def load_questions(path: str | Path) -> list[Question]:
     """Read a question.jsonl; raises ValueError with file:line for a malformed or repeated question."""
@@ -106,7 +97,9 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
 
 def write_answers(path: str | Path, answers: Iterable[ModelAnswer]) -> None:
     """Write one model's answer file (FastChat takes the model's name from the file name)."""
-    write_jsonl(path, (answer.to_row() for answer in answers))
+    rows = [vars(answer) | {"choices": [{"index": 0, "turns": list(answer.turns)}]} for answer in answers]
+    columns = ("question_id", "answer_id", "model_id", "choices", "tstamp")
+    write_jsonl(path, ({column: row[column] for column in columns} for row in rows))
 
 
 def answer_path(folder: Path, model_id: str) -> Path:
