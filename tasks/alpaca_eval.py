@@ -17,8 +17,7 @@ from harness.evaluators.alpaca_eval.annotator import PackageAnnotator
 from harness.evaluators.alpaca_eval.files import load_outputs
 from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, UnavailableError
 from harness.files import write_text
-from harness.judging import Judge
-from harness.judging.judge import Verb
+from harness.judging import Judge, Verb
 from harness.responder import Responder
 
 REFERENCES = {
@@ -144,9 +143,7 @@ class AlpacaEval(BenchmarkConfig):
     def prompts(self) -> list[str]:
         return [row["instruction"] for row in self._references]
 
-    def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         from harness.evaluators.alpaca_eval.evaluate import evaluate
 
         by = self._annotator or judge

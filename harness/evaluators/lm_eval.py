@@ -185,12 +185,10 @@ register_model("aligned")(AlignedLM)  # not as a decorator: it would hide the cl
 
 def _device(name: str | None) -> str:
     """lm-eval's command line asks for cuda:0 by itself; without CUDA that means the CPU, as for ``hf``."""
-    if torch.cuda.is_available():
-        return name or "cuda:0"
-    if name is not None and name.startswith("cuda"):
+    if not torch.cuda.is_available() and name is not None and name.startswith("cuda"):
         _log.warning("no CUDA device: running on the CPU")
         return "cpu"
-    return name or "cpu"
+    return name or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def task_manager(include_path: str | Sequence[str | Path] | None = None, **options: Any) -> TaskManager:

@@ -6,7 +6,7 @@ Scores are one line each: model, metric, value, n, failures. `match` pairs up tw
 import csv
 import math
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -49,7 +49,7 @@ def single_scores(judgments: Sequence[Judgment], categories: Categories) -> list
 
     Raises ValueError for a turn with two ratings, several judges, or a question without a category.
     """
-    kept = _once(judgments, lambda j: j.model)
+    kept = _once(judgments)
     scores = []
     for model in dict.fromkeys(j.model for j in judgments):
         for metric, found in _groups("mt_bench", [j for j in kept if j.model == model], categories):
@@ -65,15 +65,15 @@ def pair_scores(judgments: Sequence[PairJudgment], categories: Categories, basel
     the counts. With a ``baseline`` only pairs with it count, and it has no line of its own.
     Raises ValueError as `single_scores` does, and for a baseline that no pair has.
     """
-    models = list(dict.fromkeys(m for j in judgments for m in (j.model_1, j.model_2)))
+    models = list(dict.fromkeys(m for j in judgments for m in j.models))
     if baseline is not None:
         if baseline not in models:
             raise ValueError(f"no judgment is about the baseline {baseline!r}; there are {', '.join(models)}")
-        judgments = [j for j in judgments if baseline in (j.model_1, j.model_2)]
-    kept = _once(judgments, lambda j: " and ".join(sorted((j.model_1, j.model_2))))
+        judgments = [j for j in judgments if baseline in j.models]
+    kept = _once(judgments)
     scores = []
     for model in models:
-        own = [j for j in kept if model in (j.model_1, j.model_2)]
+        own = [j for j in kept if model in j.models]
         if model == baseline or not own:
             continue
         for metric, found in _groups("mt_bench_win", own, categories):
@@ -104,7 +104,7 @@ def _score(model: str, metric: str, values: Sequence[float], found: int) -> Scor
     return Score(model, metric, fmean(values) if values else None, len(values), found - len(values))
 
 
-def _once(judgments: Sequence[J], who: Callable[[J], str]) -> list[J]:
+def _once(judgments: Sequence[J]) -> list[J]:
     """One judgment of each turn: FastChat appends, so a failure may be followed by a later try."""
     judges = sorted({j.judge[0] for j in judgments})
     if len(judges) > 1:
@@ -113,7 +113,7 @@ def _once(judgments: Sequence[J], who: Callable[[J], str]) -> list[J]:
         )
     kept: dict[tuple[str, int, int], J] = {}
     for judgment in judgments:
-        key = who(judgment), judgment.question_id, judgment.turn
+        key = " and ".join(sorted(judgment.models)), judgment.question_id, judgment.turn
         before = kept.get(key)
         if before is not None and not before.failed and not judgment.failed:
             raise ValueError(

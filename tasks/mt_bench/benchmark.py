@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
@@ -12,12 +12,9 @@ from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import Question
-from harness.judging import Judge
+from harness.judging import Judge, Verb
 from harness.responder import Responder
 from tasks.mt_bench.judging import Answers, Judging, Turn, conversation, keep_answers
-
-if TYPE_CHECKING:
-    from harness.judging.judge import Verb
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -29,7 +26,7 @@ _METRICS: dict[Mode, Metric] = {
         name="mt_bench_win", title="MT-Bench win rate", unit="%", made_of="verdicts", sample=_SAMPLE
     ),
 }
-_VERBS: "dict[Mode, Verb]" = {"single": "rate", "pairwise-baseline": "compare"}
+_VERBS: dict[Mode, Verb] = {"single": "rate", "pairwise-baseline": "compare"}
 _WIN = {"model_1": 100.0, "tie": 50.0, "model_2": 0.0}  # ours is model_1
 
 
@@ -81,7 +78,7 @@ class MTBench(BenchmarkConfig):
         return tuple(_METRICS[mode] for mode in self.modes)
 
     @property
-    def asks(self) -> "frozenset[Verb]":
+    def asks(self) -> frozenset[Verb]:
         return frozenset(_VERBS[mode] for mode in self.modes)
 
     def check(self) -> None:
@@ -98,7 +95,7 @@ class MTBench(BenchmarkConfig):
         return [turn for question in self._questions for turn in question.turns]
 
     def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None, export: bool = True
+        self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None, export: bool = True
     ) -> Iterator[Record]:
         if judge is None:
             raise ValueError("benchmark 'mt_bench' needs a judge; add `judge:` to the suite")

@@ -48,7 +48,10 @@ def judge_command(
     folder = RunFolder(out)
     identity = _identity(benchmark.judging(judge, None))
     with folder.lock():
-        _check_same(out, identity)
+        # Judgments in one folder are by one judge on the same questions; those that are there are not judged again.
+        found = differences(read_json(out / IDENTITY) or {}, identity)
+        if found:
+            raise ValueError(f"{str(out)!r} has judgments made otherwise; give another --out\n  " + "\n  ".join(found))
         write_json(out / IDENTITY, identity)
         judge = judge.at(folder.judging)
         judge.prepare()
@@ -80,13 +83,6 @@ def _identity(judging: Judging) -> Identity:
     shown = {"questions": identity_hash({"": questions}), "references": identity_hash(references)}
     identity = {"judge": {"kind": judging.judge.name, **decisive_settings(judging.judge)}, "shown": shown}
     return json.loads(json.dumps(identity))
-
-
-def _check_same(out: Path, here: Identity) -> None:
-    """Judgments in one folder are by one judge on the same questions; those that are there are not judged again."""
-    found = differences(read_json(out / IDENTITY) or {}, here)
-    if found:
-        raise ValueError(f"{str(out)!r} has judgments made otherwise; give another --out\n  " + "\n  ".join(found))
 
 
 def _chosen(there: Sequence[str], mode: Mode, baseline: str | None, models: Sequence[str]) -> list[str]:

@@ -122,15 +122,19 @@ class KeptAnswers:
             found = [self._ask(wanted, settings)] if wanted else []
         for part in found:
             answers |= part
-        columns = dict.fromkeys(name for answer in answers.values() if answer is not None for name in answer)
-        result = {name: [_value(answers[prompt], name) for prompt in prompts] for name in columns}
-        return {self._completion_key: [None] * len(prompts), "completions": [None] * len(prompts), **result}
+        columns = dict.fromkeys((self._completion_key, "completions"))
+        columns |= dict.fromkeys(name for answer in answers.values() if answer is not None for name in answer)
+        result: dict[str, list[Any]] = {name: [(answers[p] or {}).get(name) for p in prompts] for name in columns}
+        for name in columns:
+            if name.endswith("per_example"):  # the package divides what it has by their number
+                result[name] = [math.nan if value is None else value for value in result[name]]
+        return result
 
     def _ask(self, prompts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-        alone = {"num_procs": 1} if "num_procs" in inspect.signature(self._client).parameters else {}
-        options = {**settings, **(alone if self._client.__name__ in REMOTE else {})}
+        if self._client.__name__ in REMOTE and "num_procs" in inspect.signature(self._client).parameters:
+            settings = {**settings, "num_procs": 1}  # which the key leaves out
         try:
-            result = self._client(prompts=list(prompts), **options)
+            result = self._client(prompts=list(prompts), **settings)
         except Exception as problem:
             # Whatever a provider's client raises, the other verdicts are still worth having; the reason is kept.
             reason = without_keys(f"{type(problem).__name__}: {problem}")
@@ -139,7 +143,9 @@ class KeptAnswers:
             return dict.fromkeys(prompts)
         answers: dict[str, dict[str, Any] | None] = {}
         for place, prompt in enumerate(prompts):
-            answer = {name: _plain(values[place]) for name, values in result.items() if isinstance(values, list)}
+            said = {name: values[place] for name, values in result.items() if isinstance(values, list)}
+            # JSON has no numbers for a price that is not known.
+            answer = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in said.items()}
             answers[prompt] = answer
             if self._readable(answer.get(self._completion_key)):
                 key = self._key(prompt, settings)
@@ -263,17 +269,6 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a parent package
         return False
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: a price that is not known is None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _value(answer: Mapping[str, Any] | None, name: str) -> Any:
-    """The package divides what it has per example, so a figure that is not known is not a number there."""
-    value = (answer or {}).get(name)
-    return math.nan if value is None and name.endswith("per_example") else value
 
 
 def text_of(completion: Any) -> str:

@@ -180,18 +180,17 @@ class _Annotators(PairwiseAnnotatorLocal):
         return {name: _KeptAnnotator(name=name, **common, **config, **kwargs) for name, config in configs}
 
 
+@dataclass
 class _BothPositions:
     """In the place of the package's SingleAnnotator: rows of output_1, output_2 in, preferences out."""
 
-    processors = ()
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    judge: Judge
+    processors: tuple = ()
 
     def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(rows["instruction"], rows["output_1"], rows["output_2"], strict=True)
         straight = [Comparison.of(conversation(text), first, second) for text, first, second in pairs]
-        verdicts = self._judge.compare(straight + [pair.swapped for pair in straight])
+        verdicts = self.judge.compare(straight + [pair.swapped for pair in straight])
         preferences, completions = [], []
         for one, other in zip(verdicts[: len(straight)], verdicts[len(straight) :], strict=True):
             first, second = (math.nan if v.value is None else v.value for v in (one, other))
@@ -206,8 +205,7 @@ class _KeptAnnotator(SinglePairwiseAnnotator):
 
     def __init__(self, *, name: str, journal: Journal | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._kept = KeptAnswers(self.fn_completions, name, journal, self._readable, self.completion_key)
-        self.fn_completions = self._kept
+        self.fn_completions = KeptAnswers(self.fn_completions, name, journal, self._readable, self.completion_key)
 
     def _readable(self, completion: Any) -> bool:
         found, _ = self._parse_completions([completion])
@@ -222,18 +220,14 @@ class _KeptAnnotator(SinglePairwiseAnnotator):
         # Parsers say 0 for a tie, which the package would refuse.
         values = df_annotated[self.annotation_column].astype(float).replace({0.0: 1.5})
         values = values.where(values.between(1, 2))
-        completions = [
-            self._failure(completion, prompt) if absent(value) else completion
-            for value, completion, prompt in zip(
-                values, df_annotated[self.completion_column], self._prompts, strict=True
-            )
-        ]
+        rows = zip(values, df_annotated[self.completion_column], self._prompts, strict=True)
+        completions = [self._failure(said, prompt) if absent(value) else said for value, said, prompt in rows]
         table = df_annotated.assign(**{self.annotation_column: values, self.completion_column: completions})
         for processor in reversed(self.processors):  # as the package does, which drops rows without a preference
             table = processor.postprocess(table)
         return table
 
     def _failure(self, completion: Any, prompt: str) -> dict[str, Any]:
-        reason = self._kept.errors.get(prompt, "the annotator's answer cannot be read")
+        reason = self.fn_completions.errors.get(prompt, "the annotator's answer cannot be read")
         text = "" if absent(completion) else text_of(completion)
         return {"raw": [text] if text else [], "error": reason}
