@@ -25,7 +25,7 @@ from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.data.triples import Message
+from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
 from harness.plugins import load_plugins
@@ -70,7 +70,8 @@ class AlignedLM(_HFLM):
         self.aligned: Responder = artifact
         self.truncated_requests = 0
         self.cut_tokens: dict[tuple[str, str], int] = {}
-        self._tokenised = functools.lru_cache(maxsize=4)(super().tok_encode)
+        # The choices of an item follow each other, so their context is tokenised once.
+        self.tok_encode = functools.lru_cache(maxsize=4)(super().tok_encode)
         tokenizer = artifact.tokenizer
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a pad token; the model's own must stay as it is
@@ -98,10 +99,6 @@ class AlignedLM(_HFLM):
             settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
             database.tablename = f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
             SqliteDict(database.filename, tablename=database.tablename).close()  # creates the table
-
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """As HFLM's; the choices of an item follow each other, so their context is tokenised once."""
-        return self._tokenised(string, *args, **kwargs)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
@@ -158,8 +155,8 @@ class AlignedLM(_HFLM):
                 "rendering would leave out; run lm-eval without --apply_chat_template"
             )
         if self.aligned.chat.kind == "hh":
-            turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in chat_history)  # type: ignore[typeddict-item]
             bos = self.tokenizer.bos_token or ""  # HFLM adds none to a text that has it
+            turns = conversation(chat_history)  # type: ignore[arg-type]
             return bos + self.aligned.chat.hh_text(turns, generation_prompt=add_generation_prompt)
         return super().apply_chat_template(chat_history, add_generation_prompt)
 

@@ -133,7 +133,7 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
     """
     import pandas as pd
 
-    from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
+    from harness.evaluators.alpaca_eval.evaluate import get_winrate, length_controlled_figures
 
     scores, notes = [], []
     for model in dict.fromkeys(row["generator_2"] for row in annotations):
@@ -144,7 +144,7 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
                 f"{model} has verdicts of several annotators ({', '.join(annotators)}), whose mean would say nothing; "
                 "give a file for each"
             )
-        figures = win_rate(of_model)
+        figures = get_winrate(of_model)
         predicted, note = _length_controlled(of_model, data)
         notes.append(f"{model}: {note}")
         if predicted is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from harness.evaluators.fastchat import files as fastchat
 from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
-from harness.experiment.suite import Suite, load_suite
+from harness.experiment.suite import Suite
 from harness.files import check_can_make, read_json, write_json
 from harness.judging import Judge
 from harness.measure.rescoring import Score, pair_scores, single_scores, write_scores
@@ -24,29 +24,21 @@ IDENTITY = "judged_by.json"
 
 
 def judge_command(
-    answers: Path,
-    suite_path: Path,
-    out: Path,
-    *,
-    mode: Mode,
-    baseline: str | None,
-    models: Sequence[str],
-    overrides: Sequence[str],
+    answers: Path, suite: Suite, out: Path, *, mode: Mode, baseline: str | None, models: Sequence[str]
 ) -> int:
     """Judge, write FastChat's files and print the scores; returns the exit code."""
-    suite = load_suite(suite_path, overrides)
     judge = _checked_judge(suite, mode)
     benchmark = cast(Any, suite.benchmarks.get("mt_bench") or MTBench.model_validate({}))
     benchmark.check()
     files = fastchat.load_model_answers(answers)
-    questions = benchmark.judging(judge, None).questions
+    judging: Judging = benchmark.judging(judge, None)
     chosen = _chosen(list(files), mode, baseline, models)
     advice = "complete the file, or name the other models with --model"
-    given = [Answers.complete(answers / f"{name}.jsonl", files[name], questions, advice) for name in chosen]
+    given = [Answers.complete(answers / f"{name}.jsonl", files[name], judging.questions, advice) for name in chosen]
     if not out.exists():
         check_can_make(out)
     folder = RunFolder(out)
-    identity = _identity(benchmark.judging(judge, None))
+    identity = _identity(judging)
     with folder.lock():
         # Judgments in one folder are by one judge on the same questions; those that are there are not judged again.
         found = differences(read_json(out / IDENTITY) or {}, identity)
@@ -57,7 +49,7 @@ def judge_command(
         judge.prepare()
         for name in chosen:
             keep_answers(out, name, files[name])
-        fastchat.write_questions(out / "question.jsonl", questions)
+        fastchat.write_questions(out / "question.jsonl", judging.questions)
         scores, reasons = _judge(benchmark.judging(judge, out), given, mode, baseline)
     write_scores(scores)
     print(f"judge: {judge.statement}\njudgments: {out / 'model_judgment'}", file=sys.stderr)

@@ -123,11 +123,8 @@ class Judging:
         path = self.folder and fastchat.judgment_path(self.folder, self.judge.label)
         found = _there(path, fastchat.load_judgments)
         failed: dict[tuple, str] = {(a.name, turn): why for a in models for turn, why in a.failed.items()}
-        requests: dict[tuple, Rating] = {
-            (a.name, turn): Rating(self._shown(a, turn), self._known(turn))
-            for a in models
-            for turn in self._answered(a)
-        }
+        wanted = [(answers, turn) for answers in models for turn in self._answered(answers)]
+        requests: dict[tuple, Rating] = {(a.name, t): Rating(self._shown(a, t), self._known(t)) for a, t in wanted}
         todo = [place for place in requests if place not in found or found[place].failed]
         verdicts = self.judge.rate([requests[place] for place in todo])
         for (model, turn), verdict in zip(todo, verdicts, strict=True):

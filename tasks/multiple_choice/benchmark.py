@@ -92,14 +92,7 @@ class MultipleChoice(BenchmarkConfig):
             if isinstance(value, dict) and not set(value) <= set(self.tasks):
                 extra = ", ".join(sorted(set(value) - set(self.tasks)))
                 raise ValueError(f"`{key}:` names tasks that are not in `tasks:`: {extra}")
-        for name in self.tasks:
-            for leaf in self._loaded[name]["tasks"].values():
-                if leaf.OUTPUT_TYPE != "multiple_choice":
-                    raise ValueError(
-                        f"lm-eval task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}; "
-                        "this benchmark takes tasks of type 'multiple_choice'"
-                    )
-            self._declared(name)
+        _ = self.metrics
 
     def prompts(self) -> list[str]:
         """The items' own texts, without instructions and few-shot examples."""
@@ -163,6 +156,11 @@ class MultipleChoice(BenchmarkConfig):
             # A task is somebody's YAML and Python on somebody's data: it may raise anything.
             raise ValueError(f"lm-eval task {name!r} cannot be loaded: {problem!r}") from problem
         for leaf in loaded["tasks"].values():
+            if leaf.OUTPUT_TYPE != "multiple_choice":
+                raise ValueError(
+                    f"lm-eval task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}; "
+                    "this benchmark takes tasks of type 'multiple_choice'"
+                )
             # As in lm-eval's simple_evaluate: a task that says 0 examples keeps them.
             own = leaf.get_config("num_fewshot")
             wanted = self.num_fewshot.get(name) if isinstance(self.num_fewshot, dict) else self.num_fewshot

@@ -24,6 +24,7 @@ import yaml
 
 from harness.files import read_text
 from harness.judging.verdicts import Journal
+from harness.plugins import installed
 
 CONFIG = "configs.yaml"
 CLIENTS = "OPENAI_CLIENT_CONFIG_PATH"
@@ -86,7 +87,7 @@ class PackageAnnotator:
             if not has_key:
                 more = f" (or {CLIENTS} to the package's file of clients)" if client == "openai_completions" else ""
                 raise ValueError(f"annotator {self.name!r} asks by {client}: set {' or '.join(variables)}{more}")
-            if module is not None and not _installed(module):
+            if module is not None and not installed(module):
                 raise ValueError(f"annotator {self.name!r} asks by {client}, which needs the module {module}")
             if client == "openai_completions":
                 for address in _addresses(settings):
@@ -262,20 +263,3 @@ def _reach(address: str, name: str) -> None:
             f"annotator {name!r} asks {address}, which cannot be reached ({problem}); start that server, or name "
             "another by annotator_url"
         ) from None
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False
-
-
-def text_of(completion: Any) -> str:
-    """What an annotator wrote; with probabilities of tokens it comes as a whole choice."""
-    return str(completion.get("text", completion)) if isinstance(completion, dict) else str(completion)
-
-
-def absent(value: Any) -> bool:
-    """Whether ``value`` is what the package has for nothing: None or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))

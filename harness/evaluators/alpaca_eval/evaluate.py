@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.stats import sem
 
 from harness.data.triples import conversation
-from harness.evaluators.alpaca_eval.annotator import KeptAnswers, PackageAnnotator, absent, text_of
+from harness.evaluators.alpaca_eval.annotator import KeptAnswers, PackageAnnotator
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.judging import Comparison, Judge
 from harness.judging.verdicts import Journal
@@ -118,7 +118,7 @@ class _Metric:
         # The package needs numbers even where every verdict failed (None in all rows).
         table = pd.DataFrame.from_records(annotations)
         table["preference"] = table["preference"].astype(float)
-        figures = win_rate(table)
+        figures = get_winrate(table)
         if self._length_control is not None:
             try:
                 predicted = self._length_control.predict(table)
@@ -130,11 +130,6 @@ class _Metric:
                 row["glm_preference"] = prediction
             figures |= length_controlled_figures([p for p in kept if p is not None])
         return figures
-
-
-def win_rate(table: pd.DataFrame) -> dict[str, float]:
-    """The package's win rate, standard error, counts and discrete win rate; preferences are floats or nan."""
-    return get_winrate(table)
 
 
 def length_controlled_figures(predictions: Sequence[float]) -> dict[str, float]:
@@ -151,7 +146,7 @@ def _annotation(row: dict[str, Any]) -> Annotation:
     if isinstance(completion, dict) and "raw" in completion:
         error, texts = completion["error"], tuple(completion["raw"])
     else:
-        error, texts = None, () if absent(completion) else (text_of(completion),)
+        error, texts = None, tuple(_said(completion))
     predicted = row.get("glm_preference")
     return Annotation(
         instruction=row["instruction"],
@@ -209,7 +204,7 @@ class _KeptAnnotator(SinglePairwiseAnnotator):
 
     def _readable(self, completion: Any) -> bool:
         found, _ = self._parse_completions([completion])
-        return not any(absent(value) for value in found)
+        return not any(_absent(value) for value in found)
 
     def _make_prompts(self, df_to_annotate: pd.DataFrame, prompt_template: str | None = None) -> Any:
         prompts, table = super()._make_prompts(df_to_annotate, prompt_template)
@@ -221,7 +216,7 @@ class _KeptAnnotator(SinglePairwiseAnnotator):
         values = df_annotated[self.annotation_column].astype(float).replace({0.0: 1.5})
         values = values.where(values.between(1, 2))
         rows = zip(values, df_annotated[self.completion_column], self._prompts, strict=True)
-        completions = [self._failure(said, prompt) if absent(value) else said for value, said, prompt in rows]
+        completions = [self._failure(said, prompt) if _absent(value) else said for value, said, prompt in rows]
         table = df_annotated.assign(**{self.annotation_column: values, self.completion_column: completions})
         for processor in reversed(self.processors):  # as the package does, which drops rows without a preference
             table = processor.postprocess(table)
@@ -229,5 +224,15 @@ class _KeptAnnotator(SinglePairwiseAnnotator):
 
     def _failure(self, completion: Any, prompt: str) -> dict[str, Any]:
         reason = self.fn_completions.errors.get(prompt, "the annotator's answer cannot be read")
-        text = "" if absent(completion) else text_of(completion)
-        return {"raw": [text] if text else [], "error": reason}
+        return {"raw": _said(completion), "error": reason}
+
+
+def _said(completion: Any) -> list[str]:
+    """What an annotator wrote, if anything; with probabilities of tokens it comes as a whole choice."""
+    text = completion.get("text", completion) if isinstance(completion, dict) else completion
+    return [] if _absent(text) or text == "" else [str(text)]
+
+
+def _absent(value: Any) -> bool:
+    """Whether ``value`` is what the package has for nothing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

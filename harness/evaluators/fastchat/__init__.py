@@ -1,6 +1,4 @@
-"""FastChat: its files (files.py), artifacts as its models (model.py), and what of fschat 0.2.36 is mended here.
-
-Nothing is mended by itself, and FastChat is not imported before."""
+"""FastChat: its files (files.py), artifacts as its models (model.py), and here what of fschat 0.2.36 can be mended."""
 
 import json
 from collections.abc import Callable

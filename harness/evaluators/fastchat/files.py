@@ -5,6 +5,7 @@ fastchat/llm_judge/{common,gen_model_answer,gen_judgment,show_result}.py of fsch
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,12 @@ def load_model_answers(folder: str | Path) -> dict[str, list[ModelAnswer]]:
     files = sorted(Path(folder).glob("*.jsonl"))
     if not files:
         raise ValueError(f"{folder} is no folder of answers: it has no .jsonl file (one for each model)")
-    found = {file.stem: load_answers(file) for file in files}
-    for file, answers in zip(files, found.values(), strict=True):
-        ids = [answer.question_id for answer in answers]
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise ValueError(f"{file}: question_id {twice} is answered twice; keep one of the answers")
+    found = {}
+    for file in files:
+        found[file.stem] = load_answers(file)
+        question_id, times = Counter(answer.question_id for answer in found[file.stem]).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{file}: question_id {question_id} is answered twice; keep one of the answers")
     return found
 
 
