@@ -7,8 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import AfterValidator, InstanceOf, StrictFloat, StrictInt, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+Text = Annotated[InstanceOf[str], "a string"]  # pydantic's own check refuses halves of a character, which JSON may hold
+Number = Annotated[StrictInt | StrictFloat, "a number"]
 
 
 def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
@@ -31,6 +39,38 @@ def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
     if not rows:
         raise ValueError(f"{path}: the {what} file is empty")
     return rows
+
+
+def checked(kind: type[T], row: Any, place: str) -> T:
+    """``row`` as the dataclass ``kind``, each of whose annotations ends with words for what the field must be.
+
+    Raises ValueError at ``place`` (file:line) for missing fields, or else for the first one that is something else.
+    """
+    if not isinstance(row, dict):
+        needed = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
+        raise ValueError(f"{place}: expected an object with {', '.join(needed)}, got {type(row).__name__}")
+    try:
+        return _adapter(kind).validate_python(row)
+    except ValidationError as problem:
+        errors = problem.errors(include_url=False)
+    missing = [str(error["loc"][0]) for error in errors if error["type"] == "missing" and error["loc"][0] not in row]
+    must_be = {name: hint.__metadata__[-1] for name, hint in get_type_hints(kind, include_extras=True).items()}
+    if missing:
+        raise ValueError(f"{place}: missing {', '.join(f'{name} ({must_be[name]})' for name in missing)}")
+    name = str(errors[0]["loc"][0])
+    raise ValueError(f"{place}: {name!r} must be {must_be[name]}, got {row[name]!r}")
+
+
+_adapter = cache(TypeAdapter)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+Words = Annotated[Text, AfterValidator(_not_blank), "a non-empty string"]
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -113,15 +153,17 @@ def _hash_of(root: Path, found: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: str | Path) -> Any | None:
-    """The JSON in ``path``, or None when there is no such file; ValueError naming the file when it is broken."""
-    path = Path(path)
-    if not path.is_file():
-        return None
+def load_json(path: str | Path, what: str) -> Any:
+    """The JSON in ``path``; ValueError naming file and line when it is missing or broken."""
     try:
-        return json.loads(read_text(path, "run"))
+        return json.loads(read_text(path, what))
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+
+
+def read_json(path: str | Path) -> Any | None:
+    """`load_json` of a run's file ``path``, or None when there is no such file."""
+    return load_json(path, "run") if Path(path).is_file() else None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,6 +48,14 @@ def declared(group: str) -> list[EntryPoint]:
     if not found:
         raise ValueError(f"no installed package has entry points {group!r}; in a checkout run: pip install -e .")
     return found
+
+
+def installed(module: str) -> bool:
+    """Whether a module of this dotted name can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 @cache

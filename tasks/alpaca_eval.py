@@ -14,13 +14,11 @@ from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.data.triples import conversation
 from harness.evaluators.alpaca_eval.annotator import PackageAnnotator
-from harness.evaluators.alpaca_eval.evaluate import Annotation, Evaluation, evaluate
 from harness.evaluators.alpaca_eval.files import load_outputs
 from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, UnavailableError
 from harness.files import write_text
-from harness.judging import Judge
-from harness.judging.judge import Verb
-from harness.responder import Completion, Responder
+from harness.judging import Judge, Verb
+from harness.responder import Responder
 
 REFERENCES = {
     "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
@@ -100,8 +98,8 @@ class AlpacaEval(BenchmarkConfig):
     @property
     def length_control_inputs(self) -> str:
         """Which regression on which inputs: part of a run's identity, since the data folder is not."""
-        found = self._length_control
-        if not isinstance(found, LengthControl):
+        found = self._regression
+        if found is None:
             return "none"
         inputs = [sorted(found.difficulty.items()), None if found.gamed is None else found.gamed.to_csv()]
         return f"{found.form} {hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]}"
@@ -116,7 +114,7 @@ class AlpacaEval(BenchmarkConfig):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return (_WIN_RATE, _LENGTH_CONTROLLED) if self._controls_length else (_WIN_RATE,)
+        return (_WIN_RATE,) if self._regression is None else (_WIN_RATE, _LENGTH_CONTROLLED)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -127,8 +125,8 @@ class AlpacaEval(BenchmarkConfig):
                 f"AlpacaEval's verdicts are those of alpaca_eval's annotator {self._annotator.name}{asked}, which "
                 "sees each pair once, in an order drawn for each instruction."
             )
-        if isinstance(self._length_control, LengthControl):
-            found.append(self._length_control.statement)
+        if self._regression is not None:
+            found.append(self._regression.statement)
         elif self._length_control is not None:
             found.append(f"There is no length-controlled AlpacaEval win rate: {self._length_control}.")
         return tuple(found)
@@ -139,20 +137,20 @@ class AlpacaEval(BenchmarkConfig):
         _ = self._references
         if self._annotator is not None:
             self._annotator.check()
-        if self.length_control in FORMS and isinstance(self._length_control, str):
+        if self.length_control in FORMS and self._regression is None:
             raise ValueError(f"length_control: {self.length_control} is not available: {self._length_control}")
 
     def prompts(self) -> list[str]:
         return [row["instruction"] for row in self._references]
 
-    def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
+        from harness.evaluators.alpaca_eval.evaluate import evaluate
+
         by = self._annotator or judge
         if by is None:
             raise ValueError("benchmark 'alpaca_eval' needs a judge; add `judge:` to the suite, or name an `annotator`")
         completions = model.generate(
-            [conversation(row["instruction"]) for row in self._references],
+            [conversation(instruction) for instruction in self.prompts()],
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=seed,
@@ -166,41 +164,26 @@ class AlpacaEval(BenchmarkConfig):
                 outputs.append({**reference, "output": completion.text, "generator": generator})
                 references.append(reference)
             else:
-                yield from self._failed(index, reference, f"no answer: {completion.error}")
+                raw = {"instruction": reference["instruction"], "reference": reference["output"]}
+                for metric in self.metrics:
+                    yield _record(index, metric, None, f"no answer: {completion.error}", raw)
         if not rows:
             return
         if folder is not None:
             write_text(folder / "model_outputs.json", json.dumps(outputs, indent=2) + "\n")
-        control = self._length_control if self._controls_length else None
-        assert control is None or isinstance(control, LengthControl)
-        found = evaluate(outputs, references, by, folder=folder, length_control=control)
+        found = evaluate(outputs, references, by, folder=folder, length_control=self._regression)
         for (index, completion), annotation in zip(rows, found.annotations, strict=True):
-            yield from self._records(index, completion, annotation, found)
+            raw = {"instruction": annotation.instruction, "reference": annotation.reference}
+            raw |= {**completion.record_fields, "verdicts": list(annotation.raw)}
+            yield _record(index, _WIN_RATE, annotation.preference, annotation.error, raw)
+            if self._regression is not None:
+                error = annotation.error or found.no_length_control
+                raw = {"characters": len(annotation.output), "reference_characters": len(annotation.reference)}
+                yield _record(index, _LENGTH_CONTROLLED, annotation.length_controlled, error, raw)
 
     def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
         return self.run(model, judge=judge, seed=seed)
-
-    def _records(
-        self, index: int, completion: Completion, annotation: Annotation, found: Evaluation
-    ) -> Iterator[Record]:
-        raw: dict[str, Any] = {
-            "instruction": annotation.instruction,
-            "reference": annotation.reference,
-            **completion.record_fields,
-            "verdicts": list(annotation.raw),
-        }
-        value = _percent(annotation.preference)
-        yield _record(index, "alpaca_eval", value, annotation.error, raw)
-        if self._controls_length:
-            error = annotation.error or found.no_length_control
-            lengths = {"characters": len(annotation.output), "reference_characters": len(annotation.reference)}
-            yield _record(index, "alpaca_eval_lc", _percent(annotation.length_controlled), error, lengths)
-
-    def _failed(self, index: int, reference: dict[str, str], reason: str) -> Iterator[Record]:
-        raw = {"instruction": reference["instruction"], "reference": reference["output"]}
-        for metric in self.metrics:
-            yield _record(index, metric.name, None, reason, raw)
 
     @cached_property
     def _references(self) -> list[dict[str, str]]:
@@ -220,19 +203,16 @@ class AlpacaEval(BenchmarkConfig):
             return None
         try:
             found = LengthControl.load(data_folder(), FORMS.get(self.length_control))
-            found.covers([row["instruction"] for row in self._references])
+            found.covers(self.prompts())
         except UnavailableError as problem:
             return str(problem)
         return found
 
     @property
-    def _controls_length(self) -> bool:
-        return isinstance(self._length_control, LengthControl)
+    def _regression(self) -> LengthControl | None:
+        return self._length_control if isinstance(self._length_control, LengthControl) else None
 
 
-def _percent(preference: float | None) -> float | None:
-    return None if preference is None else 100 * (preference - 1)
-
-
-def _record(index: int, metric: str, value: float | None, error: str | None, raw: dict[str, Any]) -> Record:
-    return Record(str(index), str(index), metric, value, error, raw)
+def _record(index: int, metric: Metric, preference: float | None, error: str | None, raw: dict[str, Any]) -> Record:
+    value = None if preference is None else 100 * (preference - 1)
+    return Record(str(index), str(index), metric.name, value, error, raw)

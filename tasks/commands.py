@@ -58,7 +58,8 @@ def judge(
 
     Exit code 1: some verdicts failed (the first reason is named). 2: bad input, nothing was asked.
     """
+    from harness.experiment.suite import load_suite
     from tasks.mt_bench.judge_files import judge_command
 
-    code = judge_command(answers, suite, out, mode=mode, baseline=baseline, models=model or [], overrides=set_ or [])
-    raise typer.Exit(code)
+    asked = load_suite(suite, set_ or [])
+    raise typer.Exit(judge_command(answers, asked, out, mode=mode, baseline=baseline, models=model or []))

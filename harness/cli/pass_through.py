@@ -4,12 +4,12 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import command_group
+from harness.plugins import installed
 
 commands = command_group()
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -53,14 +53,14 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
 
     FastChat writes log files into the current folder by default; here it does so only where LOGDIR says.
     """
-    if not module.startswith("fastchat.") or not _exists(module):
+    if not module.startswith("fastchat.") or not installed(module):
         raise ValueError(
             f"FastChat has no module {module!r}; for example fastchat.serve.model_worker, fastchat.serve.controller, "
             "fastchat.serve.openai_api_server, fastchat.serve.cli, fastchat.llm_judge.show_result"
         )
     os.environ.setdefault("LOGDIR", "")
     if module == "fastchat.serve.openai_api_server":
-        from harness.evaluators.fastchat.patches import mend_chunks
+        from harness.evaluators.fastchat import mend_chunks
 
         mend_chunks()
     elif module != "fastchat.serve.controller":  # these two hold no model, and start in no time without torch
@@ -68,7 +68,7 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
 
         register()
     if module == "fastchat.llm_judge.qa_browser":
-        from harness.evaluators.fastchat.patches import mend_browser
+        from harness.evaluators.fastchat import mend_browser
 
         mend_browser()
     before = sys.argv
@@ -77,10 +77,3 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
-
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

@@ -70,10 +70,11 @@ def _triple(row: dict[str, Any]) -> Triple:
             raise ValueError(f"{key!r} is empty")
     if row["chosen"] == row["rejected"]:
         raise ValueError("'chosen' equals 'rejected': the triple states no preference")
-    return Triple(_prompt(row["prompt"]), row["chosen"], row["rejected"], str(row.get("source", "")))
+    return Triple(read_prompt(row["prompt"]), row["chosen"], row["rejected"], str(row.get("source", "")))
 
 
-def _prompt(value: Any) -> Conversation:
+def read_prompt(value: Any) -> Conversation:
+    """A file's ``prompt``, a string or a list of messages that ends with a user turn; ValueError for anything else."""
     if isinstance(value, str):
         if not value.strip():
             raise ValueError("'prompt' is empty")

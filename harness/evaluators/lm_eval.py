@@ -25,7 +25,7 @@ from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.data.triples import Message
+from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
 from harness.plugins import load_plugins
@@ -70,7 +70,8 @@ class AlignedLM(_HFLM):
         self.aligned: Responder = artifact
         self.truncated_requests = 0
         self.cut_tokens: dict[tuple[str, str], int] = {}
-        self._tokenised = functools.lru_cache(maxsize=4)(super().tok_encode)
+        # The choices of an item follow each other, so their context is tokenised once.
+        self.tok_encode = functools.lru_cache(maxsize=4)(super().tok_encode)
         tokenizer = artifact.tokenizer
         if tokenizer.pad_token_id is None:
             tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a pad token; the model's own must stay as it is
@@ -95,17 +96,9 @@ class AlignedLM(_HFLM):
         super().set_cache_hook(cache_hook)
         database = cache_hook.dbdict
         if database is not None:
-            SqliteDict(database.filename, tablename=self._cache_table).close()  # creates the table
-            database.tablename = self._cache_table
-
-    @property
-    def _cache_table(self) -> str:
-        settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
-        return f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
-
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """As HFLM's; the choices of an item follow each other, so their context is tokenised once."""
-        return self._tokenised(string, *args, **kwargs)
+            settings = [self.aligned.fingerprint, self.max_length, self.add_bos_token, self.prefix_token_id]
+            database.tablename = f"aligned-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
+            SqliteDict(database.filename, tablename=database.tablename).close()  # creates the table
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
@@ -137,14 +130,10 @@ class AlignedLM(_HFLM):
         return context[excess:]
 
     def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
+        self, strings: list[str], *, left_truncate_len: int | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """As HFLM's for the prompts of ``generate_until``; those it cuts on the left are counted, too."""
-        ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        ids, mask = super().tok_batch_encode(strings, **options)
         if left_truncate_len is None or ids.shape[1] <= left_truncate_len:
             return ids, mask
         cut = int((mask.sum(-1) > left_truncate_len).sum())
@@ -154,10 +143,9 @@ class AlignedLM(_HFLM):
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         # Past a stop token a row is not steered any more, so its generation has to end there.
+        ends = list(self.aligned.chat.stop_ids)
         with self.aligned.steering():
-            return super()._model_generate(
-                context, max_length, stop, eos_token_id=list(self.aligned.chat.stop_ids), **kwargs
-            )
+            return super()._model_generate(context, max_length, stop, eos_token_id=ends, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The artifact's own chat format as text; refused where the text would not be what the model was aligned in."""
@@ -167,8 +155,8 @@ class AlignedLM(_HFLM):
                 "rendering would leave out; run lm-eval without --apply_chat_template"
             )
         if self.aligned.chat.kind == "hh":
-            turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in chat_history)  # type: ignore[typeddict-item]
             bos = self.tokenizer.bos_token or ""  # HFLM adds none to a text that has it
+            turns = conversation(chat_history)  # type: ignore[arg-type]
             return bos + self.aligned.chat.hh_text(turns, generation_prompt=add_generation_prompt)
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
@@ -194,12 +182,10 @@ register_model("aligned")(AlignedLM)  # not as a decorator: it would hide the cl
 
 def _device(name: str | None) -> str:
     """lm-eval's command line asks for cuda:0 by itself; without CUDA that means the CPU, as for ``hf``."""
-    if torch.cuda.is_available():
-        return name or "cuda:0"
-    if name is not None and name.startswith("cuda"):
+    if not torch.cuda.is_available() and name is not None and name.startswith("cuda"):
         _log.warning("no CUDA device: running on the CPU")
         return "cpu"
-    return name or "cpu"
+    return name or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def task_manager(include_path: str | Sequence[str | Path] | None = None, **options: Any) -> TaskManager:

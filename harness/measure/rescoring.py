@@ -6,13 +6,12 @@ Scores are one line each: model, metric, value, n, failures. `match` pairs up tw
 import csv
 import math
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, win_rate
 from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.evaluators.fastchat.files import Judgment, PairJudgment, is_pair_file, load_judgments, load_pair_judgments
@@ -50,7 +49,7 @@ def single_scores(judgments: Sequence[Judgment], categories: Categories) -> list
 
     Raises ValueError for a turn with two ratings, several judges, or a question without a category.
     """
-    kept = _once(judgments, lambda j: j.model)
+    kept = _once(judgments)
     scores = []
     for model in dict.fromkeys(j.model for j in judgments):
         for metric, found in _groups("mt_bench", [j for j in kept if j.model == model], categories):
@@ -66,15 +65,15 @@ def pair_scores(judgments: Sequence[PairJudgment], categories: Categories, basel
     the counts. With a ``baseline`` only pairs with it count, and it has no line of its own.
     Raises ValueError as `single_scores` does, and for a baseline that no pair has.
     """
-    models = list(dict.fromkeys(m for j in judgments for m in (j.model_1, j.model_2)))
+    models = list(dict.fromkeys(m for j in judgments for m in j.models))
     if baseline is not None:
         if baseline not in models:
             raise ValueError(f"no judgment is about the baseline {baseline!r}; there are {', '.join(models)}")
-        judgments = [j for j in judgments if baseline in (j.model_1, j.model_2)]
-    kept = _once(judgments, lambda j: " and ".join(sorted((j.model_1, j.model_2))))
+        judgments = [j for j in judgments if baseline in j.models]
+    kept = _once(judgments)
     scores = []
     for model in models:
-        own = [j for j in kept if model in (j.model_1, j.model_2)]
+        own = [j for j in kept if model in j.models]
         if model == baseline or not own:
             continue
         for metric, found in _groups("mt_bench_win", own, categories):
@@ -105,7 +104,7 @@ def _score(model: str, metric: str, values: Sequence[float], found: int) -> Scor
     return Score(model, metric, fmean(values) if values else None, len(values), found - len(values))
 
 
-def _once(judgments: Sequence[J], who: Callable[[J], str]) -> list[J]:
+def _once(judgments: Sequence[J]) -> list[J]:
     """One judgment of each turn: FastChat appends, so a failure may be followed by a later try."""
     judges = sorted({j.judge[0] for j in judgments})
     if len(judges) > 1:
@@ -114,7 +113,7 @@ def _once(judgments: Sequence[J], who: Callable[[J], str]) -> list[J]:
         )
     kept: dict[tuple[str, int, int], J] = {}
     for judgment in judgments:
-        key = who(judgment), judgment.question_id, judgment.turn
+        key = " and ".join(sorted(judgment.models)), judgment.question_id, judgment.turn
         before = kept.get(key)
         if before is not None and not before.failed and not judgment.failed:
             raise ValueError(
@@ -134,6 +133,8 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
     """
     import pandas as pd
 
+    from harness.evaluators.alpaca_eval.evaluate import get_winrate, length_controlled_figures
+
     scores, notes = [], []
     for model in dict.fromkeys(row["generator_2"] for row in annotations):
         of_model = pd.DataFrame([row for row in annotations if row["generator_2"] == model])
@@ -143,25 +144,23 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
                 f"{model} has verdicts of several annotators ({', '.join(annotators)}), whose mean would say nothing; "
                 "give a file for each"
             )
-        figures = win_rate(of_model)
+        figures = get_winrate(of_model)
         predicted, note = _length_controlled(of_model, data)
         notes.append(f"{model}: {note}")
-        scores += _annotation_scores(model, of_model, figures, predicted)
+        if predicted is not None:
+            preferences = zip(predicted, of_model["preference"], strict=True)
+            figures |= length_controlled_figures([p for p, preference in preferences if not math.isnan(preference)])
+        scores += _annotation_scores(model, of_model, figures)
     return scores, notes
 
 
-def _annotation_scores(
-    model: str, table: "pd.DataFrame", figures: dict[str, float], predicted: Sequence[float] | None
-) -> list[Score]:
+def _annotation_scores(model: str, table: "pd.DataFrame", figures: dict[str, float]) -> list[Score]:
     n = int(figures["n_total"])
     failures = len(table) - n
-    names = ("win_rate", "standard_error", "discrete_win_rate")
-    scores = [Score(model, name, _number(figures[name]), n, failures) for name in names]
-    if predicted is not None:
-        judged = [p for p, preference in zip(predicted, table["preference"], strict=True) if not math.isnan(preference)]
-        controlled = length_controlled_figures(judged)
-        scores.append(Score(model, "lc_win_rate", controlled["length_controlled_winrate"], n, failures))
-        scores.append(Score(model, "lc_standard_error", controlled["lc_standard_error"], n, failures))
+    names = {name: name for name in ("win_rate", "standard_error", "discrete_win_rate")}
+    names |= {"length_controlled_winrate": "lc_win_rate", "lc_standard_error": "lc_standard_error"}
+    known = {name: _number(figures[of_package]) for of_package, name in names.items() if of_package in figures}
+    scores = [Score(model, name, value, n, failures) for name, value in known.items()]
     length = int(sum(map(len, table["output_2"])) / len(table))
     return [*scores, Score(model, "avg_length", length, len(table), 0)]
 

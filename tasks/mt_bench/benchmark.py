@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
@@ -12,13 +12,9 @@ from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import Question
-from harness.judging import Judge
+from harness.judging import Judge, Verb
 from harness.responder import Responder
-from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
-from tasks.mt_bench.judging import Judging
-
-if TYPE_CHECKING:
-    from harness.judging.judge import Verb
+from tasks.mt_bench.judging import Answers, Judging, Turn, conversation, keep_answers
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -30,7 +26,7 @@ _METRICS: dict[Mode, Metric] = {
         name="mt_bench_win", title="MT-Bench win rate", unit="%", made_of="verdicts", sample=_SAMPLE
     ),
 }
-_VERBS: "dict[Mode, Verb]" = {"single": "rate", "pairwise-baseline": "compare"}
+_VERBS: dict[Mode, Verb] = {"single": "rate", "pairwise-baseline": "compare"}
 _WIN = {"model_1": 100.0, "tie": 50.0, "model_2": 0.0}  # ours is model_1
 
 
@@ -82,7 +78,7 @@ class MTBench(BenchmarkConfig):
         return tuple(_METRICS[mode] for mode in self.modes)
 
     @property
-    def asks(self) -> "frozenset[Verb]":
+    def asks(self) -> frozenset[Verb]:
         return frozenset(_VERBS[mode] for mode in self.modes)
 
     def check(self) -> None:
@@ -99,16 +95,7 @@ class MTBench(BenchmarkConfig):
         return [turn for question in self._questions for turn in question.turns]
 
     def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
-        return self._judged(model, judge, seed, folder, export=True)
-
-    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
-        """As `run`, without the answer files."""
-        return self._judged(model, judge, seed, folder, export=False)
-
-    def _judged(
-        self, model: Responder, judge: Judge | None, seed: int, folder: Path | None, *, export: bool
+        self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None, export: bool = True
     ) -> Iterator[Record]:
         if judge is None:
             raise ValueError("benchmark 'mt_bench' needs a judge; add `judge:` to the suite")
@@ -129,6 +116,10 @@ class MTBench(BenchmarkConfig):
         if baseline is not None:
             yield from self._wins(answers, baseline, judging)
 
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
+        """As `run`, without the answer files."""
+        return self.run(model, judge=judge, seed=seed, folder=folder, export=False)
+
     def judging(self, judge: Judge, folder: Path | None) -> Judging:
         """How any model's answers to these questions are judged; judgments are kept in ``folder``."""
         return Judging(judge, self._questions, self._references, folder)
@@ -145,17 +136,10 @@ class MTBench(BenchmarkConfig):
 
     @cached_property
     def _baseline(self) -> Answers | None:
-        """The baseline's answers from its file; every turn must be there."""
         if self.baseline is None:
             return None
-        answers = Answers.of(self.baseline.stem, fastchat.load_answers(self.baseline), self._questions)
-        if answers.failed:
-            (question, turn), _ = next(iter(answers.failed.items()))
-            raise ValueError(
-                f"{self.baseline}: no answer to turn {turn} of question {question}; a baseline must answer every turn "
-                f"of {self.questions}"
-            )
-        return answers
+        advice = f"a baseline must answer every turn of {self.questions}"
+        return Answers.complete(self.baseline, fastchat.load_answers(self.baseline), self._questions, advice)
 
     def _temperature(self, question: Question) -> float:
         if not isinstance(self.temperatures, dict):
@@ -169,59 +153,60 @@ class MTBench(BenchmarkConfig):
         return known[question.category]
 
     def _ask(self, model: Responder, seed: int) -> Answers:
-        return ask(
-            model,
-            self._questions,
-            temperature=self._temperature,
-            max_new_tokens=self.max_new_tokens,
-            seed=seed,
-            batch_size=self.batch_size,
-        )
+        """Both turns of every question, the second in the conversation that holds the first answer."""
+        turns: dict[int, tuple[str, ...]] = {q.question_id: () for q in self._questions}
+        failed: dict[Turn, str] = {}
+        stored: dict[Turn, dict[str, str | None]] = {}
+        for turn in (1, 2):
+            asked = [q for q in self._questions if len(turns[q.question_id]) == turn - 1]
+            completions = model.generate(
+                [conversation(q, turns[q.question_id], turn) for q in asked],
+                max_new_tokens=self.max_new_tokens,
+                temperature=[self._temperature(q) for q in asked],
+                seed=seed,
+                batch_size=self.batch_size,
+            )
+            for question, completion in zip(asked, completions, strict=True):
+                number = question.question_id
+                if completion.error is None:
+                    turns[number] += (completion.text,)
+                    stored[number, turn] = completion.record_fields
+                else:  # its conversation does not fit the context, and a longer one will not either
+                    failed |= {(number, later): f"no answer to turn {turn}: {completion.error}" for later in (turn, 2)}
+        return Answers(f"{model.method}-{model.fingerprint[:12]}", turns, failed, stored)
 
     def _ratings(self, answers: Answers, judging: Judging) -> Iterator[Record]:
-        judgments, reasons = judging.rate([answers])
-        for question, key in self._turns():
-            judgment, reason = judgments[answers.name].get(key), reasons[answers.name].get(key)
-            assert reason is not None or judgment is not None
-            told = {"judge": judgment and judgment.judge[0], "judgment": judgment and judgment.judgment}
+        judgments, failed = judging.rate([answers])
+        for turn, raw in self._turns(answers):
+            judgment, reason = judgments.get((answers.name, turn)), failed.get((answers.name, turn))
+            raw |= {"judge": judgment and judgment.judge[0], "judgment": judgment and judgment.judgment}
             value = None if reason is not None or judgment is None else float(judgment.score)
-            yield self._record("mt_bench", question, key, answers, value, reason, told)
+            yield _record(turn, "mt_bench", value, reason, raw)
 
     def _wins(self, answers: Answers, baseline: Answers, judging: Judging) -> Iterator[Record]:
-        compared = judging.compare([(answers, baseline)])
-        for question, key in self._turns():
-            place = answers.name, baseline.name, key
-            judgment = compared.judgments.get(place)
-            reason = answers.failed.get(key)
-            if reason is None and key in baseline.failed:
-                reason = f"{baseline.name}: {baseline.failed[key]}"
-            reason = reason or compared.failed.get(place)
-            told: dict[str, Any] = {"baseline": baseline.name}
-            told |= {f"baseline_{name}": value for name, value in baseline.record_fields(key).items()}
+        judgments, failed = judging.compare([(answers, baseline)])
+        for turn, raw in self._turns(answers):
+            place = answers.name, baseline.name, turn
+            judgment, reason = judgments.get(place), answers.failed.get(turn)
+            if reason is None and turn in baseline.failed:
+                reason = f"{baseline.name}: {baseline.failed[turn]}"
+            reason = reason or failed.get(place)
+            raw["baseline"] = baseline.name
+            raw |= {f"baseline_{name}": value for name, value in baseline.record_fields(turn).items()}
             if judgment is not None:
-                told |= {"judge": judgment.judge[0], "winners": [judgment.g1_winner, judgment.g2_winner]}
-                told["judgment"] = [judgment.g1_judgment, judgment.g2_judgment]
+                raw |= {"judge": judgment.judge[0], "winners": [judgment.g1_winner, judgment.g2_winner]}
+                raw["judgment"] = [judgment.g1_judgment, judgment.g2_judgment]
             value = None if reason is not None or judgment is None else _WIN[judgment.winner]
-            yield self._record("mt_bench_win", question, key, answers, value, reason, told)
+            yield _record(turn, "mt_bench_win", value, reason, raw)
 
-    def _turns(self) -> Iterator[tuple[Question, Turn]]:
-        return ((q, (q.question_id, turn)) for q in self._questions for turn in (1, 2))
+    def _turns(self, answers: Answers) -> Iterator[tuple[Turn, dict[str, Any]]]:
+        """Every turn, and what a record's ``raw`` says of it and of the answer."""
+        for question in self._questions:
+            for number, prompt in enumerate(question.turns, 1):
+                turn = question.question_id, number
+                about = {"category": question.category, "turn": number, "temperature": self._temperature(question)}
+                yield turn, {**about, "prompt": prompt, **answers.record_fields(turn)}
 
-    def _record(
-        self,
-        metric: str,
-        question: Question,
-        key: Turn,
-        answers: Answers,
-        value: float | None,
-        reason: str | None,
-        told: dict[str, Any],
-    ) -> Record:
-        raw = {
-            "category": question.category,
-            "turn": key[1],
-            "temperature": self._temperature(question),
-            "prompt": question.turns[key[1] - 1],
-            **answers.record_fields(key),
-        }
-        return Record(f"{key[0]}:{key[1]}", str(key[0]), metric, value, reason, raw | told)
+
+def _record(turn: Turn, metric: str, value: float | None, error: str | None, raw: dict[str, Any]) -> Record:
+    return Record(f"{turn[0]}:{turn[1]}", str(turn[0]), metric, value, error, raw)

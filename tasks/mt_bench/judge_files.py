@@ -2,21 +2,20 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from harness.evaluators.fastchat import files as fastchat
 from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
-from harness.experiment.suite import Suite, load_suite
+from harness.experiment.suite import Suite
 from harness.files import check_can_make, read_json, write_json
 from harness.judging import Judge
 from harness.measure.rescoring import Score, pair_scores, single_scores, write_scores
 from harness.run_folder.layout import RunFolder
-from tasks.mt_bench.answers import Answers, keep_answers
 from tasks.mt_bench.benchmark import MTBench
-from tasks.mt_bench.judging import Judging
+from tasks.mt_bench.judging import Answers, Judging, keep_answers
 
 Mode = Literal["single", "pairwise-baseline", "pairwise-all"]
 
@@ -25,38 +24,33 @@ IDENTITY = "judged_by.json"
 
 
 def judge_command(
-    answers: Path,
-    suite_path: Path,
-    out: Path,
-    *,
-    mode: Mode,
-    baseline: str | None,
-    models: Sequence[str],
-    overrides: Sequence[str],
+    answers: Path, suite: Suite, out: Path, *, mode: Mode, baseline: str | None, models: Sequence[str]
 ) -> int:
     """Judge, write FastChat's files and print the scores; returns the exit code."""
-    suite = load_suite(suite_path, overrides)
     judge = _checked_judge(suite, mode)
     benchmark = cast(Any, suite.benchmarks.get("mt_bench") or MTBench.model_validate({}))
     benchmark.check()
     files = fastchat.load_model_answers(answers)
-    questions = benchmark.judging(judge, None).questions
+    judging: Judging = benchmark.judging(judge, None)
     chosen = _chosen(list(files), mode, baseline, models)
-    given = {name: Answers.of(name, files[name], questions) for name in chosen}
-    _check_complete(answers, given)
+    advice = "complete the file, or name the other models with --model"
+    given = [Answers.complete(answers / f"{name}.jsonl", files[name], judging.questions, advice) for name in chosen]
     if not out.exists():
         check_can_make(out)
     folder = RunFolder(out)
-    identity = _identity(benchmark.judging(judge, None))
+    identity = _identity(judging)
     with folder.lock():
-        _check_same(out, identity)
+        # Judgments in one folder are by one judge on the same questions; those that are there are not judged again.
+        found = differences(read_json(out / IDENTITY) or {}, identity)
+        if found:
+            raise ValueError(f"{str(out)!r} has judgments made otherwise; give another --out\n  " + "\n  ".join(found))
         write_json(out / IDENTITY, identity)
         judge = judge.at(folder.judging)
         judge.prepare()
-        for name in given:
+        for name in chosen:
             keep_answers(out, name, files[name])
-        fastchat.write_questions(out / "question.jsonl", questions)
-        scores, reasons = _judge(benchmark.judging(judge, out), list(given.values()), mode, baseline)
+        fastchat.write_questions(out / "question.jsonl", judging.questions)
+        scores, reasons = _judge(benchmark.judging(judge, out), given, mode, baseline)
     write_scores(scores)
     print(f"judge: {judge.statement}\njudgments: {out / 'model_judgment'}", file=sys.stderr)
     if reasons:
@@ -83,13 +77,6 @@ def _identity(judging: Judging) -> Identity:
     return json.loads(json.dumps(identity))
 
 
-def _check_same(out: Path, here: Identity) -> None:
-    """Judgments in one folder are by one judge on the same questions; those that are there are not judged again."""
-    found = differences(read_json(out / IDENTITY) or {}, here)
-    if found:
-        raise ValueError(f"{str(out)!r} has judgments made otherwise; give another --out\n  " + "\n  ".join(found))
-
-
 def _chosen(there: Sequence[str], mode: Mode, baseline: str | None, models: Sequence[str]) -> list[str]:
     """The models to be judged, the baseline last."""
     if (baseline is not None) != (mode == "pairwise-baseline"):
@@ -107,25 +94,16 @@ def _chosen(there: Sequence[str], mode: Mode, baseline: str | None, models: Sequ
     return chosen
 
 
-def _check_complete(answers: Path, given: Mapping[str, Answers]) -> None:
-    for name, found in given.items():
-        if found.failed:
-            (question, turn), _ = next(iter(found.failed.items()))
-            raise ValueError(
-                f"{answers / name}.jsonl: no answer to turn {turn} of question {question}; complete the file, or name "
-                "the other models with --model"
-            )
-
-
 def _judge(
     judging: Judging, given: Sequence[Answers], mode: Mode, baseline: str | None
 ) -> tuple[list[Score], list[str]]:
     """The scores of what was judged now or before, and why verdicts failed."""
     categories = {question.question_id: question.category for question in judging.questions}
     if mode == "single":
-        judgments, failed = judging.rate(given)
-        rated = [judgment for of_model in judgments.values() for judgment in of_model.values()]
-        return single_scores(rated, categories), [why for of_model in failed.values() for why in of_model.values()]
-    pairs = list(combinations(given, 2)) if baseline is None else [(one, given[-1]) for one in given[:-1]]
-    compared = judging.compare(pairs)
-    return pair_scores(list(compared.judgments.values()), categories, baseline), list(compared.failed.values())
+        ratings, failed = judging.rate(given)
+        scores = single_scores(list(ratings.values()), categories)
+    else:
+        pairs = list(combinations(given, 2)) if baseline is None else [(one, given[-1]) for one in given[:-1]]
+        judgments, failed = judging.compare(pairs)
+        scores = pair_scores(list(judgments.values()), categories, baseline)
+    return scores, list(failed.values())

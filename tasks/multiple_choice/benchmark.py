@@ -15,13 +15,11 @@ from harness.data.refs import InputPath
 from harness.files import write_text
 from harness.judging import Judge
 from harness.quiet import silenced
+from harness.responder import Responder
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
     from lm_eval.tasks import TaskManager
-
-    from harness.responder import Responder
-
 
 Shots = Annotated[int, Field(ge=0)]
 
@@ -94,15 +92,7 @@ class MultipleChoice(BenchmarkConfig):
             if isinstance(value, dict) and not set(value) <= set(self.tasks):
                 extra = ", ".join(sorted(set(value) - set(self.tasks)))
                 raise ValueError(f"`{key}:` names tasks that are not in `tasks:`: {extra}")
-        for name in self.tasks:
-            for leaf in self._loaded[name]["tasks"].values():
-                if leaf.OUTPUT_TYPE != "multiple_choice":
-                    raise ValueError(
-                        f"lm-eval task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}; "
-                        "this benchmark takes tasks of type 'multiple_choice'"
-                    )
-                self._metric(name, leaf)
-            self._declared(name)
+        _ = self.metrics
 
     def prompts(self) -> list[str]:
         """The items' own texts, without instructions and few-shot examples."""
@@ -110,9 +100,7 @@ class MultipleChoice(BenchmarkConfig):
         texts = [leaf.doc_to_text(doc) for leaf in leaves for doc in list(leaf.eval_docs)[: self.limit]]
         return [text for text in texts if isinstance(text, str)]
 
-    def run(
-        self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
         from lm_eval.utils import handle_non_serializable
@@ -148,7 +136,7 @@ class MultipleChoice(BenchmarkConfig):
                 manager = task_manager(self._folder)  # reads thousands of files
         for name in self.tasks:
             if name not in manager.all_tasks:
-                local = "" if self._folder is None else f" and not among the readable YAMLs in {self._folder}"
+                local = f" and not among the readable YAMLs in {self._folder}" if self._folder else ""
                 raise ValueError(f"task {name!r} is not known to lm-eval{local} (see `dspa-bench lm-eval ls tasks`)")
         return {name: self._load(manager, name) for name in self.tasks}
 
@@ -161,14 +149,18 @@ class MultipleChoice(BenchmarkConfig):
         return str(self.task_folder.resolve())
 
     def _load(self, manager: "TaskManager", name: str) -> Any:
-        place = contextlib.nullcontext() if self._folder is None else contextlib.chdir(self._folder)
         try:
-            with silenced(), place:
+            with silenced(), contextlib.chdir(self._folder or "."):
                 loaded = manager.load([name])
         except Exception as problem:
             # A task is somebody's YAML and Python on somebody's data: it may raise anything.
             raise ValueError(f"lm-eval task {name!r} cannot be loaded: {problem!r}") from problem
         for leaf in loaded["tasks"].values():
+            if leaf.OUTPUT_TYPE != "multiple_choice":
+                raise ValueError(
+                    f"lm-eval task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}; "
+                    "this benchmark takes tasks of type 'multiple_choice'"
+                )
             # As in lm-eval's simple_evaluate: a task that says 0 examples keeps them.
             own = leaf.get_config("num_fewshot")
             wanted = self.num_fewshot.get(name) if isinstance(self.num_fewshot, dict) else self.num_fewshot

@@ -202,8 +202,8 @@ def test_prompts_are_the_instructions_and_a_judge_is_needed(references):
         ("{}", "non-empty JSON list"),
         ("[]", "non-empty JSON list"),
         ('[{"instruction": "a", "output": "b"}, 3]', "entry 2: expected an object"),
-        ('[{"instruction": "a"}]', "entry 1: 'output' must be a string"),
-        ('[{"instruction": " ", "output": "b"}]', "entry 1: 'instruction' is empty"),
+        ('[{"instruction": "a"}]', r"entry 1: missing output \(a string\)"),
+        ('[{"instruction": " ", "output": "b"}]', "entry 1: 'instruction' must be a non-empty string"),
     ],
 )
 def test_malformed_references_are_reported_with_their_place(references, text, complaint):

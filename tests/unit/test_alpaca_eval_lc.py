@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import sklearn
 
-from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures, package
+from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures
 from harness.evaluators.alpaca_eval.length_control import GAMED, LengthControl, UnavailableError
 from harness.measure.rescoring import annotation_scores
 from harness.quiet import silenced
@@ -64,7 +64,6 @@ def annotations():
 
 def of_the_package(annotations, path, form):
     """The package on its own terms: rows in the order of the instructions, its file on disk."""
-    package()
     from alpaca_eval.metrics import glm_winrate
 
     table = annotations.copy()

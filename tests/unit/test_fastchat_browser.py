@@ -47,7 +47,7 @@ def browser(monkeypatch, files):
         monkeypatch.setattr(common, name, getattr(common, name))  # comes back when the test is over
 
     def load(*, mended=True):
-        from harness.evaluators.fastchat.patches import mend_browser
+        from harness.evaluators.fastchat import mend_browser
 
         if mended:
             mend_browser()

@@ -10,8 +10,8 @@ import torch
 
 from harness.cli.pass_through import fastchat_command
 from harness.data.refs import ModelRef
+from harness.evaluators.fastchat import mend_chunks
 from harness.evaluators.fastchat.model import ArtifactAdapter, ServedModel, register
-from harness.evaluators.fastchat.patches import mend_chunks
 from harness.model.aligned import AlignedModel
 from tests.unit.test_dspa import PROMPTS, fit
 from tests.unit.test_dspa_decoding import with_adapter
@@ -209,7 +209,7 @@ def test_an_answer_ends_at_our_stop_tokens_even_if_none_are_asked_for(served, mo
     aligned, model, tokenizer, conversation = served
     tokens = aligned.generate(PROMPTS[:1], max_new_tokens=8)[0].token_ids
     middle = tokens[len(tokens) // 2]
-    monkeypatch.setattr(ServedModel, "stop_ids", (middle,))
+    monkeypatch.setattr(tokenizer, "stop_ids", (middle,))
     output = decode(model, tokenizer, written(conversation(), PROMPTS[0]), stop_token_ids=None)
     assert output["finish_reason"] == "stop"
     assert output["usage"]["completion_tokens"] == tokens.index(middle) + 1

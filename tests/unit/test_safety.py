@@ -90,11 +90,11 @@ def test_it_needs_a_judge(files):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({}, "'prompt' must be a non-empty string or list"),
-        ({"prompt": "  "}, "'prompt' must be a non-empty string or list"),
-        ({"prompt": []}, "'prompt' must be a non-empty string or list"),
-        ({"prompt": [{"role": "human", "content": "x"}]}, "is not a message"),
-        ({"prompt": [{"role": "user"}]}, "is not a message"),
+        ({}, "'prompt' must be a string or a non-empty list"),
+        ({"prompt": "  "}, "'prompt' is empty"),
+        ({"prompt": []}, "'prompt' must be a string or a non-empty list"),
+        ({"prompt": [{"role": "human", "content": "x"}]}, r"'prompt'\[0\] has role 'human'; allowed"),
+        ({"prompt": [{"role": "user"}]}, r"'prompt'\[0\] must be an object with role and content strings"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "must end with a user turn"),
     ],
 )

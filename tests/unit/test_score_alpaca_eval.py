@@ -95,12 +95,16 @@ def test_verdicts_of_two_annotators_are_not_mixed(call, tmp_path):
     [
         ({}, "expected a non-empty JSON list"),
         ([], "expected a non-empty JSON list"),
-        ([3], "entry 1: expected an object with instruction, output_1, output_2, got int"),
-        ([{"instruction": "a", "output_1": "b"}], "entry 1: 'output_2' must be a string, got None"),
-        ([{k: v for k, v in annotation(1).items() if k != "preference"}], "entry 1: 'preference' is missing"),
-        ([annotation("1")], "entry 1: 'preference' must be a number from 1 to 2, or null; got '1'"),
+        ([3], "entry 1: expected an object with instruction, output_1, output_2, preference, got int"),
+        ([annotation(1, output_2=None)], "entry 1: 'output_2' must be a string, got None"),
+        ([{"instruction": "a", "output_1": "b", "preference": 1}], "entry 1: missing output_2 (a string)"),
+        (
+            [{k: v for k, v in annotation(1).items() if k != "preference"}],
+            "entry 1: missing preference (a number from 1",
+        ),
+        ([annotation("1")], "entry 1: 'preference' must be a number from 1 to 2, or null for a failed verdict, got"),
         ([annotation(True)], "entry 1: 'preference' must be a number"),
-        ([annotation(1, instruction=" ")], "entry 1: 'instruction' is empty"),
+        ([annotation(1, instruction=" ")], "entry 1: 'instruction' must be a non-empty string, got ' '"),
     ],
 )
 def test_malformed_annotations_are_refused_with_their_place(call, tmp_path, rows, complaint):

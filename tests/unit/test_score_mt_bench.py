@@ -132,7 +132,7 @@ def test_without_questions_there_are_no_categories_and_it_says_so(call, tmp_path
     ("arguments", "complaint"),
     [
         (["no.jsonl"], "does not exist"),
-        (["q.jsonl"], "q.jsonl:1: not an MT-Bench judgment"),
+        (["q.jsonl"], "q.jsonl:1: missing model (a string), judge ([judge, prompt name]), user_prompt (a string)"),
         (["text.jsonl"], "text.jsonl:1: 'question_id' must be an integer, got '81'"),
         (["list.jsonl"], "list.jsonl:1: 'model' must be a string, got ['m']"),
         (["j.jsonl", "--baseline", "a"], "--baseline is for pairwise judgments"),

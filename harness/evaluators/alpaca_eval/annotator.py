@@ -24,6 +24,7 @@ import yaml
 
 from harness.files import read_text
 from harness.judging.verdicts import Journal
+from harness.plugins import installed
 
 CONFIG = "configs.yaml"
 CLIENTS = "OPENAI_CLIENT_CONFIG_PATH"
@@ -66,10 +67,7 @@ class PackageAnnotator:
         path = Path(config) if isinstance(config, Path) else _named(config)
         if path.is_dir():
             path = path / CONFIG
-        try:
-            configs = yaml.safe_load(read_text(path, "annotator configuration"))
-        except yaml.YAMLError as problem:
-            raise ValueError(f"{path}: not valid YAML: {problem}") from None
+        configs = _yaml(path, "annotator configuration")
         if not isinstance(configs, dict) or not configs or not all(isinstance(c, dict) for c in configs.values()):
             raise ValueError(f"{path}: expected a mapping from names to annotators with prompt_template and the like")
         for name, settings in configs.items():
@@ -89,7 +87,7 @@ class PackageAnnotator:
             if not has_key:
                 more = f" (or {CLIENTS} to the package's file of clients)" if client == "openai_completions" else ""
                 raise ValueError(f"annotator {self.name!r} asks by {client}: set {' or '.join(variables)}{more}")
-            if module is not None and not _installed(module):
+            if module is not None and not installed(module):
                 raise ValueError(f"annotator {self.name!r} asks by {client}, which needs the module {module}")
             if client == "openai_completions":
                 for address in _addresses(settings):
@@ -115,22 +113,29 @@ class KeptAnswers:
         wanted = [prompt for prompt in dict.fromkeys(prompts) if self._key(prompt, settings) not in self._known]
         answers = {prompt: self._known.get(self._key(prompt, settings)) for prompt in prompts}
         if self._client.__name__ in REMOTE:
-            workers = settings.get("num_procs") or _concurrency(self._client.__name__)
+            from alpaca_eval.constants import API_MAX_CONCURRENCY, OPENAI_MAX_CONCURRENCY
+
+            of_openai = self._client.__name__ == "openai_completions"
+            workers = settings.get("num_procs") or (OPENAI_MAX_CONCURRENCY if of_openai else API_MAX_CONCURRENCY)
             with ThreadPoolExecutor(workers) as pool:
                 found = list(pool.map(lambda prompt: self._ask([prompt], settings), wanted))
         else:  # a model in this process, which is loaded once for all
             found = [self._ask(wanted, settings)] if wanted else []
         for part in found:
             answers |= part
-        columns = dict.fromkeys(name for answer in answers.values() if answer is not None for name in answer)
-        result = {name: [_value(answers[prompt], name) for prompt in prompts] for name in columns}
-        return {self._completion_key: [None] * len(prompts), "completions": [None] * len(prompts), **result}
+        columns = dict.fromkeys((self._completion_key, "completions"))
+        columns |= dict.fromkeys(name for answer in answers.values() if answer is not None for name in answer)
+        result: dict[str, list[Any]] = {name: [(answers[p] or {}).get(name) for p in prompts] for name in columns}
+        for name in columns:
+            if name.endswith("per_example"):  # the package divides what it has by their number
+                result[name] = [math.nan if value is None else value for value in result[name]]
+        return result
 
     def _ask(self, prompts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-        alone = {"num_procs": 1} if "num_procs" in inspect.signature(self._client).parameters else {}
-        options = {**settings, **(alone if self._client.__name__ in REMOTE else {})}
+        if self._client.__name__ in REMOTE and "num_procs" in inspect.signature(self._client).parameters:
+            settings = {**settings, "num_procs": 1}  # which the key leaves out
         try:
-            result = self._client(prompts=list(prompts), **options)
+            result = self._client(prompts=list(prompts), **settings)
         except Exception as problem:
             # Whatever a provider's client raises, the other verdicts are still worth having; the reason is kept.
             reason = without_keys(f"{type(problem).__name__}: {problem}")
@@ -139,17 +144,17 @@ class KeptAnswers:
             return dict.fromkeys(prompts)
         answers: dict[str, dict[str, Any] | None] = {}
         for place, prompt in enumerate(prompts):
-            answer = {name: _plain(values[place]) for name, values in result.items() if isinstance(values, list)}
+            said = {name: values[place] for name, values in result.items() if isinstance(values, list)}
+            # JSON has no numbers for a price that is not known.
+            answer = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in said.items()}
             answers[prompt] = answer
             if self._readable(answer.get(self._completion_key)):
+                key = self._key(prompt, settings)
                 with self._lock:
-                    self._keep(self._key(prompt, settings), answer)
+                    self._known[key] = answer
+                    if self._journal is not None:
+                        self._journal.append({"key": key, "answer": answer})
         return answers
-
-    def _keep(self, key: str, answer: dict[str, Any]) -> None:
-        self._known[key] = answer
-        if self._journal is not None:
-            self._journal.append({"key": key, "answer": answer})
 
     def _key(self, prompt: str, settings: Mapping[str, Any]) -> str:
         kept = {name: value for name, value in settings.items() if name not in _UNSENT}
@@ -162,6 +167,13 @@ def without_keys(text: str) -> str:
         for key in os.environ.get(name, "").split(","):
             text = text.replace(key, "***") if key else text
     return text
+
+
+def _yaml(path: str | Path, what: str) -> Any:
+    try:
+        return yaml.safe_load(read_text(path, what))
+    except yaml.YAMLError as problem:
+        raise ValueError(f"{path}: not valid YAML: {problem}") from None
 
 
 def _named(name: str) -> Path:
@@ -214,10 +226,7 @@ def _clients(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     path = settings.get("completions_kwargs", {}).get("client_config_path") or os.environ.get(CLIENTS)
     if path is None:
         return None
-    try:
-        clients = yaml.safe_load(read_text(path, CLIENTS))
-    except yaml.YAMLError as problem:
-        raise ValueError(f"{path}: not valid YAML: {problem}") from None
+    clients = _yaml(path, CLIENTS)
     if not isinstance(clients, dict):
         raise ValueError(f"{path}: expected a mapping from models (or `default`) to lists of clients")
     return clients
@@ -254,37 +263,3 @@ def _reach(address: str, name: str) -> None:
             f"annotator {name!r} asks {address}, which cannot be reached ({problem}); start that server, or name "
             "another by annotator_url"
         ) from None
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: a price that is not known is None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _value(answer: Mapping[str, Any] | None, name: str) -> Any:
-    """The package divides what it has per example, so a figure that is not known is not a number there."""
-    value = (answer or {}).get(name)
-    return math.nan if value is None and name.endswith("per_example") else value
-
-
-def _concurrency(client: str) -> int:
-    from alpaca_eval import constants
-
-    return constants.OPENAI_MAX_CONCURRENCY if client == "openai_completions" else constants.API_MAX_CONCURRENCY
-
-
-def text_of(completion: Any) -> str:
-    """What an annotator wrote; with probabilities of tokens it comes as a whole choice."""
-    return str(completion.get("text", completion)) if isinstance(completion, dict) else str(completion)
-
-
-def absent(value: Any) -> bool:
-    """Whether ``value`` is what the package has for nothing: None or not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,26 +1,38 @@
 """AlpacaEval's package with one of its annotators or one of our judges; nothing is written outside the folder given.
 
 `alpaca_eval.evaluate` gets both outputs as lists (its own loaders need the hub) and an annotator class of ours; it
-merges, annotates, computes the metrics and writes annotations.json and leaderboard.csv. Length-controlled win rates are
-its own regression on local inputs (length_control.py).
+merges, annotates, computes the metrics and writes annotations.json and leaderboard.csv. Our classes descend from the
+one of the package that, unlike its usual one, keeps no cache of annotations in site-packages. Length-controlled win
+rates are its own regression on local inputs (length_control.py).
+
+A row without a preference has {"raw": texts, "error": reason} as its raw completion, and so has every row of a judge.
+Importing this imports the package, which takes a second.
 """
 
 import math
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.evaluators.alpaca_eval.annotator import PackageAnnotator, absent, text_of
+import numpy as np
+import pandas as pd
+from scipy.stats import sem
+
+from harness.data.triples import conversation
+from harness.evaluators.alpaca_eval.annotator import KeptAnswers, PackageAnnotator
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
-from harness.judging import Judge
+from harness.judging import Comparison, Judge
 from harness.judging.verdicts import Journal
 from harness.quiet import silenced
 
-if TYPE_CHECKING:
-    import pandas as pd
+with silenced(), warnings.catch_warnings():  # it sets up logging, too
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+    import alpaca_eval
+    from alpaca_eval.annotators.pairwise_evaluator import PairwiseAnnotatorLocal, SinglePairwiseAnnotator
+    from alpaca_eval.metrics import get_winrate
 
 ANSWERS = "annotator_answers.jsonl"
 """What a package's annotator answered, kept in the folder so that nothing is asked twice."""
@@ -71,15 +83,8 @@ def evaluate(
     equal to the reference is a tie without being judged, as in the package.
     """
     metric = _Metric(length_control)
-    if isinstance(by, PackageAnnotator):
-        journal = None if folder is None else Journal(folder / ANSWERS)
-        settings = {"Annotator": package().ConfiguredAnnotator, "annotator": by, "journal": journal}
-    else:
-        settings = {"Annotator": package().JudgeAnnotator, "judge": by}
+    of_package: Any = alpaca_eval.evaluate  # its annotation leaves out what it returns
     with silenced(), warnings.catch_warnings(action="ignore", category=FutureWarning):
-        import alpaca_eval
-
-        of_package: Any = alpaca_eval.evaluate  # its annotation leaves out what it returns
         table, annotated = of_package(
             model_outputs=list(outputs),
             reference_outputs=list(references),
@@ -93,7 +98,9 @@ def evaluate(
             precomputed_leaderboard=None,
             is_cache_leaderboard=False,
             is_return_instead_of_print=True,
-            **settings,
+            Annotator=_Annotators,
+            by=by,
+            journal=None if folder is None else Journal(folder / ANSWERS),
         )
     assert [row["instruction"] for row in annotated] == [row["instruction"] for row in outputs]
     annotations = [_annotation(row) for row in annotated]
@@ -108,12 +115,10 @@ class _Metric:
         self.unavailable: str | None = None
 
     def __call__(self, annotations: list[dict[str, Any]]) -> dict[str, float]:
-        import pandas as pd
-
         # The package needs numbers even where every verdict failed (None in all rows).
         table = pd.DataFrame.from_records(annotations)
         table["preference"] = table["preference"].astype(float)
-        figures = win_rate(table)
+        figures = get_winrate(table)
         if self._length_control is not None:
             try:
                 predicted = self._length_control.predict(table)
@@ -127,30 +132,11 @@ class _Metric:
         return figures
 
 
-def package() -> ModuleType:
-    """The module of our annotator classes, with the package's warnings and log lines hidden while it is imported."""
-    with silenced(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-        from harness.evaluators.alpaca_eval import package
-    return package
-
-
-def win_rate(table: "pd.DataFrame") -> dict[str, float]:
-    """The package's win rate, standard error, counts and discrete win rate; preferences are floats or nan."""
-    package()
-    from alpaca_eval.metrics import get_winrate
-
-    return get_winrate(table)
-
-
 def length_controlled_figures(predictions: Sequence[float]) -> dict[str, float]:
     """Mean and standard error of predicted preferences (0..1) in percent, under the package's names.
 
     The package also averages over instructions whose verdict failed; here they are left out and counted as failures.
     """
-    import numpy as np
-    from scipy.stats import sem
-
     values = [100 * value for value in predictions]
     return {"length_controlled_winrate": float(np.mean(values)), "lc_standard_error": float(sem(values))}
 
@@ -160,7 +146,7 @@ def _annotation(row: dict[str, Any]) -> Annotation:
     if isinstance(completion, dict) and "raw" in completion:
         error, texts = completion["error"], tuple(completion["raw"])
     else:
-        error, texts = None, () if absent(completion) else (text_of(completion),)
+        error, texts = None, tuple(_said(completion))
     predicted = row.get("glm_preference")
     return Annotation(
         instruction=row["instruction"],
@@ -171,3 +157,82 @@ def _annotation(row: dict[str, Any]) -> Annotation:
         raw=texts,
         length_controlled=None if predicted is None else 1 + predicted,
     )
+
+
+class _Annotators(PairwiseAnnotatorLocal):
+    """A judge of ours or a configuration of the package, whose answers are kept in ``journal``."""
+
+    def __init__(self, *, by: Judge | PackageAnnotator, journal: Journal | None, **kwargs: Any) -> None:
+        self._by, self._journal = by, journal
+        super().__init__(**kwargs)
+
+    def _initialize_annotators(self, **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(self._by, PackageAnnotator):
+            return {self._by.label: _BothPositions(self._by)}
+        common = {"seed": self.seed, "base_dir": self._by.base_dir, "journal": self._journal}
+        common |= {"annotation_column": self.annotation_key, "completion_column": self.completion_key}
+        configs = deepcopy(dict(self._by.configs)).items()  # the package writes into them
+        return {name: _KeptAnnotator(name=name, **common, **config, **kwargs) for name, config in configs}
+
+
+@dataclass
+class _BothPositions:
+    """In the place of the package's SingleAnnotator: rows of output_1, output_2 in, preferences out."""
+
+    judge: Judge
+    processors: tuple = ()
+
+    def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
+        pairs = zip(rows["instruction"], rows["output_1"], rows["output_2"], strict=True)
+        straight = [Comparison.of(conversation(text), first, second) for text, first, second in pairs]
+        verdicts = self.judge.compare(straight + [pair.swapped for pair in straight])
+        preferences, completions = [], []
+        for one, other in zip(verdicts[: len(straight)], verdicts[len(straight) :], strict=True):
+            first, second = (math.nan if v.value is None else v.value for v in (one, other))
+            preferences.append((first + 3 - second) / 2)
+            reasons = dict.fromkeys(v.error for v in (one, other) if v.error is not None)
+            completions.append({"raw": [one.raw, other.raw], "error": "; ".join(reasons) or None})
+        return rows.assign(preference=preferences, preference_raw_completion=completions)
+
+
+class _KeptAnnotator(SinglePairwiseAnnotator):
+    """The package's annotator; answers are kept, and rows whose answer cannot be read stay, with the reason."""
+
+    def __init__(self, *, name: str, journal: Journal | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fn_completions = KeptAnswers(self.fn_completions, name, journal, self._readable, self.completion_key)
+
+    def _readable(self, completion: Any) -> bool:
+        found, _ = self._parse_completions([completion])
+        return not any(_absent(value) for value in found)
+
+    def _make_prompts(self, df_to_annotate: pd.DataFrame, prompt_template: str | None = None) -> Any:
+        prompts, table = super()._make_prompts(df_to_annotate, prompt_template)
+        self._prompts = [prompt for prompt in prompts for _ in range(self.batch_size)]
+        return prompts, table
+
+    def _postprocess(self, df_annotated: pd.DataFrame) -> pd.DataFrame:
+        # Parsers say 0 for a tie, which the package would refuse.
+        values = df_annotated[self.annotation_column].astype(float).replace({0.0: 1.5})
+        values = values.where(values.between(1, 2))
+        rows = zip(values, df_annotated[self.completion_column], self._prompts, strict=True)
+        completions = [self._failure(said, prompt) if _absent(value) else said for value, said, prompt in rows]
+        table = df_annotated.assign(**{self.annotation_column: values, self.completion_column: completions})
+        for processor in reversed(self.processors):  # as the package does, which drops rows without a preference
+            table = processor.postprocess(table)
+        return table
+
+    def _failure(self, completion: Any, prompt: str) -> dict[str, Any]:
+        reason = self.fn_completions.errors.get(prompt, "the annotator's answer cannot be read")
+        return {"raw": _said(completion), "error": reason}
+
+
+def _said(completion: Any) -> list[str]:
+    """What an annotator wrote, if anything; with probabilities of tokens it comes as a whole choice."""
+    text = completion.get("text", completion) if isinstance(completion, dict) else completion
+    return [] if _absent(text) or text == "" else [str(text)]
+
+
+def _absent(value: Any) -> bool:
+    """Whether ``value`` is what the package has for nothing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

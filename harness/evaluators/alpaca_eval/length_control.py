@@ -8,16 +8,14 @@ gamed lengths that regularise the published form, are on the hub; here they are 
 """
 
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
 
-from harness.files import read_text
+from harness.files import load_json, read_text
 from harness.quiet import silenced
 
 if TYPE_CHECKING:
@@ -103,11 +101,17 @@ class LengthControl:
         return found
 
     def _fit(self, table: "pd.DataFrame") -> None:
-        """Let the package add glm_preference; the file that it would download is handed to it from here."""
+        """Let the package add glm_preference; the file that it would download (df_gamed.csv) is made here."""
+        import pandas as pd
         import sklearn
         from alpaca_eval.metrics import glm_winrate
 
-        text = self._table.to_csv(index=False)
+        inputs = self.gamed
+        if inputs is None:  # then only the difficulties mean anything
+            texts = sorted(self.index, key=self.index.__getitem__)
+            rows = {"index": range(len(texts)), "instruction_difficulty": [self.difficulty[text] for text in texts]}
+            inputs = pd.DataFrame({**rows, "model": "none"})
+        text = inputs.to_csv(index=False)
         # The package turns metadata routing on for the whole process and uses names that sklearn is about to retire.
         with (
             silenced(),
@@ -119,27 +123,14 @@ class LengthControl:
                 table, glm_name=self.form, save_weights_dir=None, is_warn_extreme_changes=False
             )
 
-    @cached_property
-    def _table(self) -> "pd.DataFrame":
-        """In the format of df_gamed.csv; without gamed verdicts only the difficulties mean anything."""
-        import pandas as pd
-
-        if self.gamed is not None:
-            return self.gamed
-        texts = sorted(self.index, key=self.index.__getitem__)
-        rows = {"index": range(len(texts)), "instruction_difficulty": [self.difficulty[text] for text in texts]}
-        return pd.DataFrame({**rows, "model": "none"})
-
 
 def _gamed(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.read_csv(io.StringIO(read_text(path, "gamed verdicts")))
     columns = {"index", "model", "instruction_difficulty", "preference", "std_delta_len", "not_gamed_baseline"}
-    if not columns <= set(table.columns):
-        raise ValueError(
-            f"{path}: not AlpacaEval's df_gamed.csv: missing {', '.join(sorted(columns - set(table.columns)))}"
-        )
+    if missing := sorted(columns - set(table.columns)):
+        raise ValueError(f"{path}: not AlpacaEval's df_gamed.csv: missing {', '.join(missing)}")
     return table
 
 
@@ -148,7 +139,7 @@ def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str,
     import pandas as pd
 
     if gamed is None and (folder / RECOVERED).is_file():
-        rows = _json(folder / RECOVERED)
+        rows = load_json(folder / RECOVERED, "instruction difficulty")
         try:
             index = {row["instruction"]: int(row["index"]) for row in rows}
             return index, {row["instruction"]: float(row["instruction_difficulty"]) for row in rows}
@@ -159,7 +150,10 @@ def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str,
             f"instruction difficulties are missing in {folder / 'alpaca_eval'}; "
             "get them with `dspa-bench data fetch alpaca_eval`"
         )
-    index = _order(folder)
+    order = next((folder / path for path in ORDER if (folder / path).is_file()), None)
+    if order is None:
+        raise UnavailableError(f"{folder / ORDER[0]} is missing; get it with `dspa-bench data fetch alpaca_eval`")
+    index = {row["instruction"]: place for place, row in enumerate(load_json(order, "AlpacaEval"))}
     if gamed is not None:
         found = gamed.drop_duplicates("index").set_index("index")["instruction_difficulty"]
     else:
@@ -170,17 +164,3 @@ def _difficulties(folder: Path, gamed: "pd.DataFrame | None") -> tuple[dict[str,
     if len(difficulty) < len(index):
         raise ValueError(f"{folder / 'alpaca_eval'}: {len(index)} instructions, but {len(difficulty)} difficulties")
     return index, difficulty
-
-
-def _order(folder: Path) -> dict[str, int]:
-    for path in ORDER:
-        if (folder / path).is_file():
-            return {row["instruction"]: place for place, row in enumerate(_json(folder / path))}
-    raise UnavailableError(f"{folder / ORDER[0]} is missing; get it with `dspa-bench data fetch alpaca_eval`")
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(read_text(path, "AlpacaEval"))
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{path}:{problem.lineno}: not valid JSON ({problem.msg})") from None

@@ -2,8 +2,8 @@
 
 `register` puts the adapter into FastChat's tables, before a module of FastChat runs in the same process:
 ``dspa-bench fastchat fastchat.serve.model_worker --model-path ARTIFACT --device cpu``. FastChat's own loop decodes,
-token by token through ``forward(past_key_values)``. What of fschat 0.2.36 is replaced, and why (its API server and its
-browser are mended in fastchat_api.py and fastchat_browser.py):
+token by token through ``forward(past_key_values)``. What of fschat 0.2.36 is replaced, and why (what is
+mended of its API server and its browser is in __init__.py):
 
 * ``get_model_adapter``: it tries a folder's last name on every adapter before the path, so an artifact in a folder
   called ``llama-2-dspa`` would be taken for a Llama 2.
@@ -94,14 +94,10 @@ class ServedTokenizer:
     def __init__(self, aligned: AlignedModel) -> None:
         self._aligned = aligned
         self._mark = _mark(aligned.fingerprint)
-        self.eos_token_id = aligned.tokenizer.eos_token_id
+        self.eos_token_id, self.stop_ids = aligned.tokenizer.eos_token_id, aligned.chat.stop_ids
         self.pad_token = aligned.tokenizer.convert_ids_to_tokens(aligned.chat.pad_id)
 
     def __call__(self, prompt: str) -> SimpleNamespace:
-        """``input_ids`` of a conversation as `ArtifactAdapter` has it written, or of any other text as it is.
-
-        Raises BadPrompt for pictures and for turns that the chat format does not allow.
-        """
         return SimpleNamespace(input_ids=self._ids(prompt))
 
     def num_tokens(self, prompt: str) -> int:
@@ -116,13 +112,16 @@ class ServedTokenizer:
         """Text as `AlignedModel.generate` gives it; FastChat's clean-up of spaces would alter it."""
         if isinstance(ids, int):
             return str(self._aligned.tokenizer.decode([ids]))
-        stops = self._aligned.chat.stop_ids
-        return self._aligned.chat.decode(ids[:-1] if ids and ids[-1] in stops else ids)
+        return self._aligned.chat.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
     def batch_encode_plus(self, *_args: Any, **_options: Any) -> Any:
         raise ValueError("an artifact answers conversations and gives no embeddings")
 
     def _ids(self, prompt: str) -> list[int]:
+        """Of a conversation as `ArtifactAdapter` has it written, or of any other text as it is.
+
+        Raises BadPrompt for pictures and for turns that the chat format does not allow.
+        """
         before, *turns = prompt.split(self._mark)
         if not turns:
             return list(self._aligned.tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
@@ -154,11 +153,6 @@ class ServedModel:
         self._aligned = aligned
         self._turn = Lock()
         self.config = SimpleNamespace(is_encoder_decoder=False, max_position_embeddings=aligned.base.max_length)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
-        return self._aligned.chat.stop_ids
 
     @property
     def device(self) -> torch.device:
@@ -222,7 +216,7 @@ def generate_stream(
     new, prompt = int(params.get("max_new_tokens", 256)), len(tokenizer(params["prompt"]).input_ids)
     if prompt + new > context_len:
         raise ValueError(f"prompt of {prompt} tokens + {new} new ones exceed the context of {context_len}")
-    stops = dict.fromkeys([*(params.get("stop_token_ids") or ()), *model.stop_ids])
+    stops = dict.fromkeys([*(params.get("stop_token_ids") or ()), *tokenizer.stop_ids])
     params = params | {"stop_token_ids": list(stops)}
     for output in fastchat_loop(model, tokenizer, params, device, context_len + 1, stream_interval):
         for count in ("completion_tokens", "total_tokens"):

@@ -5,17 +5,18 @@ lm-eval calls these from the YAMLs beside this file, with the task's metadata an
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import yaml
 from datasets import Dataset, DatasetDict
+from lm_eval.utils import apply_template
 
 from harness.data import data_file
-from harness.files import read_jsonl, read_text
+from harness.files import load_json, read_jsonl, read_text
 
 _LETTERS = "ABCD"
 Row = dict[str, Any]
@@ -36,12 +37,12 @@ def arc_easy(**_: Any) -> DatasetDict:
 
 def hellaswag(**_: Any) -> DatasetDict:
     """1,000 of the validation items, unprocessed: lm-eval's own preprocessing follows."""
-    return DatasetDict({"test": _rows("hellaswag_val_1000.jsonl", lambda path: (row for _, row in _jsonl(path)))})
+    return DatasetDict({"test": _rows("hellaswag_val_1000.jsonl", _whole)})
 
 
 def winogrande(**_: Any) -> DatasetDict:
     """The validation items with the option already in the place of the gap."""
-    return DatasetDict({"test": _rows("winogrande.jsonl", lambda path: (row for _, row in _jsonl(path)))})
+    return DatasetDict({"test": _rows("winogrande.jsonl", _whole)})
 
 
 def truthfulqa(**_: Any) -> DatasetDict:
@@ -52,16 +53,12 @@ def truthfulqa(**_: Any) -> DatasetDict:
 @cache
 def truthfulqa_template() -> str:
     """The published task's prompt, which is not repeated here: lm-eval's own YAML has it."""
-    import lm_eval.tasks
-
     stock = Path(lm_eval.tasks.__file__).parent / "truthfulqa" / "truthfulqa_mc1.yaml"
     return str(yaml.safe_load(stock.read_text(encoding="utf-8"))["doc_to_text"])
 
 
 def truthfulqa_text(doc: Row) -> str:
     """The prompt of a question."""
-    from lm_eval.utils import apply_template
-
     return apply_template(truthfulqa_template(), doc)
 
 
@@ -69,8 +66,8 @@ def _rows(name: str, read: Callable[..., Iterator[Row]], *more: Any) -> Dataset:
     return Dataset.from_list(list(read(data_file(f"mc/{name}", "multiple_choice"), *more)))
 
 
-def _jsonl(path: Path) -> list[tuple[int, Row]]:
-    return read_jsonl(path, "multiple-choice")
+def _whole(path: Path) -> Iterator[Row]:
+    return (row for _, row in read_jsonl(path, "multiple-choice"))
 
 
 def _mmlu(path: Path, subject: str) -> Iterator[Row]:
@@ -83,14 +80,14 @@ def _mmlu(path: Path, subject: str) -> Iterator[Row]:
 
 def _arc(path: Path) -> Iterator[Row]:
     start = "Question: "  # the template adds it
-    for number, row in _jsonl(path):
+    for number, row in read_jsonl(path, "multiple-choice"):
         if not row["query"].startswith(start):
             raise ValueError(f"{path}:{number}: the query does not begin with {start!r}")
         yield {"question": row["query"].removeprefix(start), "choices": row["choices"], "gold": row["gold"]}
 
 
 def _truthfulqa(path: Path) -> Iterator[Row]:
-    for row in json.loads(read_text(path, "TruthfulQA")):
+    for row in load_json(path, "TruthfulQA"):
         targets = {
             name: {"choices": list(row[name]), "labels": list(row[name].values())}
             for name in ("mc1_targets", "mc2_targets")
