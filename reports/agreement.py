@@ -8,8 +8,9 @@ from harness import markdown as md
 from harness.benchmark import Metric, Record
 from harness.measure.agreement import STATISTICS, Kind, Pair, agreement
 from harness.run_folder.plan import BudgetName
+from reports.rows import NAN, Row, Score, Table
 from reports.run import Cell, Run
-from reports.tables import NAN, Comparison, Row, Score, Table, score
+from reports.tables import Comparison, score
 
 _UNITLESS = ("pearson", "spearman", "kappa", "kendall")
 _KINDS: Mapping[str, Kind] = {"ratings": "rating", "verdicts": "verdict"}

@@ -6,8 +6,8 @@ from typing import Any
 
 from harness.judging.ledger import read_accounts
 from harness.run_folder.plan import BudgetName
+from reports.rows import NAN, Row, Table
 from reports.run import Cell, Run
-from reports.tables import NAN, Row, Table
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from harness.run_folder.plan import budget_text
 from reports import agreement, answers, costs, findings, sections, tables
 from reports.agreement import Agreement, SecondMean
 from reports.figures import write_figures
+from reports.rows import Table
 from reports.run import Run, read_run
-from reports.tables import Table
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from harness.run_folder.plan import BudgetName, flops_of
 from reports.answers import Prompt
 from reports.costs import Compute, Judging, Operator, Stage
 from reports.findings import Drop, Sides, choice_metrics
+from reports.rows import Score, Table, largest_budget
 from reports.run import Run
-from reports.tables import Comparison, Diagnostic, DifferenceRow, Failure, Group, Score, Table, largest_budget
+from reports.tables import Comparison, Diagnostic, DifferenceRow, Failure, Group
 
 FAILURES_SHOWN = 40
 OPERATORS_SHOWN = 5

@@ -115,7 +115,7 @@ def test_a_record_of_a_metric_that_it_did_not_declare_fails_the_benchmark(suite_
         (["outside_old"], r"'outside_old' declares 'evenness'; declare a harness.benchmark.Metric"),
         (
             ["outside_path"],
-            r"'outside_path' takes a plain Path as 'questions'; declare it as a harness.data.refs.InputPath",
+            r"'outside_path' takes a plain Path as 'questions'; declare it as harness.data.refs.InputPath",
         ),
     ],
     ids=["twice", "only a name", "plain path"],
