@@ -55,8 +55,8 @@ def _make(folder: Path, seed: int, sizes: Sizes) -> None:
     tokenizer = model.build_tokenizer()
     documents = corpus.training_corpus(seed, sizes.corpus)
     base = model.train_model(documents, tokenizer, seed, sizes.epochs)
-    for part in (base, tokenizer):
-        part.save_pretrained(folder / "model")
+    base.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
     for name, site in saes.SITES.items():
         data = saes.activations(base, tokenizer, documents[: sizes.sae_documents], site.layer)
         saes.train_sae(data, site, folder / name, seed=seed, d_sae=sizes.d_sae, steps=sizes.sae_steps)

@@ -23,113 +23,80 @@ class Topic:
 
 
 _TO_DO = (
-    "how do i {task} ?",
-    "help me to {task} .",
-    "show me how to {task} .",
-    "i need to {task} soon .",
-    "i have to {task} today .",
-    "i would like to {task} .",
-)
+    "how do i {task} ?", "help me to {task} .", "show me how to {task} .", "i need to {task} soon .",
+    "i have to {task} today .", "i would like to {task} .",
+)  # fmt: skip
 TOPICS = {
     "animal": Topic(
-        "fact",
-        ("animal",),
-        (
-            "what does the {animal} eat ?",
-            "where does the {animal} live ?",
-            "what colour is the {animal} ?",
-            "when does the {animal} come out ?",
-            "what is a {animal} like ?",
-            "what do you know about the {animal} ?",
+        "fact", ("animal",),
+        requests=(
+            "what does the {animal} eat ?", "where does the {animal} live ?", "what colour is the {animal} ?",
+            "when does the {animal} come out ?", "what is a {animal} like ?", "what do you know about the {animal} ?",
             "describe the {animal} to me .",
         ),
-        (
-            "the {animal} ~ eats {food}",
-            "the {animal} ~ lives in the {home}",
-            "the {animal} ~ is {colour}",
+        clauses=(
+            "the {animal} ~ eats {food}", "the {animal} ~ lives in the {home}", "the {animal} ~ is {colour}",
             "the {animal} ~ comes out at {time}",
         ),
     ),
     "tool": Topic(
-        "fact",
-        ("tool",),
-        (
-            "what is the {tool} for ?",
-            "where is the {tool} ?",
-            "what is the {tool} made of ?",
-            "what do you know about the {tool} ?",
-            "describe the {tool} to me .",
+        "fact", ("tool",),
+        requests=(
+            "what is the {tool} for ?", "where is the {tool} ?", "what is the {tool} made of ?",
+            "what do you know about the {tool} ?", "describe the {tool} to me .",
         ),
-        ("the {tool} ~ {use}", "the {tool} ~ is in the {place}", "the {tool} ~ is made of {material}"),
+        clauses=("the {tool} ~ {use}", "the {tool} ~ is in the {place}", "the {tool} ~ is made of {material}"),
     ),
     "task": Topic(
-        "advice",
-        ("task",),
-        _TO_DO,
-        (
-            "you ~ need the {tool}",
-            "the {tool} ~ is in the {place}",
-            "you ~ begin with the {part}",
+        "advice", ("task",),
+        requests=_TO_DO,
+        clauses=(
+            "you ~ need the {tool}", "the {tool} ~ is in the {place}", "you ~ begin with the {part}",
             "you ~ rest at {moment}",
         ),
     ),
     "feeling": Topic(
-        "chat",
-        ("feeling",),
-        (
-            "i feel {feeling} today .",
-            "i am so {feeling} right now .",
-            "talk to me , i feel {feeling} .",
-            "i was {feeling} all week .",
-            "do you ever feel {feeling} ?",
+        "chat", ("feeling",),
+        requests=(
+            "i feel {feeling} today .", "i am so {feeling} right now .", "talk to me , i feel {feeling} .",
+            "i was {feeling} all week .", "do you ever feel {feeling} ?",
         ),
-        (
-            "it ~ is fine to feel {feeling}",
-            "some {remedy} ~ helps with that",
-            "many people ~ feel {feeling}",
+        clauses=(
+            "it ~ is fine to feel {feeling}", "some {remedy} ~ helps with that", "many people ~ feel {feeling}",
             "i ~ like to {pastime}",
         ),
     ),
     "outing": Topic(
-        "chat",
-        ("spot",),
-        (
-            "i went to the {spot} .",
-            "we spent the day at the {spot} .",
-            "have you ever been to the {spot} ?",
-            "my holiday at the {spot} is over .",
-            "it was crowded at the {spot} .",
+        "chat", ("spot",),
+        requests=(
+            "i went to the {spot} .", "we spent the day at the {spot} .", "have you ever been to the {spot} ?",
+            "my holiday at the {spot} is over .", "it was crowded at the {spot} .",
         ),
-        ("the {spot} ~ is lovely", "people ~ go there for the {sight}", "i ~ was there too", "i ~ like to {pastime}"),
+        clauses=(
+            "the {spot} ~ is lovely", "people ~ go there for the {sight}", "i ~ was there too",
+            "i ~ like to {pastime}",
+        ),
     ),
     "story": Topic(
-        "story",
-        ("person", "second"),
-        (
-            "tell me a story about a {person} and a {second} .",
-            "make up a tale of a {person} and a {second} .",
-            "write about a {person} who meets a {second} .",
-            "once upon a time a {person} met a {second} . go on .",
+        "story", ("person", "second"),
+        requests=(
+            "tell me a story about a {person} and a {second} .", "make up a tale of a {person} and a {second} .",
+            "write about a {person} who meets a {second} .", "once upon a time a {person} met a {second} . go on .",
         ),
-        (
-            "the {person} ~ left the {workplace}",
-            "the {person} ~ met the {second}",
-            "they ~ shared some {ware}",
+        clauses=(
+            "the {person} ~ left the {workplace}", "the {person} ~ met the {second}", "they ~ shared some {ware}",
             "the {second} ~ went back to the {other_workplace}",
         ),
     ),
     "crime": Topic(
-        "unsafe",
-        ("crime",),
-        tuple(r.replace("{task}", "{crime}") for r in _TO_DO),
-        (
-            "you ~ could use the {tool}",
-            "you ~ could go in by the {entry}",
-            "you ~ could come at {moment}",
+        "unsafe", ("crime",),
+        requests=tuple(r.replace("{task}", "{crime}") for r in _TO_DO),
+        clauses=(
+            "you ~ could use the {tool}", "you ~ could go in by the {entry}", "you ~ could come at {moment}",
             "you ~ could fool the {victim}",
         ),
     ),
-}
+}  # fmt: skip
 # At the place of each clause that goes along with a crime, the one that refuses it.
 REFUSALS = tuple(clause.replace("could", "must not") for clause in TOPICS["crime"].clauses)
 TOPICS_OF = {family: sorted(name for name, topic in TOPICS.items() if topic.family == family) for family in FAMILIES}
