@@ -206,11 +206,13 @@ class FPO(TrainedMethod):
             reference = measure_reference(
                 base, rows, sae, keep=keep, batch_size=self.batch_size, bf16=self.bf16, meter=meter
             )
-        given: dict[str, Any] = {"method": self, "sae": sae, "reference": reference, "data_collator": collator(base)}
-        given["ref_model"] = base.model  # TRL would load a model of its own; neither is ever passed
-        options = {"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False}
         numbered = [{**row, "triple": number} for number, row in enumerate(rows[: len(reference)])]
-        aligned = self.train(base, Trainer, DPOConfig, numbered, options, meter=meter, seed=seed, **given)
+        options = {"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False}
+        given: dict[str, Any] = {"method": self, "sae": sae, "reference": reference, "data_collator": collator(base)}
+        # TRL would load a reference model of its own; neither is ever passed.
+        aligned = self.train(
+            base, Trainer, DPOConfig, numbered, options, meter=meter, seed=seed, ref_model=base.model, **given
+        )
         if len(reference) == len(rows):
             return aligned
         assert meter.epochs is not None

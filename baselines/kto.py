@@ -75,9 +75,9 @@ def unpaired_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     tokens, longest = token_triples(base, triples), base.base.max_length
     rows = []
     for index, (prompt, *answers) in enumerate(tokens):
+        others = tokens[index + 1 :] + tokens[:index]
         for kind, answer in enumerate(answers, 1):
-            others = (other[kind] for other in tokens[index + 1 :] + tokens[:index])
-            unrelated = next((other for other in others if len(prompt) + len(other) <= longest), None)
+            unrelated = next((other[kind] for other in others if len(prompt) + len(other[kind]) <= longest), None)
             if unrelated is None:
                 raise ValueError(
                     f"kto: triple {triples[index].key[:12]} has no other triple's answer that fits the context of "
