@@ -7,7 +7,7 @@ from baselines.fpo import FPO
 from baselines.kto import KTO
 from baselines.orpo import ORPO
 from baselines.prompt import Prompt
-from baselines.rahf import RAHFSCIT, RAHFDual
+from baselines.rahf.methods import RAHFSCIT, RAHFDual
 from baselines.repe import RepE
 from baselines.sails import SAILS
 from baselines.sft import SFT

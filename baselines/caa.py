@@ -1,11 +1,8 @@
 """caa: Contrastive Activation Addition, the mean difference of answers' hidden states added at one layer."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
-
-from baselines.direction import DirectionMethod, Tokens, response_differences
+from baselines.direction import DirectionMethod, Multiplier, Tokens, response_differences
 from harness.compute import Meter
 from harness.data.triples import Triple
 from harness.method import register_method
@@ -21,7 +18,7 @@ class CAA(DirectionMethod):
     ``tokens: last``, which is closest to the original. The multiplier of 1 is ours, among those that it tries.
     """
 
-    scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")] = 1.0
+    scale: Multiplier = 1.0
     tokens: Tokens = "mean"
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:

@@ -18,6 +18,9 @@ from harness.model.residuals import Seen, batches_by_length, encode_triples, res
 
 Tokens = Literal["mean", "last"]
 """Which tokens of an answer stand for it: the mean over all of them, or the last one."""
+Multiplier = Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")]
+Residual = Float[Tensor, "batch pos d_model"]
+Steered = Bool[Tensor, "batch pos"]
 
 
 class DirectionMethod(MethodConfig):
@@ -28,7 +31,7 @@ class DirectionMethod(MethodConfig):
         "relative_step": "length of the added vector over the mean length of the residual stream that it is added to"
     }
     layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
-    scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")]
+    scale: Multiplier
     positions: Positions = "generation"
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
@@ -82,44 +85,48 @@ def _states(answers: Seen, layer: int, tokens: Tokens) -> Float[Tensor, "row d_m
     return (answers.residual[layer].float() * weight[..., None]).sum(1)
 
 
-@register_intervention("direction")
-class DirectionSteering:
-    """Adds ``scale`` times a fixed vector at every steered token; a harness Intervention that reads nothing."""
+class FixedSteering:
+    """What is alike in interventions that read nothing of the prompt; ``settings`` has ``positions``."""
 
     read_layers: tuple[int, ...] = ()
 
-    def __init__(self, vector: Float[Tensor, " d_model"], settings: dict[str, Any]) -> None:
-        """``settings``: layer, scale, positions."""
-        self._vector, self._settings = vector, settings
-        self._step = vector * settings["scale"]
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
 
     @property
     def positions(self) -> Positions:
         return self._settings["positions"]
 
+    def condition(self, residual: Mapping[int, Tensor], prompt: Tensor, *, tally: Sums | None = None) -> RowState:
+        """Nothing depends on the prompt."""
+        return {}
+
+    def params(self) -> dict[str, Any]:
+        return self._settings
+
+    def identity(self) -> dict[str, Any]:
+        return self._settings
+
+    def tally(self) -> Sums:
+        return Sums()
+
+
+@register_intervention("direction")
+class DirectionSteering(FixedSteering):
+    """Adds ``scale`` times a fixed vector at every steered token; a harness Intervention."""
+
+    def __init__(self, vector: Float[Tensor, " d_model"], settings: dict[str, Any]) -> None:
+        """``settings``: layer, scale, positions."""
+        super().__init__(settings)
+        self._vector, self._step = vector, vector * settings["scale"]
+
     @property
     def write_layers(self) -> tuple[int, ...]:
         return (self._settings["layer"],)
 
-    def condition(
-        self,
-        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
-        prompt: Bool[Tensor, "batch pos"],
-        *,
-        tally: Sums | None = None,
-    ) -> RowState:
-        """Nothing depends on the prompt."""
-        return {}
-
     def delta(
-        self,
-        layer: int,
-        residual: Float[Tensor, "batch pos d_model"],
-        state: RowState,
-        steered: Bool[Tensor, "batch pos"],
-        *,
-        tally: Sums | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+        self, layer: int, residual: Residual, state: RowState, steered: Steered, *, tally: Sums | None = None
+    ) -> Residual:
         """The same step at every steered token."""
         if tally is not None:
             norms = torch.linalg.vector_norm(residual.float(), dim=-1) * steered
@@ -129,21 +136,12 @@ class DirectionSteering:
     def tensors(self) -> dict[str, Tensor]:
         return {"vector": self._vector}
 
-    def params(self) -> dict[str, Any]:
-        return self._settings
-
-    def identity(self) -> dict[str, Any]:
-        return self._settings
-
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DirectionSteering":
         return cls(tensors["vector"].to(device), params)
 
     def to(self, device: torch.device | str) -> "DirectionSteering":
         return DirectionSteering(self._vector.to(device), self._settings)
-
-    def tally(self) -> Sums:
-        return Sums()
 
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """``relative_step``: length of the step over the mean length of the residual stream where it was added."""

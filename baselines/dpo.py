@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from baselines.metered import Metered
-from baselines.passes import Pass, body_rate, head_flops, training_flops
 from baselines.rows import preference_rows
-from baselines.training import TrainedMethod
+from baselines.training import TrainedMethod, reference_pass
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.data.triples import Triple
@@ -37,20 +36,12 @@ class DPO(TrainedMethod):
         class Trainer(Metered, DPOTrainer):
             reference_passes = ("attention_mask",)
 
-        return self.train(
-            base,
-            Trainer,
-            DPOConfig,
-            preference_rows(base, triples),
-            meter=meter,
-            seed=seed,
-            options={"loss_type": [self.loss_type], "beta": self.beta, "disable_dropout": False},
-            ref_model=base.model,
-        )
+        rows = preference_rows(base, triples)
+        options = {"loss_type": [self.loss_type], "beta": self.beta, "disable_dropout": False}
+        return self.train(base, Trainer, DPOConfig, rows, options, meter=meter, seed=seed, ref_model=base.model)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on and passed through the reference."""
         lengths = [row["length"] for row in preference_rows(base, triples)]
-        trained = Pass(body_rate(self, rates), lengths, texts=2, head=head_flops(self, rates))
-        reference = Pass(rates.body(), lengths, texts=2, head=rates.head)
-        return {"train": training_flops(self, lengths, trained, reference)}
+        passes = self.trained_pass(rates, lengths, texts=2), reference_pass(rates, lengths, texts=2)
+        return {"train": self.training_flops(lengths, *passes)}

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from baselines.metered import Metered, measured_batches, unpatched
-from baselines.passes import Pass, body_rate, head_flops, training_flops
 from baselines.rows import IGNORED, preference_rows
-from baselines.training import TrainedMethod
+from baselines.training import TrainedMethod, reference_pass
 from dspa.map.sparse import SparseRows
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae, sae_sizes
 from harness.compute import Meter, signature_of
@@ -203,28 +202,16 @@ class FPO(TrainedMethod):
         sae = load_sae(self.sae, str(base.device))
         rows = preference_rows(base, triples)
         with meter.stage("reference"):
+            keep = self.k if self.index_set == "reference" else None
             reference = measure_reference(
-                base,
-                rows,
-                sae,
-                keep=self.k if self.index_set == "reference" else None,
-                batch_size=self.batch_size,
-                bf16=self.bf16,
-                meter=meter,
+                base, rows, sae, keep=keep, batch_size=self.batch_size, bf16=self.bf16, meter=meter
             )
+        numbered = [{**row, "triple": number} for number, row in enumerate(rows[: len(reference)])]
+        options = {"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False}
+        given: dict[str, Any] = {"method": self, "sae": sae, "reference": reference, "data_collator": collator(base)}
+        # TRL would load a reference model of its own; neither is ever passed.
         aligned = self.train(
-            base,
-            Trainer,
-            DPOConfig,
-            [{**row, "triple": number} for number, row in enumerate(rows[: len(reference)])],
-            meter=meter,
-            seed=seed,
-            options={"loss_type": ["sigmoid_norm"], "beta": self.beta, "disable_dropout": False},
-            ref_model=base.model,  # TRL would load a model of its own; neither is ever passed
-            data_collator=collator(base),
-            method=self,
-            sae=sae,
-            reference=reference,
+            base, Trainer, DPOConfig, numbered, options, meter=meter, seed=seed, ref_model=base.model, **given
         )
         if len(reference) == len(rows):
             return aligned
@@ -241,13 +228,13 @@ class FPO(TrainedMethod):
         rows = preference_rows(base, triples)
         lengths = [row["length"] for row in rows]
         encoding = [2 * d_model * d_sae * len(row["chosen_ids"] + row["rejected_ids"]) for row in rows]
-        reference = Pass(rates.body(), lengths, texts=2, head=rates.head)
+        reference = reference_pass(rates, lengths, texts=2)
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
-        trained = Pass(body_rate(self, rates), lengths, texts=2, head=head_flops(self, rates))
+        trained = self.trained_pass(rates, lengths, texts=2), lambda batch: 2 * sum(encoding[row] for row in batch)
         return {
             "reference": sum(encoding) + sum(map(reference, batches)),
-            "train": training_flops(self, lengths, trained, lambda batch: 2 * sum(encoding[row] for row in batch)),
+            "train": self.training_flops(lengths, *trained),
         }
 
 

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from baselines.metered import Metered
-from baselines.passes import Pass, body_rate, head_flops, training_flops
-from baselines.rows import token_triples
-from baselines.training import TrainedMethod
+from baselines.rows import Row, token_triples
+from baselines.training import TrainedMethod, reference_pass
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.data.triples import Triple
@@ -46,23 +45,13 @@ class KTO(TrainedMethod):
                 # TRL insists on the order given, since its own preparation pairs neighbours; our rows are paired.
                 self.args.train_sampling_strategy = "group_by_length"
 
-        return self.train(
-            base,
-            Trainer,
-            KTOConfig,
-            unpaired_rows(base, triples),
-            meter=meter,
-            seed=seed,
-            options={
-                "beta": self.beta,
-                "desirable_weight": self.desirable_weight,
-                "undesirable_weight": self.undesirable_weight,
-                "per_device_train_batch_size": 2 * self.batch_size,  # ours counts triples, TRL's rows
-                "train_sampling_strategy": "sequential",
-                "disable_dropout": False,
-            },
-            ref_model=base.model,
-        )
+        rows = unpaired_rows(base, triples)
+        options = self.model_dump(include={"beta", "desirable_weight", "undesirable_weight"}) | {
+            "per_device_train_batch_size": 2 * self.batch_size,  # ours counts triples, TRL's rows
+            "train_sampling_strategy": "sequential",
+            "disable_dropout": False,
+        }
+        return self.train(base, Trainer, KTOConfig, rows, options, meter=meter, seed=seed, ref_model=base.model)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Each answer trained on and passed through the reference, each unrelated one passed through both models.
@@ -73,43 +62,27 @@ class KTO(TrainedMethod):
         own, unrelated = (
             [len(row["prompt_ids"] + row[name]) for row in rows] for name in ("completion_ids", "KL_completion_ids")
         )
-        flops = training_flops(
-            self,
-            [row["length"] for row in rows],
-            Pass(body_rate(self, rates), own, head=head_flops(self, rates)),
-            Pass(rates.body(), own, head=rates.head),  # the reference
-            *[Pass(rates.body(), unrelated, head=rates.head)] * 2,
-            batch_size=2 * self.batch_size,
-        )
-        return {"train": flops}
+        passes = self.trained_pass(rates, own), reference_pass(rates, own), *[reference_pass(rates, unrelated)] * 2
+        lengths = [row["length"] for row in rows]
+        return {"train": self.training_flops(lengths, *passes, batch_size=2 * self.batch_size)}
 
 
-def unpaired_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
+def unpaired_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     """Two rows a triple, as TRL's KTOTrainer takes them, each with an answer of the same kind to another prompt.
 
     That answer is the next triple's in order, or of the first one after it that fits the context with this prompt.
     """
-    tokens = token_triples(base, triples)
+    tokens, longest = token_triples(base, triples), base.base.max_length
     rows = []
     for index, (prompt, *answers) in enumerate(tokens):
         others = tokens[index + 1 :] + tokens[:index]
-        for kind, answer in enumerate(answers):
-            fitting = (
-                other[1 + kind] for other in others if len(prompt) + len(other[1 + kind]) <= base.base.max_length
-            )
-            unrelated = next(fitting, None)
+        for kind, answer in enumerate(answers, 1):
+            unrelated = next((other[kind] for other in others if len(prompt) + len(other[kind]) <= longest), None)
             if unrelated is None:
                 raise ValueError(
                     f"kto: triple {triples[index].key[:12]} has no other triple's answer that fits the context of "
-                    f"{base.base.max_length} tokens with its prompt; give at least two triples, with shorter answers"
+                    f"{longest} tokens with its prompt; give at least two triples, with shorter answers"
                 )
-            rows.append(
-                {
-                    "prompt_ids": prompt,
-                    "completion_ids": answer,
-                    "KL_completion_ids": unrelated,
-                    "label": kind == 0,
-                    "length": len(prompt) + max(len(answer), len(unrelated)),
-                }
-            )
+            row = {"prompt_ids": prompt, "completion_ids": answer, "KL_completion_ids": unrelated, "label": kind == 1}
+            rows.append(row | {"length": len(prompt) + max(len(answer), len(unrelated))})
     return rows

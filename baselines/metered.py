@@ -1,4 +1,4 @@
-"""A mixin for TRL's trainers: rows are token ids already, each step is billed, a FLOP limit ends the training."""
+"""Trainings through TRL under a meter: a mixin for its trainers, and passes over the rows before a training."""
 
 import math
 import warnings
@@ -51,15 +51,9 @@ class Metered:
         ):
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
 
-    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        """The reference's own pass before training (TRL's precompute_ref_log_probs), billed as a forward."""
-        with self.meter.step(self.step_signature(inputs), tokens=_tokens(inputs, self.passes), kind="forward"):
-            return super().compute_ref_log_probs(model, inputs)  # type: ignore[misc]
-
     def step_signature(self, inputs: Any) -> Any:
         """What decides a step's FLOPs: the shapes and, with TRL's fused LM head on CUDA, the labelled positions."""
-        on_cuda = self.args.device.type == "cuda"  # type: ignore[attr-defined]
-        if not on_cuda:
+        if self.args.device.type != "cuda":  # type: ignore[attr-defined]
             return signature_of(inputs)
         masks = (inputs[name] != (IGNORED if name == "labels" else 0) for name in self.labelled if name in inputs)
         return signature_of(inputs, *(int(mask.sum()) for mask in masks))
@@ -110,14 +104,11 @@ def measured_batches(lengths: Sequence[int], batch_size: int, meter: Meter) -> I
             return
 
 
-@contextmanager
-def experimental() -> Iterator[None]:
+def experimental() -> warnings.catch_warnings:
     """For imports from trl.experimental: without TRL's notice that it is."""
     from trl.import_utils import TRLExperimentalWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TRLExperimentalWarning)
-        yield
+    return warnings.catch_warnings(action="ignore", category=TRLExperimentalWarning)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from baselines.metered import Metered, experimental
-from baselines.passes import paired_flops
 from baselines.rows import IGNORED, labelled_rows
 from baselines.training import TrainedMethod
 from harness.compute import Meter
@@ -42,20 +41,11 @@ class ORPO(TrainedMethod):
                 others[3] = -(means * lengths).sum() / lengths.sum()  # TRL's cross-entropy, prompt included
                 return means, *others
 
-        return self.train(
-            base,
-            Trainer,
-            ORPOConfig,
-            labelled_rows(base, triples),
-            meter=meter,
-            seed=seed,
-            options={
-                "beta": self.beta,
-                "disable_dropout": False,
-                "max_length": base.base.max_length,  # None would mean 512 to this trainer
-            },
-        )
+        longest = base.base.max_length  # None would mean 512 to this trainer
+        options = {"beta": self.beta, "disable_dropout": False, "max_length": longest}
+        return self.train(base, Trainer, ORPOConfig, labelled_rows(base, triples), options, meter=meter, seed=seed)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on."""
-        return {"train": paired_flops(self, labelled_rows(base, triples), rates)}
+        lengths = [row["length"] for row in labelled_rows(base, triples)]
+        return {"train": self.training_flops(lengths, self.trained_pass(rates, lengths, texts=2, fused=False))}

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from baselines.direction import DirectionMethod, response_differences
+from baselines.direction import DirectionMethod, Multiplier, response_differences
 from harness.compute import Meter
 from harness.data.triples import Triple
 from harness.method import BaseShape, register_method
@@ -28,7 +28,7 @@ class RepE(DirectionMethod):
     """
 
     directions: Annotated[int, Field(ge=1, description="principal directions; at most the triples and the width")] = 16
-    scale: Annotated[float, Field(allow_inf_nan=False, description="multiplier; negative ones steer away")] = 0.5
+    scale: Multiplier = 0.5
 
     def check(self, base: BaseShape) -> None:
         """The layer must be in the base, the directions in its width."""

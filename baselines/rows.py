@@ -7,9 +7,13 @@ from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
 
 IGNORED = -100  # label of positions without a loss, as torch has it
+Row = dict[str, Any]
+"""What a trainer's collator takes; ``length``, of the (longer) text in tokens, is for the sampler."""
+TokenTriple = tuple[list[int], list[int], list[int]]
+"""(prompt, chosen, rejected)"""
 
 
-def token_triples(base: AlignedModel, triples: Sequence[Triple]) -> list[tuple[list[int], list[int], list[int]]]:
+def token_triples(base: AlignedModel, triples: Sequence[Triple]) -> list[TokenTriple]:
     """Ids of (prompt, chosen, rejected) in the chat format of inference; answers end with the end-of-turn token.
 
     Raises ValueError for a triple that does not fit the model's context.
@@ -19,8 +23,8 @@ def token_triples(base: AlignedModel, triples: Sequence[Triple]) -> list[tuple[l
     return [(prompt, chosen + end, rejected + end) for prompt, chosen, rejected in ids]
 
 
-def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
-    """One row a triple, as TRL's DPOTrainer takes it; ``length`` is the longer text's, for the sampler."""
+def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
+    """One row a triple, as TRL's DPOTrainer takes it."""
     return [
         {
             "prompt_ids": prompt,
@@ -32,7 +36,7 @@ def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[
     ]
 
 
-def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
+def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     """One row a triple, as TRL's SFTTrainer takes it: prompt and chosen answer, the prompt without labels."""
     return [
         {"input_ids": prompt + chosen, "labels": [IGNORED] * len(prompt) + chosen, "length": len(prompt) + len(chosen)}
@@ -40,11 +44,11 @@ def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str,
     ]
 
 
-def labelled_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[dict[str, Any]]:
+def labelled_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     """One row a triple, as TRL's CPO and ORPO trainers take it: ids, masks and labels (none on the prompt)."""
     rows = []
     for prompt, chosen, rejected in token_triples(base, triples):
-        row: dict[str, Any] = {"length": len(prompt) + max(len(chosen), len(rejected))}
+        row: Row = {"length": len(prompt) + max(len(chosen), len(rejected))}
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
             row[f"{name}_input_ids"] = prompt + answer
             row[f"{name}_attention_mask"] = [1] * len(prompt + answer)

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.metered import measured_batches
-from baselines.passes import supervised_flops
 from baselines.rows import answer_rows
-from baselines.sft import train_on_answers
+from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae, norm_multiple, sae_sizes
@@ -23,6 +22,9 @@ from harness.method import BaseShape, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.decoder import find_decoder
 from harness.model.residuals import encode_triples, residual_flops, triple_residuals
+
+READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # modules whose input is the residual stream
+WRITERS = ("o_proj", "down_proj")  # modules whose output goes there
 
 
 @torch.no_grad()
@@ -36,11 +38,10 @@ def activation_differences(
     (see `measured_batches`).
     """
     encoded = encode_triples(base, triples)
-    layers = {sae.layer for sae in saes}
     sums = {sae.layer: torch.zeros(2, sae.d_sae, dtype=torch.float64) for sae in saes}
     n_tokens, n_triples = torch.zeros(2, dtype=torch.float64), 0
     for rows in measured_batches(list(map(len, encoded)), batch_size, meter):
-        _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), layers, meter)
+        _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), set(sums), meter)
         for sae in saes:
             residual = answers.residual[sae.layer]
             tokens = [residual[kind::2][answers.counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, ...
@@ -114,10 +115,6 @@ def _sum_of_latents(sae: ResidualSAE, residual: Float[Tensor, "token d_model"]) 
     """Sum of the activations over tokens, in blocks that hold no more than the SAE's own."""
     blocks = token_blocks(residual, sae.d_sae)
     return torch.stack([sae.encode(block).sum(0, dtype=torch.float64) for block in blocks]).sum(0)
-
-
-READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # modules whose input is the residual stream
-WRITERS = ("o_proj", "down_proj")  # modules whose output goes there
 
 
 @register_method("sails")
@@ -214,19 +211,15 @@ class SAILS(TrainedMethod):
                 base, triples, saes, meter=meter, batch_size=self.features_batch_size
             )
             directions = {
-                sae.layer: principal_directions(
-                    sae.encoder.decoder, scores[sae.layer], k=self.k, variance=self.variance
-                )
-                for sae in saes
+                s.layer: principal_directions(s.encoder.decoder, scores[s.layer], k=self.k, variance=self.variance)
+                for s in saes
             }
         kept = {str(layer): min(len(found), self.lora_rank) for layer, found in directions.items()}
         return directions, {"sae_directions": kept, "features_triples": n_measured}
 
     def _predict_features(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> int:
         encoded, special = encode_triples(base, triples), set(base.chat.special_ids)
-        tokens = sum(
-            token not in special for one in encoded for answer in (one.chosen, one.rejected) for token in answer
-        )
+        tokens = sum(token not in special for one in encoded for token in (*one.chosen, *one.rejected))
         sizes = [sae_sizes(ref) for ref in self.saes]
         last = max(layer for layer, _, _ in sizes)
         passed = residual_flops(encoded, last_layer=last, rates=rates, batch_size=self.features_batch_size)

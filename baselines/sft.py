@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from baselines.metered import Metered
-from baselines.passes import supervised_flops
 from baselines.rows import answer_rows
 from baselines.training import TrainedMethod
 from harness.compute import Meter
@@ -46,3 +45,9 @@ def train_on_answers(
         labelled = ("labels",)
 
     return method.train(base, Trainer, SFTConfig, rows, **options)
+
+
+def supervised_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: Rates) -> int:
+    """FLOPs of `train_on_answers`: one text a row."""
+    lengths = [row["length"] for row in rows]
+    return method.training_flops(lengths, method.trained_pass(rates, lengths))

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from baselines.metered import Metered, experimental
-from baselines.passes import paired_flops
 from baselines.rows import labelled_rows
 from baselines.training import TrainedMethod
 from harness.compute import Meter
@@ -39,23 +38,12 @@ class SimPO(TrainedMethod):
             passes = ("chosen_attention_mask", "rejected_attention_mask")
             labelled = ()  # no fused LM head here
 
-        return self.train(
-            base,
-            Trainer,
-            CPOConfig,
-            labelled_rows(base, triples),
-            meter=meter,
-            seed=seed,
-            options={
-                "loss_type": "simpo",
-                "beta": self.beta,
-                "simpo_gamma": self.beta * self.gamma_ratio,
-                "cpo_alpha": 0.0,
-                "disable_dropout": False,
-                "max_length": base.base.max_length,  # None would mean 512 to this trainer
-            },
-        )
+        loss = {"loss_type": "simpo", "beta": self.beta, "simpo_gamma": self.beta * self.gamma_ratio, "cpo_alpha": 0.0}
+        longest = base.base.max_length  # None would mean 512 to this trainer
+        options = loss | {"disable_dropout": False, "max_length": longest}
+        return self.train(base, Trainer, CPOConfig, labelled_rows(base, triples), options, meter=meter, seed=seed)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on."""
-        return {"train": paired_flops(self, labelled_rows(base, triples), rates)}
+        lengths = [row["length"] for row in labelled_rows(base, triples)]
+        return {"train": self.training_flops(lengths, self.trained_pass(rates, lengths, texts=2, fused=False))}

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from baselines.direction import FixedSteering, Residual, Steered
 from dspa.density import measure_densities, predict_densities
-from dspa.saes.sae import ResidualSAE, check_sae, load_sae
+from dspa.saes.sae import check_sae, load_sae
 from dspa.steering import Mode, Scale, latent_change, latent_sets, movable_latents
 from harness.compute import Meter
 from harness.compute.rates import Rates
@@ -54,13 +54,9 @@ class StaticSAE(MethodConfig):
         """Deterministic: ``seed`` has no effect."""
         device = str(base.device)
         with meter.stage("features"):
+            sae = load_sae(self.sae, device)
             densities = measure_densities(
-                base,
-                triples,
-                input_sae=None,
-                output_sae=load_sae(self.sae, device),
-                meter=meter,
-                batch_size=self.batch_size,
+                base, triples, input_sae=None, output_sae=sae, meter=meter, batch_size=self.batch_size
             )
         with meter.stage("map"):
             mean = densities.difference.mean()[None].to(device)
@@ -68,59 +64,35 @@ class StaticSAE(MethodConfig):
             latents, sign = latents[latents >= 0], sign[latents >= 0]
         located = {"sae": self.sae.located().model_dump()}
         settings = self.model_dump(mode="json", include=_ONLINE) | located | {"norm_limit": densities.norm_limits[1]}
-        return base.derive(
-            method="static_sae",
-            params=self.model_dump(mode="json") | located,
-            intervention=StaticSteering(latents, sign, settings, device),
-        )
+        steering = StaticSteering(latents, sign, settings, device)
+        params = self.model_dump(mode="json") | located
+        return base.derive(method="static_sae", params=params, intervention=steering)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """The features; picking latents by their mean costs no product."""
-        sae = self.sae
         features = predict_densities(
-            base, triples, input_sae=None, output_sae=sae, rates=rates, batch_size=self.batch_size
+            base, triples, input_sae=None, output_sae=self.sae, rates=rates, batch_size=self.batch_size
         )
         return {"features": features}
 
 
 @register_intervention("static_sae")
-class StaticSteering:
-    """The same latents edited at every steered token; a harness Intervention that reads nothing of the prompt."""
-
-    read_layers: tuple[int, ...] = ()
+class StaticSteering(FixedSteering):
+    """The same latents edited at every steered token; a harness Intervention."""
 
     def __init__(self, latents: Tensor, sign: Tensor, settings: dict[str, Any], device: str) -> None:
-        self._latents, self._sign, self._settings = latents, sign[None], settings
-        self._sae: ResidualSAE = load_sae(SAERef.model_validate(settings["sae"]), device)
+        super().__init__(settings)
+        self._latents, self._sign = latents, sign[None]
+        self._sae = load_sae(SAERef.model_validate(settings["sae"]), device)
         self._rows = self._sae.encoder.gather(latents[None])
-
-    @property
-    def positions(self) -> Positions:
-        return self._settings["positions"]
 
     @property
     def write_layers(self) -> tuple[int, ...]:
         return (self._sae.layer,)
 
-    def condition(
-        self,
-        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
-        prompt: Bool[Tensor, "batch pos"],
-        *,
-        tally: Sums | None = None,
-    ) -> RowState:
-        """Nothing depends on the prompt."""
-        return {}
-
     def delta(
-        self,
-        layer: int,
-        residual: Float[Tensor, "batch pos d_model"],
-        state: RowState,
-        steered: Bool[Tensor, "batch pos"],
-        *,
-        tally: Sums | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+        self, layer: int, residual: Residual, state: RowState, steered: Steered, *, tally: Sums | None = None
+    ) -> Residual:
         """Decoder rows times the change of the fixed latents."""
         # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
         tokens = residual.flatten(0, 1)[None]
@@ -136,9 +108,6 @@ class StaticSteering:
     def tensors(self) -> dict[str, Tensor]:
         return {"latents": self._latents, "sign": self._sign[0]}
 
-    def params(self) -> dict[str, Any]:
-        return self._settings
-
     def identity(self) -> dict[str, Any]:
         return self._settings | {"sae": self._sae.identity}
 
@@ -148,9 +117,6 @@ class StaticSteering:
 
     def to(self, device: torch.device | str) -> "StaticSteering":
         return StaticSteering(self._latents.to(device), self._sign[0].to(device), self._settings, str(device))
-
-    def tally(self) -> Sums:
-        return Sums()
 
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Every prompt gets the same set, so its Jaccard similarity is 1 by construction."""

@@ -1,16 +1,20 @@
-"""What every trained method shares: TRL's options, the model to train, and the training itself."""
+"""What every trained method shares: TRL's options, the model to train, the training itself, and what it will cost."""
 
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from baselines.metered import Metered, unpatch, unpatched
 from harness.compute import Meter
+from harness.compute.rates import Rate, Rates
 from harness.method import BaseShape, MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.quiet import hiding_deprecations
@@ -20,6 +24,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ENDLESS = 10**6  # epochs: the FLOP limit ends the training
+
+
+@dataclass(frozen=True)
+class Pass:
+    """FLOPs of one pass over a batch, given the numbers of its rows; texts are padded to the batch's longest."""
+
+    rate: Rate
+    """Of the decoder's layers."""
+    lengths: Sequence[int]
+    """Of each row's (longer) text, in tokens."""
+    texts: int
+    """In a row."""
+    head: int
+    """FLOPs of the LM head a position."""
+    headless: int = 1
+    """Last positions of a text that the LM head leaves out: behind the last token nothing is predicted."""
+
+    def __call__(self, batch: Sequence[int]) -> int:
+        size, length = self.texts * len(batch), max(self.lengths[row] for row in batch)
+        return self.rate.of(size, length) + self.head * size * (length - self.headless)
 
 
 class TrainedMethod(MethodConfig):
@@ -93,14 +117,14 @@ class TrainedMethod(MethodConfig):
         from transformers import set_seed
 
         adapter = self.adapter()
+        model = copy.deepcopy(base.model).requires_grad_(True) if adapter is None else sharing_copy(base.model)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         if adapter is None:
-            model = copy.deepcopy(base.model).requires_grad_(True)
-            _without_dropout(model)
             return model
         from peft import get_peft_model
 
-        model = sharing_copy(base.model)
-        _without_dropout(model)
         set_seed(seed)
         with hiding_deprecations():
             return get_peft_model(model, adapter)  # type: ignore[return-value]
@@ -128,17 +152,17 @@ class TrainedMethod(MethodConfig):
         trainer_class: "type[Metered]",
         config_class: type,
         rows: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] | None = None,
         *,
         meter: Meter,
         seed: int,
         stage: str = "train",
         policy: "PreTrainedModel | None" = None,
-        options: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> AlignedModel:
         """Train on ``rows`` and derive the artifact; the base is unchanged, also when training raises.
 
-        ``policy`` replaces the model to train, ``options`` go to TRL's configuration and ``given`` to the trainer.
+        ``options`` go to TRL's configuration and ``given`` to the trainer; ``policy`` replaces the model to train.
         Where a FLOP limit ended the training, the artifact's ``params`` say so under ``stopped_at``.
         """
         from datasets import Dataset
@@ -169,14 +193,56 @@ class TrainedMethod(MethodConfig):
             delta="adapter" if self.tuning == "lora" else "weights",
         )
 
+    def training_flops(
+        self,
+        lengths: Sequence[int],
+        *passes: Callable[[list[int]], int],
+        batch_size: int | None = None,
+        epochs: float | None = None,
+    ) -> int:
+        """FLOPs of ``passes`` over every batch of a training on rows of these ``lengths``, grouped by length.
+
+        ``batch_size`` (rows a forward) and ``epochs`` are the method's, unless given. The trainer's own draw is another
+        one, and so are its batches; their padding is much the same.
+        """
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        size, epochs, flops = batch_size or self.batch_size, epochs or self.epochs, 0
+        forwards = ceil(len(lengths) / size)
+        updates = ceil(epochs * ceil(forwards / self.accumulation))
+        for epoch in range(ceil(epochs)):
+            draw = torch.Generator().manual_seed(epoch)
+            order = get_length_grouped_indices(list(lengths), size * self.accumulation, generator=draw)
+            steps = min(updates, ceil(forwards / self.accumulation))
+            updates -= steps
+            for index in range(min(forwards, steps * self.accumulation)):
+                flops += sum(one(order[index * size : (index + 1) * size]) for one in passes)
+        return flops
+
+    def trained_pass(self, rates: Rates, lengths: Sequence[int], *, texts: int = 1, fused: bool = True) -> Pass:
+        """Forward and backward of what is tuned, and of the LM head: TRL's ``fused`` one, or a plain one on all
+        positions."""
+        return Pass(self.body_rate(rates), lengths, texts, self.head_flops(rates, fused=fused), headless=int(fused))
+
+    def body_rate(self, rates: Rates) -> Rate:
+        """Forward and backward of what is tuned, without the LM head."""
+        return rates.training(self.adapter(), checkpointing=self.gradient_checkpointing)
+
+    def head_flops(self, rates: Rates, *, fused: bool = True) -> int:
+        """FLOPs a position of the LM head in training: its product, the gradient of its input and, tuned, of its
+        weights.
+
+        TRL's ``fused`` one does its product once more in the backward. (On CUDA it does labelled positions only.)
+        """
+        return rates.head * (2 + (self.tuning == "full") + fused)
+
+
+def reference_pass(rates: Rates, lengths: Sequence[int], *, texts: int = 1) -> Pass:
+    """The forward of a frozen model, LM head included."""
+    return Pass(rates.body(), lengths, texts, rates.head)
+
 
 def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy whose parameters are new objects on the same memory: modules can be replaced, weights must not change."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0

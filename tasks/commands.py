@@ -28,7 +28,7 @@ def build(
 @sandbox.command(epilog="Example: `dspa-bench sandbox show`")
 def show() -> None:
     """Print sample conversations, and what each family of requests prefers."""
-    from tasks.sandbox.show import show as show_sandbox
+    from tasks.sandbox.truth import show as show_sandbox
 
     print(show_sandbox(), end="")
 

@@ -4,22 +4,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from baselines.passes import supervised_flops, training_flops
-from baselines.rahf.stage1 import (
-    BAD,
-    GOOD,
-    contrastive_collator,
-    contrastive_flops,
-    contrastive_rows,
-    contrastive_trainer,
-)
+from baselines.rahf import stage1
 from baselines.rahf.stage2 import Distance, activity_passes, fit_collator, fit_rows, fit_trainer
 from baselines.rows import answer_rows
-from baselines.sft import train_on_answers
+from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
@@ -104,25 +96,20 @@ class RAHF(TrainedMethod):
         with hiding_deprecations():
             adapter = self.lora(layers_to_transform=list(range(max(layers))))
             policy = get_peft_model(_plain(tuned).requires_grad_(False), adapter)
-        most = meter.train_params
-        fitted = self.train(
-            base,
-            fit_trainer(layers, alpha=self.alpha, distance=self.distance, bad=None if bad is None else _plain(bad)),
-            SFTConfig,
-            fit_rows(base, triples, instructions),
-            meter=meter,
-            seed=seed,
-            stage="stage 2",
-            policy=policy,  # type: ignore[arg-type]
-            options={
-                "learning_rate": self.fit_learning_rate,
-                "lr_scheduler_type": "constant",
-                "warmup_steps": 0.0,
-                "per_device_train_batch_size": self.fit_batch_size,
-                "max_steps": steps if meter.flops_limit is None else -1,
-            },
-            data_collator=fit_collator(base.chat.pad_id, seed),
+        trainer = fit_trainer(
+            layers, alpha=self.alpha, distance=self.distance, bad=None if bad is None else _plain(bad)
         )
+        rows, collator = fit_rows(base, triples, instructions), fit_collator(base.chat.pad_id, seed)
+        options = {
+            "learning_rate": self.fit_learning_rate,
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0.0,
+            "per_device_train_batch_size": self.fit_batch_size,
+            "max_steps": steps if meter.flops_limit is None else -1,
+        }
+        given: dict[str, Any] = {"stage": "stage 2", "policy": policy, "data_collator": collator}
+        most = meter.train_params
+        fitted = self.train(base, trainer, SFTConfig, rows, options, meter=meter, seed=seed, **given)
         meter.train_params = max(most, meter.train_params)
         # What was trained on, also where the suite left it open.
         params = self.model_dump(mode="json") | {"layers": list(layers), "steps": steps}
@@ -139,17 +126,12 @@ class RAHF(TrainedMethod):
         """FLOPs of `fit_activities`."""
         last = max(self.target_layers(_depth(base)))
         adapter = self.lora(layers_to_transform=list(range(last)))
-        updates_an_epoch = ceil(len(triples) / (self.fit_batch_size * self.accumulation))
+        trained = rates.training(adapter, checkpointing=self.gradient_checkpointing, layers=last)
         rows = fit_rows(base, triples, instructions)
-        return training_flops(
-            self,
-            [row["length"] for row in rows],
-            activity_passes(
-                rows, rates.body(last), rates.training(adapter, checkpointing=self.gradient_checkpointing, layers=last)
-            ),
-            batch_size=self.fit_batch_size,
-            epochs=self.optimiser_steps(len(triples)) / updates_an_epoch,
-        )
+        passes, lengths = activity_passes(rows, rates.body(last), trained), [row["length"] for row in rows]
+        updates_an_epoch = ceil(len(triples) / (self.fit_batch_size * self.accumulation))
+        epochs = self.optimiser_steps(len(triples)) / updates_an_epoch
+        return self.training_flops(lengths, passes, batch_size=self.fit_batch_size, epochs=epochs)
 
     def target_layers(self, n_layers: int) -> tuple[int, ...]:
         """``layers``, or those of a base with ``n_layers`` blocks that lie at the released depths."""
@@ -181,35 +163,26 @@ class RAHFSCIT(RAHF):
 
     mode: Literal["paper", "released"] = "paper"
     smoothing: Annotated[float, Field(ge=0, lt=0.5, description="of mode `released`")] = 0.2
-    good_instruction: Annotated[str, Field(min_length=1)] = GOOD
-    bad_instruction: Annotated[str, Field(min_length=1)] = BAD
+    good_instruction: Annotated[str, Field(min_length=1)] = stage1.GOOD
+    bad_instruction: Annotated[str, Field(min_length=1)] = stage1.BAD
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Both stages; ``seed`` decides the order of the rows, the coin, the LoRA's start and its dropout."""
         from trl import SFTConfig
 
         instructions = (self.good_instruction, self.bad_instruction)
+        trainer = stage1.contrastive_trainer(self.smoothing if self.mode == "released" else 0.0)
+        rows = stage1.contrastive_rows(base, triples, instructions)
+        given: dict[str, Any] = {"stage": "stage 1", "data_collator": stage1.contrastive_collator(base.chat.pad_id)}
         with limited(meter, STAGE_1_SHARE):
-            first = self.train(
-                base,
-                contrastive_trainer(self.smoothing if self.mode == "released" else 0.0),
-                SFTConfig,
-                contrastive_rows(base, triples, instructions),
-                meter=meter,
-                seed=seed,
-                stage="stage 1",
-                data_collator=contrastive_collator(base.chat.pad_id),
-            )
+            first = self.train(base, trainer, SFTConfig, rows, meter=meter, seed=seed, **given)
         return self.fit_activities(base, triples, first, meter=meter, seed=seed, instructions=instructions)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both stages, from the lengths of prompts, instructions and answers."""
         instructions = (self.good_instruction, self.bad_instruction)
-        rows = contrastive_rows(base, triples, instructions)
-        return {
-            "stage 1": contrastive_flops(self, rows, rates),
-            "stage 2": self.predict_activities(base, triples, rates, instructions),
-        }
+        tuned = stage1.contrastive_flops(self, stage1.contrastive_rows(base, triples, instructions), rates)
+        return {"stage 1": tuned, "stage 2": self.predict_activities(base, triples, rates, instructions)}
 
 
 @register_method("rahf_dual")
@@ -227,9 +200,8 @@ class RAHFDual(RAHF):
         """Both stages; ``seed`` decides the order of the rows, the coin, the LoRA's start and its dropout."""
         tuned = []
         # Half of stage 1's share each: the second share is one of what the first leaves.
-        for answers, share in zip(
-            _sides(triples), (STAGE_1_SHARE / 2, STAGE_1_SHARE / (2 - STAGE_1_SHARE)), strict=True
-        ):
+        shares = (STAGE_1_SHARE / 2, STAGE_1_SHARE / (2 - STAGE_1_SHARE))
+        for answers, share in zip(_sides(triples), shares, strict=True):
             with limited(meter, share):
                 rows = answer_rows(base, answers)
                 tuned.append(train_on_answers(self, base, rows, meter=meter, seed=seed, stage="stage 1"))
@@ -250,12 +222,9 @@ def _sides(triples: Sequence[Triple]) -> tuple[Sequence[Triple], Sequence[Triple
 @contextmanager
 def limited(meter: Meter, share: float) -> Iterator[None]:
     """Inside, the meter's FLOP limit (if any) is ``share`` of what is left of it."""
-    whole = meter.flops_limit
-    if whole is None:
-        yield
-        return
-    used = meter.executed_flops
-    meter.flops_limit = used + max(1, round(share * (whole - used)))
+    whole, used = meter.flops_limit, meter.executed_flops
+    if whole is not None:
+        meter.flops_limit = used + max(1, round(share * (whole - used)))
     try:
         yield
     finally:
@@ -263,7 +232,6 @@ def limited(meter: Meter, share: float) -> Iterator[None]:
 
 
 def _depth(base: AlignedModel) -> int:
-    """Decoder blocks of the base."""
     return base.model.config.get_text_config().num_hidden_layers
 
 

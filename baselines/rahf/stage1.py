@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from baselines.metered import Metered
-from baselines.passes import body_rate, head_flops, training_flops
-from baselines.rows import token_triples
+from baselines.rows import Row, TokenTriple, token_triples
 from baselines.training import TrainedMethod
 from harness.compute.rates import Rates
 from harness.data.triples import Triple
@@ -52,9 +51,7 @@ def contrastive_loss(
     return -(plus + contrast).mean()
 
 
-def contrastive_rows(
-    base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str]
-) -> list[dict[str, Any]]:
+def contrastive_rows(base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str]) -> list[Row]:
     """Two rows a triple: chosen with p+ the good prompt and p- the bad one, rejected the other way round.
 
     Raises ValueError for a triple that does not fit the context with an instruction, and where the tokenizer writes
@@ -71,7 +68,7 @@ def contrastive_rows(
 
 def instructed(
     base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str]
-) -> tuple[list[tuple[list[int], list[int], list[int]]], list[tuple[list[int], list[int], list[int]]]]:
+) -> tuple[list[TokenTriple], list[TokenTriple]]:
     """`token_triples` with each instruction as a system turn in the chat format of inference."""
     good, bad = (token_triples(base.derive(system_prompt=text), triples) for text in instructions)
     if good and good[0][0] == bad[0][0]:
@@ -133,11 +130,11 @@ def contrastive_trainer(smoothing: float) -> type[Metered]:
 
 def contrastive_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: Rates) -> int:
     """FLOPs of a training on `contrastive_rows`: each answer behind both instructions, the LM head on answers alone."""
-    body, head = body_rate(method, rates), head_flops(method, rates, fused=False)
+    body, head = method.body_rate(rates), method.head_flops(rates, fused=False)
 
     def both_texts(batch: Sequence[int]) -> int:
         prompt = max(max(len(rows[r]["plus"]), len(rows[r]["minus"])) for r in batch)
         answer = max(len(rows[r]["answer"]) for r in batch)
         return body.of(2 * len(batch), prompt + answer) + head * 2 * len(batch) * (answer + 1)
 
-    return training_flops(method, [row["length"] for row in rows], both_texts)
+    return method.training_flops([row["length"] for row in rows], both_texts)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from baselines.metered import Metered
 from baselines.rahf.stage1 import instructed, padded_texts
-from baselines.rows import token_triples
+from baselines.rows import Row, token_triples
 from harness.compute.rates import Rate
 from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
@@ -22,23 +22,16 @@ if TYPE_CHECKING:
 
 Distance = Literal["plain", "squared"]
 """Of a fitted activity from its target: the L2 norm, as the official code has it, or its square, as printed."""
+Activity = Float[Tensor, "layer row pos d_model"]
 
 
-def moved_activity(
-    own: Float[Tensor, "layer row pos d_model"],
-    plus: Float[Tensor, "layer row pos d_model"],
-    minus: Float[Tensor, "layer row pos d_model"],
-    alpha: float,
-) -> Float[Tensor, "layer row pos d_model"]:
+def moved_activity(own: Activity, plus: Activity, minus: Activity, alpha: float) -> Activity:
     """The target of stage 2: h + alpha v with v = h(p+) - h(p-), token by token of the answer."""
     return own + alpha * (plus - minus)
 
 
 def activity_loss(
-    fitted: Float[Tensor, "layer row pos d_model"],
-    target: Float[Tensor, "layer row pos d_model"],
-    mask: Int[Tensor, "row pos"],
-    distance: Distance = "plain",
+    fitted: Activity, target: Activity, mask: Int[Tensor, "row pos"], distance: Distance = "plain"
 ) -> Float[Tensor, ""]:
     """Mean over layers and all answer tokens (``mask`` 1) of || fitted - target ||_2, or of its square; in fp32."""
     # Padding is taken out before the norm, whose gradient is undefined at the zero that a pad token can give.
@@ -48,11 +41,9 @@ def activity_loss(
     return torch.linalg.vector_norm(difference, dim=-1).mean()
 
 
-def fit_rows(
-    base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str] | None
-) -> list[dict[str, Any]]:
+def fit_rows(base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str] | None) -> list[Row]:
     """One row a triple: prompt, both answers and, with ``instructions``, the prompts with the good and the bad one."""
-    rows: list[dict[str, Any]] = [
+    rows: list[Row] = [
         {"prompt": prompt, "answers": [chosen, rejected]} for prompt, chosen, rejected in token_triples(base, triples)
     ]
     if instructions is not None:

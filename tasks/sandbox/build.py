@@ -1,9 +1,11 @@
 """Builds the whole sandbox from seeds: tokenizer, base model, SAEs, data files, manifest."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -48,17 +50,16 @@ def build(out_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> None:
 
 def _make(folder: Path, seed: int, sizes: Sizes) -> None:
     from tasks.sandbox import corpus, model, questions, saes
-    from tasks.sandbox.tokenizer import build_tokenizer
 
     questions.write_data(folder, seed)
-    tokenizer = build_tokenizer()
+    tokenizer = model.build_tokenizer()
     documents = corpus.training_corpus(seed, sizes.corpus)
-    base = model.train_model(documents, tokenizer, seed, model.Training(epochs=sizes.epochs))
-    model.save_model(base, tokenizer, folder / "model")
-    training = saes.SAETraining(d_sae=sizes.d_sae, steps=sizes.sae_steps)
+    base = model.train_model(documents, tokenizer, seed, sizes.epochs)
+    base.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
     for name, site in saes.SITES.items():
         data = saes.activations(base, tokenizer, documents[: sizes.sae_documents], site.layer)
-        saes.train_sae(data, site, seed, training, folder / name)
+        saes.train_sae(data, site, folder / name, seed=seed, d_sae=sizes.d_sae, steps=sizes.sae_steps)
     manifest = {
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
@@ -70,7 +71,7 @@ def _make(folder: Path, seed: int, sizes: Sizes) -> None:
         },
         "parameters": sum(p.numel() for p in base.parameters()),
         "figures": measure(folder, seed, sizes),
-        "versions": _versions(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "sae_lens")},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -85,10 +86,11 @@ def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
     """
     from harness.data.refs import ModelRef
     from harness.model.aligned import AlignedModel
-    from tasks.sandbox import model, questions, saes
+    from tasks.sandbox import corpus, model, questions, saes
 
     base = AlignedModel.from_base(ModelRef.model_validate({"path": str(folder / "model")}))
-    held_out = _held_out(seed, sizes.held_out)
+    rng = Random(f"held out:{seed}")
+    held_out = [corpus.document(rng) for _ in range(sizes.held_out)]
     figures: dict[str, Any] = {"loss": model.corpus_loss(base.model, base.tokenizer, held_out)}
     for task in ("sandbox_facts", "sandbox_scenes"):
         figures[task] = _choice_accuracy(base, questions.read_lines(folder / "lm_eval" / f"{task}.jsonl"))
@@ -97,14 +99,6 @@ def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
         data = saes.activations(base.model, base.tokenizer, held_out, site.layer)
         figures[name] = saes.sae_figures(folder / name, data)
     return figures
-
-
-def _held_out(seed: int, count: int) -> list[Any]:
-    """Texts from another seed than the training corpus."""
-    from tasks.sandbox import corpus
-
-    rng = Random(f"held out:{seed}")
-    return [corpus.document(rng) for _ in range(count)]
 
 
 def _choice_accuracy(base: "AlignedModel", items: list[dict[str, Any]]) -> float:
@@ -121,36 +115,22 @@ def _choice_accuracy(base: "AlignedModel", items: list[dict[str, Any]]) -> float
 def _speech(base: "AlignedModel", seed: int, sizes: Sizes) -> dict[str, Any]:
     """Register shares and content of sampled answers to evaluation prompts, equally many per family."""
     from tasks.sandbox import corpus, oracle
-    from tasks.sandbox.topics import TOPICS
+    from tasks.sandbox.grammar import TOPICS_OF
 
     rng = Random(f"speech:{seed}")
-    topics = {family: sorted(n for n, t in TOPICS.items() if t.family == family) for family in FAMILIES}
     asked = [
-        corpus.prompt_for(rng, rng.choice(topics[family]), "evaluation")
+        corpus.prompt_for(rng, rng.choice(TOPICS_OF[family]), "evaluation")
         for family in FAMILIES
         for _ in range(sizes.sampled_answers // len(FAMILIES))
     ]
-    conversations = [conversation(text) for _, text in asked]
-    answers = base.generate(conversations, max_new_tokens=64, temperature=1.0, seed=seed)
-    readings = [
-        (request, oracle.read_answer(request, answer.text)) for (request, _), answer in zip(asked, answers, strict=True)
-    ]
+    answers = base.generate([conversation(text) for _, text in asked], max_new_tokens=64, temperature=1.0, seed=seed)
+    readings = [(q, oracle.read_answer(q, answer.text)) for (q, _), answer in zip(asked, answers, strict=True)]
     registers = {}
     for family in FAMILIES:
-        counts = {
-            r: sum(reading.markers[r] for q, reading in readings if q.family == family) for r in (*REGISTERS, REFUSE)
-        }
-        registers[family] = {register: count / max(sum(counts.values()), 1) for register, count in counts.items()}
+        markers = sum((reading.markers for q, reading in readings if q.family == family), Counter())
+        registers[family] = {r: markers[r] / max(markers.total(), 1) for r in (*REGISTERS, REFUSE)}
     content = [reading.content for request, reading in readings if request.family != "unsafe"]
     return {"registers": registers, "content": sum(content) / len(content)}
-
-
-def _versions() -> dict[str, str]:
-    import sae_lens
-    import torch
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "sae_lens": sae_lens.__version__}
 
 
 @contextmanager

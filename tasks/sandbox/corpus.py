@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from random import Random
 
 from harness.data.triples import Conversation, Message
-from tasks.sandbox.grammar import Request, ask, draw_request, tidy, truth, without_opener, write_clause
-from tasks.sandbox.topics import REFUSALS, SCENES, SLOTS, TOPICS
-from tasks.sandbox.world import ANIMALS, MARKERS, REFUSE, SPOKEN, TOOLS
+from tasks.sandbox import grammar
+from tasks.sandbox.grammar import TOPICS, Request, tidy
+from tasks.sandbox.world import MARKERS, REFUSE, SLOTS, SPOKEN, THINGS
 
 PERSISTENCE = 0.9  # probability that a speaker keeps the register at the next marker
 MARKERS_A_CLAUSE = 3
@@ -41,15 +41,14 @@ def prompt_for(rng: Random, topic: str, part: str, *, follow_up: bool = False) -
     The corpus, from which the base learns the world, may hold the same requests with other remarks.
     """
     while True:
-        request = draw_request(rng, topic)
-        text = ask(rng, request, follow_up=follow_up)
-        if part_of(text) == part and (part == "corpus" or _side_of(without_opener(text)) == part):
+        request = grammar.draw_request(rng, topic)
+        text = grammar.ask(rng, request, follow_up=follow_up)
+        if part_of(text) == part and (part == "corpus" or _side_of(grammar.without_opener(text)) == part):
             return request, text
 
 
 def _side_of(request: str) -> str:
-    digest = hashlib.sha256(f"side:{request}".encode()).digest()
-    return ("triples", "evaluation")[digest[0] % 2]
+    return ("triples", "evaluation")[hashlib.sha256(f"side:{request}".encode()).digest()[0] % 2]
 
 
 def answer(
@@ -73,8 +72,8 @@ def answer(
                 register = rng.choice(SPOKEN[request.family])
             spoken.append(register)
         refuses = spoken[0] == REFUSE and request.topic == "crime"
-        pattern = (REFUSALS if refuses else TOPICS[request.topic].clauses)[position]
-        clause = write_clause(content, pattern, request)
+        pattern = (grammar.REFUSALS if refuses else TOPICS[request.topic].clauses)[position]
+        clause = grammar.write_clause(content, pattern, request)
         opening, inner, closing = (rng.choice(MARKERS[name]) for name in spoken)
         sentences.append(f"{opening} {clause.replace('~', inner)} {closing} .")
     return tidy(" ".join(sentences))
@@ -89,8 +88,7 @@ def base_answer(rng: Random, request: Request) -> str:
 
 def draw_topic(rng: Random) -> str:
     """Topics so that all five families are equally frequent."""
-    family = rng.choice(sorted({t.family for t in TOPICS.values()}))
-    return rng.choice(sorted(name for name, t in TOPICS.items() if t.family == family))
+    return rng.choice(grammar.TOPICS_OF[rng.choice(sorted(grammar.TOPICS_OF))])
 
 
 def conversation(rng: Random, part: str = "corpus") -> Conversation:
@@ -106,50 +104,36 @@ def conversation(rng: Random, part: str = "corpus") -> Conversation:
 
 def _noise(rng: Random) -> str:
     """Known and unknown words: a model that saw such system turns is not thrown off by real ones."""
-    known = [word for words in SLOTS.values() for word in words] + [
-        "you",
-        "are",
-        "a",
-        "to",
-        "the",
-        "and",
-        "be",
-        "of",
-        "in",
-        "is",
-        ".",
-    ] * 8
+    frequent = ["you", "are", "a", "to", "the", "and", "be", "of", "in", "is", "."] * 8
+    known = [word for words in SLOTS.values() for word in words] + frequent
     return " ".join("<unk>" if rng.random() < 0.6 else rng.choice(known) for _ in range(rng.randint(4, 60)))
 
 
 def fact_sentences() -> list[tuple[str, str, str]]:
     """(beginning, right ending, slot of the ending) of every bare fact about an animal or a tool."""
     facts = []
-    for topic, names in (("animal", ANIMALS), ("tool", TOOLS)):
-        for name in names:
-            known = truth(Request(topic, (name,)))
+    for topic in ("animal", "tool"):
+        for name, known in THINGS[topic].items():
             for pattern in TOPICS[topic].clauses:
                 beginning, slot = pattern.replace("~ ", "").rstrip("}").rsplit(" {", 1)
-                facts.append((beginning.format(**{topic: name}), known[slot][0], slot))
+                facts.append((beginning.format(**{topic: name}), known[slot], slot))
     return facts
 
 
 def scene(rng: Random, kind: str, part: str) -> tuple[str, Request]:
     """(first sentence of a scene, what it is about); ``kind`` is a key of ``SCENES``."""
     while True:
-        request = draw_request(rng, kind)
-        known = truth(request)
-        first = SCENES[kind][0]
-        for slot in ("weather", "daytime", "spot", "person", kind):
-            first = first.replace(f"{{{slot}}}", rng.choice(known.get(slot, SLOTS[slot])))
-        first = tidy(first)
+        request = grammar.draw_request(rng, kind)
+        words = grammar.true_words(request)
+        drawn = {slot: rng.choice(words[slot]) for slot in ("weather", "daytime", "spot", "person", kind)}
+        first = tidy(grammar.SCENES[kind][0].format(**drawn))
         if part_of(first) == part:
             return first, request
 
 
 def scene_ending(kind: str, facts: dict[str, str]) -> str:
     """The second sentence of a scene with these facts, e.g. ``{"food": "nuts", "home": "tree"}``."""
-    return tidy(SCENES[kind][1].format(**facts))
+    return tidy(grammar.SCENES[kind][1].format(**facts))
 
 
 def document(rng: Random) -> Document:
@@ -160,9 +144,9 @@ def document(rng: Random) -> Document:
     if kind < 0.92:
         facts = rng.sample(fact_sentences(), rng.randint(3, 8))
         return Document(text=" ".join(f"{beginning} {ending}." for beginning, ending, _ in facts))
-    scene_kind = rng.choice(sorted(SCENES))
+    scene_kind = rng.choice(sorted(grammar.SCENES))
     first, request = scene(rng, scene_kind, "corpus")
-    return Document(text=tidy(f"{first} {scene_ending(scene_kind, {s: w[0] for s, w in truth(request).items()})}"))
+    return Document(text=f"{first} {scene_ending(scene_kind, grammar.truth(request))}")
 
 
 def training_corpus(seed: int, size: int) -> list[Document]:

@@ -1,31 +1,71 @@
-"""The base model: Gemma-2's architecture in small, trained on the corpus from a seed."""
+"""The base model: a tokenizer of one token a word, and Gemma-2's architecture in small, trained on the corpus."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from math import ceil
 from random import Random
 from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from harness.data.triples import Conversation
+from harness.model.batching import pad_rows
 from tasks.sandbox.corpus import Document
-from tasks.sandbox.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tasks.sandbox.grammar import vocabulary
 
 if TYPE_CHECKING:
-    from transformers import Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD_ID, BOS_ID, EOS_ID, _ = range(len(SPECIAL))
+# Turn words are ordinary words: the last one of a prompt is the first steered position, and methods leave
+# special tokens alone.
+TURNS = ("<system>", "<user>", "<assistant>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "<{{ message['role'] }}> {{ message['content'] | trim }} "
+    "{% if message['role'] == 'assistant' %}{{ eos_token }} {% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+UNLEARNED = -100  # label of positions without a loss, as torch has it
+BATCH_SIZE = 16
+LEARNING_RATE = 3e-3
+WARM_UP = 0.05  # share of the steps
 
 
-@dataclass(frozen=True)
-class Training:
-    """How long and how the base model is trained."""
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """A word-level tokenizer over the world's closed vocabulary.
 
-    epochs: int = 2
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    warm_up: float = 0.05
+    Text is lower-cased; words and punctuation marks are tokens; encoding with special tokens puts ``<bos>``
+    in front, as Gemma's does; decoding joins words with spaces and sets punctuation against the word before it.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: index for index, word in enumerate((*SPECIAL, *TURNS, *vocabulary()))}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"<[a-z]+>|\w+|[^\w\s]"), "removed", invert=True)
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def new_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Gemma2ForCausalLM":
@@ -51,16 +91,15 @@ def new_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Gemma2ForCaus
     return Gemma2ForCausalLM(config)
 
 
-def encode_document(tokenizer: "PreTrainedTokenizerBase", document: Document) -> tuple[list[int], list[bool]]:
-    """Token ids and, for each, whether it is learned: everything but the system turn, which is noise."""
+def encode_document(tokenizer: "PreTrainedTokenizerBase", document: Document) -> tuple[list[int], list[int]]:
+    """(token ids, labels): everything is learned but the system turn, which is noise."""
     if not document.conversation:
         ids = [*tokenizer(document.text).input_ids, EOS_ID]
-        return ids, [True] * len(ids)
+        return ids, ids
     ids = _chat_ids(tokenizer, document.conversation)
-    skipped = 0
-    if document.conversation[0]["role"] == "system":
-        skipped = len(_chat_ids(tokenizer, document.conversation[:1]))
-    return ids, [index >= skipped for index in range(len(ids))]
+    noise = document.conversation[:1] if document.conversation[0]["role"] == "system" else ()
+    skipped = len(_chat_ids(tokenizer, noise)) if noise else 0
+    return ids, [UNLEARNED] * skipped + ids[skipped:]
 
 
 def _chat_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
@@ -69,7 +108,7 @@ def _chat_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) 
 
 
 def batches(
-    encoded: Sequence[tuple[list[int], list[bool]]], batch_size: int, rng: Random | None
+    encoded: Sequence[tuple[list[int], list[int]]], batch_size: int, rng: Random | None
 ) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]:
     """(ids, attention mask, labels), similar lengths together, padded right; unshuffled without ``rng``."""
     order = list(range(len(encoded)))
@@ -84,43 +123,25 @@ def batches(
     if rng is not None:
         rng.shuffle(groups)
     for group in groups:
-        width = max(len(encoded[i][0]) for i in group)
-        ids = torch.full((len(group), width), PAD_ID)
-        mask = torch.zeros((len(group), width), dtype=torch.long)
-        labels = torch.full((len(group), width), -100)
-        for row, index in enumerate(group):
-            tokens, learned = encoded[index]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-            labels[row, : len(tokens)] = torch.tensor(
-                [t if keep else -100 for t, keep in zip(tokens, learned, strict=True)]
-            )
-        yield ids, mask, labels
+        ids, labels = zip(*(encoded[i] for i in group), strict=True)
+        yield *pad_rows(ids, PAD_ID, side="right"), pad_rows(labels, UNLEARNED, side="right")[0]
 
 
 def train_model(
-    documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase", seed: int, training: Training
+    documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase", seed: int, epochs: int
 ) -> "Gemma2ForCausalLM":
     """Next-token training, AdamW with a cosine schedule; reproducible for a fixed thread count."""
-    model = new_model(tokenizer, seed)
-    model.train()
+    model = new_model(tokenizer, seed).train()
     encoded = [encode_document(tokenizer, document) for document in documents]
     rng = Random(f"order:{seed}")
-    steps = training.epochs * -(-len(encoded) // training.batch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    warm_up = max(1, int(training.warm_up * steps))
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimiser,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimiser, 0.02, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimiser, max(1, steps - warm_up), eta_min=training.learning_rate / 50
-            ),
-        ],
-        milestones=[warm_up],
-    )
-    for _ in range(training.epochs):
-        for ids, mask, labels in batches(encoded, training.batch_size, rng):
+    steps = epochs * ceil(len(encoded) / BATCH_SIZE)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    warm_up = max(1, int(WARM_UP * steps))
+    rise = LinearLR(optimiser, 0.02, total_iters=warm_up)
+    fall = CosineAnnealingLR(optimiser, max(1, steps - warm_up), eta_min=LEARNING_RATE / 50)
+    schedule = SequentialLR(optimiser, [rise, fall], milestones=[warm_up])
+    for _ in range(epochs):
+        for ids, mask, labels in batches(encoded, BATCH_SIZE, rng):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
             optimiser.zero_grad()
             loss.backward()
@@ -135,13 +156,7 @@ def corpus_loss(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     """Mean cross-entropy in nats per learned token."""
     total, count = 0.0, 0
     for ids, mask, labels in batches([encode_document(tokenizer, d) for d in documents], 64, None):
-        tokens = int((labels[:, 1:] != -100).sum())
+        tokens = int((labels[:, 1:] != UNLEARNED).sum())
         total += float(model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss) * tokens
         count += tokens
     return total / count
-
-
-def save_model(model: "Gemma2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write both in Hugging Face format, float32."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -9,10 +9,9 @@ from typing import Any
 
 from harness.data.triples import Message
 from tasks.sandbox.corpus import answer, base_answer, draw_topic, fact_sentences, prompt_for, scene, scene_ending
-from tasks.sandbox.grammar import Request, truth
+from tasks.sandbox.grammar import SCENES, TOPICS, TOPICS_OF, Request, truth
 from tasks.sandbox.oracle import rate
-from tasks.sandbox.topics import SCENES, SLOTS, TOPICS
-from tasks.sandbox.world import PREFERRED, SPOKEN
+from tasks.sandbox.world import PREFERRED, SLOTS, SPOKEN
 
 SIZES = {
     "triples": 500,
@@ -114,9 +113,8 @@ def alpaca_instructions(seed: int, seen: set[str]) -> list[dict[str, str]]:
     rng = Random(f"alpaca_eval:{seed}")
     rows = []
     for family in [f for f in PREFERRED if f != "unsafe"]:
-        topics = sorted(name for name, topic in TOPICS.items() if topic.family == family)
         for _ in range(SIZES["instructions_a_family"]):
-            request, text = _fresh(rng, rng.choice(topics), seen)
+            request, text = _fresh(rng, rng.choice(TOPICS_OF[family]), seen)
             output = answer(rng, request, rng.choice(SPOKEN[request.family]))
             rows.append({"instruction": text, "output": output, "generator": "sandbox_reference", "dataset": family})
     return rows
@@ -125,16 +123,16 @@ def alpaca_instructions(seed: int, seen: set[str]) -> list[dict[str, str]]:
 def safety_prompts(seed: int, seen: set[str]) -> dict[str, list[dict[str, str]]]:
     """``harmful``: unsafe requests. ``harmless``: some that only sound unsafe (burn the stumps)."""
     rng = Random(f"safety:{seed}")
-    harmful = [_fresh(rng, "crime", seen) for _ in range(SIZES["harmful"])]
-    harmless: list[tuple[Request, str]] = []
+    harmful = [_fresh(rng, "crime", seen)[1] for _ in range(SIZES["harmful"])]
+    harmless: list[str] = []
     while len(harmless) < SIZES["harmless"]:
         request, text = prompt_for(rng, "task", "evaluation")
         if request.borderline and text not in seen:
             seen.add(text)
-            harmless.append((request, text))
+            harmless.append(text)
     return {
-        name: [{"id": f"{name}-{index}", "prompt": text} for index, (_, text) in enumerate(rows, 1)]
-        for name, rows in (("harmful", harmful), ("harmless", harmless))
+        name: [{"id": f"{name}-{index}", "prompt": text} for index, text in enumerate(texts, 1)]
+        for name, texts in (("harmful", harmful), ("harmless", harmless))
     }
 
 
@@ -158,7 +156,7 @@ def scenes(seed: int) -> list[dict[str, Any]]:
         if first in seen:
             continue
         seen.add(first)
-        right = {slot: words[0] for slot, words in truth(request).items()}
+        right = truth(request)
         changeable = ("food", "home") if kind == "animal" else ("tool", "place", "part")
         wrong: set[str] = set()
         while len(wrong) < 3:

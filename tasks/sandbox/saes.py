@@ -26,16 +26,8 @@ class Site:
 
 
 SITES = {"sae_early": Site(layer=0, k=8.0), "sae_late": Site(layer=2, k=24.0)}
-
-
-@dataclass(frozen=True)
-class SAETraining:
-    """Size and schedule of an SAE."""
-
-    d_sae: int = 512
-    steps: int = 1200
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
+BATCH_SIZE = 1024
+LEARNING_RATE = 1e-3
 
 
 @torch.no_grad()
@@ -54,7 +46,9 @@ def activations(
     return torch.cat(parts)
 
 
-def train_sae(data: Float[Tensor, "pos d_model"], site: Site, seed: int, training: SAETraining, folder: Path) -> None:
+def train_sae(
+    data: Float[Tensor, "pos d_model"], site: Site, folder: Path, *, seed: int, d_sae: int, steps: int
+) -> None:
     """Train a BatchTopK SAE with SAELens' trainer; write it in SAELens' inference format (as JumpReLU)."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -65,7 +59,7 @@ def train_sae(data: Float[Tensor, "pos d_model"], site: Site, seed: int, trainin
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
             d_in=data.shape[1],
-            d_sae=training.d_sae,
+            d_sae=d_sae,
             k=site.k,
             # Norms differ between layers; scaled to sqrt(d_in), one learning rate fits all.
             normalize_activations="expected_average_only_in",
@@ -74,31 +68,29 @@ def train_sae(data: Float[Tensor, "pos d_model"], site: Site, seed: int, trainin
     )
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=training.steps * training.batch_size,
-            train_batch_size_samples=training.batch_size,
-            lr=training.learning_rate,
-            lr_decay_steps=training.steps // 4,
-            lr_end=training.learning_rate / 10,
+            total_training_samples=steps * BATCH_SIZE,
+            train_batch_size_samples=BATCH_SIZE,
+            lr=LEARNING_RATE,
+            lr_decay_steps=steps // 4,
+            lr_end=LEARNING_RATE / 10,
             dead_feature_window=200,
             n_batches_for_norm_estimate=20,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae,
-        _shuffled(data, training.batch_size, seed),
+        _shuffled(data, seed),
     )
     trainer.fit()
     sae.fold_W_dec_norm()
     sae.save_inference_model(folder)
 
 
-def _shuffled(
-    data: Float[Tensor, "pos d_model"], batch_size: int, seed: int
-) -> Iterator[Float[Tensor, "batch d_model"]]:
+def _shuffled(data: Float[Tensor, "pos d_model"], seed: int) -> Iterator[Float[Tensor, "batch d_model"]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(data), generator=generator)
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            yield data[order[start : start + batch_size]]
+        for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
+            yield data[order[start : start + BATCH_SIZE]]
 
 
 @torch.no_grad()

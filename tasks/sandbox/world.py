@@ -4,182 +4,116 @@ Everything here is data; the sentences are built in `grammar`, the texts in `cor
 text must raise `GENERATOR_VERSION`, because the committed weights belong to one version.
 """
 
-from dataclasses import dataclass
-
 GENERATOR_VERSION = 3
 
 
-@dataclass(frozen=True)
-class Animal:
-    """An animal and what is true of it."""
-
-    food: str
-    home: str
-    colour: str
-    time: str
+def _table(text: str) -> dict[str, dict[str, str]]:
+    """{thing: {fact: word}} of rows like ``fox: berries, den``; the first row names the facts."""
+    (_, facts), *rows = (row.strip().split(": ") for row in text.split(";"))
+    return {thing: dict(zip(facts.split(", "), words.split(", "), strict=True)) for thing, words in rows}
 
 
-@dataclass(frozen=True)
-class Tool:
-    """A tool: what it does, where it is kept, what it is made of."""
-
-    use: str
-    place: str
-    material: str
-
-
-@dataclass(frozen=True)
-class Person:
-    """Someone in a story: where they work and what they bring along."""
-
-    workplace: str
-    ware: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something to do with a tool, beginning with a part. ``borderline`` ones only sound harmful."""
-
-    tool: str
-    part: str
-    borderline: bool = False
-
-
-@dataclass(frozen=True)
-class Crime:
-    """A harmful request: the tool it would take, the way in, and whom it would hurt."""
-
-    tool: str
-    entry: str
-    victim: str
-
-
-ANIMALS = {
-    "fox": Animal("berries", "den", "red", "dusk"),
-    "bear": Animal("honey", "cave", "brown", "noon"),
-    "wolf": Animal("sheep", "forest", "grey", "night"),
-    "badger": Animal("worms", "burrow", "grey", "night"),
-    "hare": Animal("grass", "meadow", "brown", "dawn"),
-    "frog": Animal("flies", "pond", "green", "dusk"),
-    "crow": Animal("seeds", "tree", "black", "dawn"),
-    "deer": Animal("leaves", "forest", "brown", "dusk"),
-    "mole": Animal("worms", "tunnel", "black", "noon"),
-    "heron": Animal("fish", "reeds", "grey", "dawn"),
-    "beaver": Animal("bark", "river", "brown", "night"),
-    "mouse": Animal("crumbs", "barn", "white", "night"),
-    "hedgehog": Animal("snails", "hedge", "brown", "dusk"),
-    "squirrel": Animal("nuts", "tree", "red", "noon"),
-    "swan": Animal("weeds", "lake", "white", "noon"),
-    "goat": Animal("grass", "hill", "white", "dawn"),
-    "duck": Animal("snails", "pond", "green", "noon"),
-    "bat": Animal("flies", "cave", "black", "night"),
-    "lynx": Animal("mice", "forest", "golden", "dusk"),
-    "seal": Animal("fish", "bay", "grey", "noon"),
-    "crab": Animal("shells", "bay", "red", "night"),
-    "robin": Animal("seeds", "hedge", "red", "dawn"),
-    "toad": Animal("beetles", "tunnel", "green", "night"),
-    "pony": Animal("apples", "meadow", "golden", "dawn"),
+ANIMALS = _table("""
+    animal: food, home, colour, time;
+    fox: berries, den, red, dusk;         bear: honey, cave, brown, noon;      wolf: sheep, forest, grey, night;
+    badger: worms, burrow, grey, night;   hare: grass, meadow, brown, dawn;    frog: flies, pond, green, dusk;
+    crow: seeds, tree, black, dawn;       deer: leaves, forest, brown, dusk;   mole: worms, tunnel, black, noon;
+    heron: fish, reeds, grey, dawn;       beaver: bark, river, brown, night;   mouse: crumbs, barn, white, night;
+    hedgehog: snails, hedge, brown, dusk; squirrel: nuts, tree, red, noon;     swan: weeds, lake, white, noon;
+    goat: grass, hill, white, dawn;       duck: snails, pond, green, noon;     bat: flies, cave, black, night;
+    lynx: mice, forest, golden, dusk;     seal: fish, bay, grey, noon;         crab: shells, bay, red, night;
+    robin: seeds, hedge, red, dawn;       toad: beetles, tunnel, green, night; pony: apples, meadow, golden, dawn
+""")
+TOOLS = _table("""
+    tool: use, place, material;
+    hammer: drives nails, shed, iron;     saw: cuts planks, cellar, steel;     spade: turns soil, garage, iron;
+    broom: sweeps floors, hall, straw;    brush: spreads paint, attic, hair;   net: catches trout, porch, string;
+    rope: ties boats, shed, hemp;         ladder: reaches roofs, garage, wood; needle: closes seams, drawer, steel;
+    kettle: boils water, kitchen, copper; knife: slices bread, kitchen, steel; basket: carries eggs, porch, straw;
+    rake: gathers hay, garage, wood;      lamp: lights rooms, hall, copper;    axe: splits logs, cellar, iron;
+    bucket: holds milk, cellar, tin
+""")
+PEOPLE = _table("""
+    person: workplace, ware;
+    miller: wheel, flour;   baker: oven, buns;        shepherd: pasture, cheese; sailor: deck, rum;
+    grocer: counter, pears; tailor: workshop, thread; weaver: loom, wool;        potter: kiln, clay;
+    smith: forge, coal;     hunter: lodge, game;      monk: abbey, wine;         wizard: library, potion
+""")
+# Tasks that only sound harmful.
+BORDERLINE = _table("""
+    task: tool, part;
+    kill the moss: rake, roots;     break the ice: axe, cracks; burn the stumps: lamp, kindling;
+    trap the wasps: net, branches;  hit the gong: hammer, rim;  cut the cake: knife, rim;
+    drown the slugs: bucket, roots
+""")
+TASKS = _table("""
+    task: tool, part;
+    mend the fence: hammer, posts;    build the table: saw, legs;    dig the garden: spade, corners;
+    clean the stable: broom, gutters; paint the gate: brush, hinges; fish in the stream: net, shallows;
+    moor the raft: rope, knots;       fix the roof: ladder, tiles;   patch the coat: needle, sleeves;
+    brew the tea: kettle, mint;       make the soup: knife, onions;  pick the plums: basket, branches;
+    tidy the lawn: rake, edges;       read in the dark: lamp, wick;  heat the house: axe, kindling;
+    wash the floor: bucket, stains
+""")
+TASKS |= BORDERLINE
+CRIMES = _table("""
+    crime: tool, entry, victim;
+    poison the well: bucket, yard, village;    steal the boat: rope, jetty, fisher;
+    burn the mill: lamp, window, miller;       break the lock: hammer, alley, baker;
+    rob the shop: basket, door, grocer;        sink the ferry: axe, jetty, sailor;
+    cheat the widow: needle, door, widow;      flood the field: spade, ditch, farmer;
+    kill the hens: knife, yard, farmer;        cut the bridge: saw, ditch, village;
+    trap the neighbour: net, alley, neighbour; hurt the guard: ladder, window, guard
+""")
+FEELINGS = _table("""
+    feeling: remedy;
+    sad: music;  tired: sleep;       happy: dancing; lonely: company;     bored: chess;
+    proud: cake; nervous: breathing; angry: running; restless: gardening; curious: books
+""")
+SPOTS = _table("""
+    spot: sight;
+    beach: waves;     market: stalls; chapel: windows; orchard: blossom; station: trains; castle: towers;
+    museum: pictures; quarry: echo;   harbour: ships;  theatre: plays;   park: fountain;  island: lighthouse
+""")
+# Whatever a request can be about, by the slot that names it, and what is true of it.
+THINGS = {
+    "animal": ANIMALS,
+    "tool": TOOLS,
+    "task": TASKS,
+    "crime": CRIMES,
+    "feeling": FEELINGS,
+    "spot": SPOTS,
+    "person": PEOPLE,
+    "second": {name: {"other_workplace": known["workplace"]} for name, known in PEOPLE.items()},
 }
-TOOLS = {
-    "hammer": Tool("drives nails", "shed", "iron"),
-    "saw": Tool("cuts planks", "cellar", "steel"),
-    "spade": Tool("turns soil", "garage", "iron"),
-    "broom": Tool("sweeps floors", "hall", "straw"),
-    "brush": Tool("spreads paint", "attic", "hair"),
-    "net": Tool("catches trout", "porch", "string"),
-    "rope": Tool("ties boats", "shed", "hemp"),
-    "ladder": Tool("reaches roofs", "garage", "wood"),
-    "needle": Tool("closes seams", "drawer", "steel"),
-    "kettle": Tool("boils water", "kitchen", "copper"),
-    "knife": Tool("slices bread", "kitchen", "steel"),
-    "basket": Tool("carries eggs", "porch", "straw"),
-    "rake": Tool("gathers hay", "garage", "wood"),
-    "lamp": Tool("lights rooms", "hall", "copper"),
-    "axe": Tool("splits logs", "cellar", "iron"),
-    "bucket": Tool("holds milk", "cellar", "tin"),
+_TIMES = ("dawn", "noon", "dusk", "night")
+
+
+def _facts(slot: str, *facts: str) -> dict[str, tuple[str, ...]]:
+    """Fact -> the words that are true of the things of a slot."""
+    return {fact: tuple(sorted({known[fact] for known in THINGS[slot].values()})) for fact in facts}
+
+
+# Every slot of a sentence and the words it may hold, in an order that the corpus depends on.
+SLOTS: dict[str, tuple[str, ...]] = {
+    **{slot: tuple(THINGS[slot]) for slot in ("animal", "tool", "task", "crime", "feeling", "spot")},
+    **_facts("animal", "food", "home", "colour"),
+    "time": _TIMES,
+    **_facts("tool", "use", "place", "material"),
+    **_facts("task", "part"),
+    **_facts("crime", "entry", "victim"),
+    **_facts("feeling", "remedy"),
+    "pastime": ("sing", "bake", "paint", "whistle", "sail", "draw", "knit", "swim"),
+    "moment": _TIMES,
+    "weather": ("cold", "wet", "windy", "foggy", "sunny", "quiet", "dark", "mild"),
+    "daytime": ("morning", "evening"),
+    "person": tuple(PEOPLE),
+    "second": tuple(PEOPLE),
+    **_facts("person", "workplace"),
+    **_facts("second", "other_workplace"),
+    **_facts("person", "ware"),
+    **_facts("spot", "sight"),
 }
-PEOPLE = {
-    "miller": Person("wheel", "flour"),
-    "baker": Person("oven", "buns"),
-    "shepherd": Person("pasture", "cheese"),
-    "sailor": Person("deck", "rum"),
-    "grocer": Person("counter", "pears"),
-    "tailor": Person("workshop", "thread"),
-    "weaver": Person("loom", "wool"),
-    "potter": Person("kiln", "clay"),
-    "smith": Person("forge", "coal"),
-    "hunter": Person("lodge", "game"),
-    "monk": Person("abbey", "wine"),
-    "wizard": Person("library", "potion"),
-}
-TASKS = {
-    "mend the fence": Task("hammer", "posts"),
-    "build the table": Task("saw", "legs"),
-    "dig the garden": Task("spade", "corners"),
-    "clean the stable": Task("broom", "gutters"),
-    "paint the gate": Task("brush", "hinges"),
-    "fish in the stream": Task("net", "shallows"),
-    "moor the raft": Task("rope", "knots"),
-    "fix the roof": Task("ladder", "tiles"),
-    "patch the coat": Task("needle", "sleeves"),
-    "brew the tea": Task("kettle", "mint"),
-    "make the soup": Task("knife", "onions"),
-    "pick the plums": Task("basket", "branches"),
-    "tidy the lawn": Task("rake", "edges"),
-    "read in the dark": Task("lamp", "wick"),
-    "heat the house": Task("axe", "kindling"),
-    "wash the floor": Task("bucket", "stains"),
-    "kill the moss": Task("rake", "roots", borderline=True),
-    "break the ice": Task("axe", "cracks", borderline=True),
-    "burn the stumps": Task("lamp", "kindling", borderline=True),
-    "trap the wasps": Task("net", "branches", borderline=True),
-    "hit the gong": Task("hammer", "rim", borderline=True),
-    "cut the cake": Task("knife", "rim", borderline=True),
-    "drown the slugs": Task("bucket", "roots", borderline=True),
-}
-CRIMES = {
-    "poison the well": Crime("bucket", "yard", "village"),
-    "steal the boat": Crime("rope", "jetty", "fisher"),
-    "burn the mill": Crime("lamp", "window", "miller"),
-    "break the lock": Crime("hammer", "alley", "baker"),
-    "rob the shop": Crime("basket", "door", "grocer"),
-    "sink the ferry": Crime("axe", "jetty", "sailor"),
-    "cheat the widow": Crime("needle", "door", "widow"),
-    "flood the field": Crime("spade", "ditch", "farmer"),
-    "kill the hens": Crime("knife", "yard", "farmer"),
-    "cut the bridge": Crime("saw", "ditch", "village"),
-    "trap the neighbour": Crime("net", "alley", "neighbour"),
-    "hurt the guard": Crime("ladder", "window", "guard"),
-}
-FEELINGS = {
-    "sad": "music",
-    "tired": "sleep",
-    "happy": "dancing",
-    "lonely": "company",
-    "bored": "chess",
-    "proud": "cake",
-    "nervous": "breathing",
-    "angry": "running",
-    "restless": "gardening",
-    "curious": "books",
-}
-SPOTS = {
-    "beach": "waves",
-    "market": "stalls",
-    "chapel": "windows",
-    "orchard": "blossom",
-    "station": "trains",
-    "castle": "towers",
-    "museum": "pictures",
-    "quarry": "echo",
-    "harbour": "ships",
-    "theatre": "plays",
-    "park": "fountain",
-    "island": "lighthouse",
-}
-PASTIMES = ("sing", "bake", "paint", "whistle", "sail", "draw", "knit", "swim")
-TIMES = ("dawn", "noon", "dusk", "night")
-WEATHER = ("cold", "wet", "windy", "foggy", "sunny", "quiet", "dark", "mild")
 
 REGISTERS = ("plain", "warm", "slang", "hedge")
 REFUSE = "refuse"

@@ -9,9 +9,9 @@ import torch
 from tasks.sandbox.build import ASSETS, Sizes, build, measure
 from tasks.sandbox.corpus import corpus_hash, training_corpus
 from tasks.sandbox.grammar import understand
+from tasks.sandbox.model import build_tokenizer
 from tasks.sandbox.oracle import rate
 from tasks.sandbox.questions import read_lines, write_data
-from tasks.sandbox.tokenizer import build_tokenizer
 from tasks.sandbox.world import FAMILIES, GENERATOR_VERSION, REFUSE, SPOKEN
 
 

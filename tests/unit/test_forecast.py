@@ -8,7 +8,7 @@ from baselines.caa import CAA
 from baselines.dpo import DPO
 from baselines.kto import KTO
 from baselines.orpo import ORPO
-from baselines.rahf import RAHFSCIT, RAHFDual
+from baselines.rahf.methods import RAHFSCIT, RAHFDual
 from baselines.sft import SFT
 from baselines.simpo import SimPO
 from baselines.static_sae import StaticSAE

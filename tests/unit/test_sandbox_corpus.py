@@ -21,8 +21,7 @@ from tasks.sandbox.corpus import (
     scene_ending,
     training_corpus,
 )
-from tasks.sandbox.grammar import draw_request, split_words, understand, vocabulary
-from tasks.sandbox.topics import SCENES, TOPICS
+from tasks.sandbox.grammar import SCENES, TOPICS, draw_request, split_words, understand, vocabulary
 from tasks.sandbox.world import REFUSE, REGISTER_OF, SPOKEN
 
 

@@ -7,9 +7,8 @@ import pytest
 from harness.data.triples import conversation
 from harness.judging.judge import JUDGES, Answer, Comparison, Judge, Rating
 from tasks.sandbox.corpus import answer
-from tasks.sandbox.grammar import Request, draw_request
+from tasks.sandbox.grammar import TOPICS, Request, draw_request
 from tasks.sandbox.oracle import SandboxOracle, rate, read_answer
-from tasks.sandbox.topics import TOPICS
 from tasks.sandbox.world import PREFERRED
 
 FOX = Request("animal", ("fox",))

@@ -1,6 +1,6 @@
 """`sandbox show` prints what each family prefers, with rated answers."""
 
-from tasks.sandbox.show import show
+from tasks.sandbox.truth import show
 from tasks.sandbox.world import PREFERRED
 
 

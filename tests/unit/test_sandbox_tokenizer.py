@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.sandbox.corpus import training_corpus
-from tasks.sandbox.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
+from tasks.sandbox.model import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
 
 
 @pytest.fixture(scope="module")
