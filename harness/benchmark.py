@@ -1,9 +1,9 @@
 """What a benchmark is: a class that turns a model into records, one per judged item."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +12,7 @@ from harness.plugins import Registry
 if TYPE_CHECKING:
     from harness.judging import Judge
     from harness.judging.judge import Verb
-    from harness.responder import Responder
+    from harness.model.aligned import AlignedModel
 
 
 class Sample(BaseModel):
@@ -86,61 +86,13 @@ class Record:
         if (self.value is None) != (self.error is not None):
             raise ValueError(f"record {self.item!r}: value must be None exactly when error is set")
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@runtime_checkable
-class Benchmark(Protocol):
-    """One evaluation. ``metrics`` declares every metric that its records may carry.
-
-    ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name);
-    ``needs_judge`` is False for one that can run in a suite without a judge; ``asks`` names what is asked of it.
-    """
-
-    name: ClassVar[str]
-    files: ClassVar[str | None]
-
-    @property
-    def needs_judge(self) -> bool: ...
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]: ...
-
-    @property
-    def asks(self) -> "frozenset[Verb]": ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Plain sentences that every report must say about its numbers; asked for after `check`."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""
-        ...
-
-    def prompts(self) -> list[str]:
-        """The user prompts it evaluates on; training data that contains one of them is contaminated."""
-        ...
-
-    def run(
-        self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
-        """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats.
-
-        A record's ``raw`` names an answer by `Completion.record_fields`: its text is in the store.
-        """
-        ...
-
-    def judge_again(
-        self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
-        """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer."""
-        ...
-
 
 class BenchmarkConfig(BaseModel):
-    """Base for benchmarks whose settings come from a suite file: unknown keys are refused."""
+    """One evaluation, whose settings come from a suite file: unknown keys are refused.
+
+    ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name),
+    ``needs_judge`` is False for one that can run in a suite without a judge.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
@@ -148,25 +100,46 @@ class BenchmarkConfig(BaseModel):
     needs_judge: ClassVar[bool] = True
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that its records may carry."""
+        raise NotImplementedError
+
+    @property
     def asks(self) -> "frozenset[Verb]":
-        """Nothing by default, so that no judge is refused for what it cannot say."""
+        """What is asked of the judge; nothing by default, so that no judge is refused for what it cannot say."""
         return frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Nothing to be said by default."""
+        """Plain sentences that every report must say about its numbers; asked for after `check`."""
         return ()
 
+    def check(self) -> None:
+        """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""
+        raise NotImplementedError
+
     def prompts(self) -> list[str]:
-        """None to compare with the training prompts by default."""
+        """The user prompts it evaluates on; training data that contains one of them is contaminated."""
         return []
 
-    def judge_again(
-        self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
+    def run(
+        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
-        """`run` by default: right where it writes no answers to ``folder``."""
-        return cast(Benchmark, self).run(model, judge=judge, seed=seed, folder=folder)
+        """Yield one record per item; ``folder`` (when given) receives the files in the evaluator's own formats.
+
+        A record's ``raw`` names an answer by `Completion.record_fields`: its text is in the store.
+        """
+        raise NotImplementedError
+
+    def judge_again(
+        self, model: "AlignedModel", *, judge: "Judge", seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
+        """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer.
+
+        `run` by default, which is right where that writes no answers to ``folder``.
+        """
+        return self.run(model, judge=judge, seed=seed, folder=folder)
 
 
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
+BENCHMARKS: Registry[BenchmarkConfig] = Registry("benchmark")
 register_benchmark = BENCHMARKS.register

@@ -1,4 +1,4 @@
-"""JSON lines in, whole files out: complaints name file:line, and nobody sees a half-written file."""
+"""JSON in, whole files out: complaints name file and place, and nobody sees a half-written file."""
 
 import hashlib
 import json
@@ -8,7 +8,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
@@ -127,6 +131,46 @@ def read_json(path: str | Path) -> Any | None:
 def write_json(path: str | Path, value: Any) -> None:
     """`write_text` of ``value`` as indented JSON; a NaN raises ValueError (it is not JSON)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class Document(BaseModel):
+    """Base of what is kept as one JSON file, or as a part of one: unknown keys are refused, nothing is changed."""
+
+    # NaN stays NaN on the way out, so that `write_json` refuses it.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The content of the file ``path`` (see `read_document`)."""
+        return read_document(path, cls)
+
+    def write(self, path: Path) -> None:
+        """Write to ``path``, renamed into place; a NaN raises ValueError."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+def read_document(path: Path, cls: type[M]) -> M:
+    """The JSON file ``path`` as a ``cls``; ValueError naming file and keys when it is missing or not one."""
+    data = read_json(path)
+    if data is None:
+        raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
+    try:
+        return cls.model_validate(data)
+    except ValidationError as problem:
+        raise ValueError(f"{path}: {_complaints(problem)}; did another version write it?") from None
+
+
+def _complaints(problem: ValidationError) -> str:
+    missing, texts = [], []
+    for error in problem.errors(include_url=False):
+        key = ".".join(map(str, error["loc"]))
+        if error["type"] == "missing":
+            missing.append(key)
+        elif error["type"] == "extra_forbidden":
+            texts.append(f"unknown key {key}")
+        else:
+            texts.append((f"{key}: " if key else "") + error["msg"].removeprefix("Value error, "))
+    return "; ".join([f"missing {', '.join(missing)}"] * bool(missing) + texts)
 
 
 def check_can_make(path: Path) -> None:

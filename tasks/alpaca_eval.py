@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, computed_field, field_validator, model_validator
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
+from harness.completion import Completion
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.data.triples import conversation
@@ -20,7 +21,7 @@ from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, U
 from harness.files import write_text
 from harness.judging import Judge
 from harness.judging.judge import Verb
-from harness.responder import Completion, Responder
+from harness.model.aligned import AlignedModel
 
 REFERENCES = {
     "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
@@ -146,7 +147,7 @@ class AlpacaEval(BenchmarkConfig):
         return [row["instruction"] for row in self._references]
 
     def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: AlignedModel, *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         by = self._annotator or judge
         if by is None:
@@ -177,7 +178,9 @@ class AlpacaEval(BenchmarkConfig):
         for (index, completion), annotation in zip(rows, found.annotations, strict=True):
             yield from self._records(index, completion, annotation, found)
 
-    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
+    def judge_again(
+        self, model: AlignedModel, *, judge: Judge, seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
         return self.run(model, judge=judge, seed=seed)
 

@@ -16,7 +16,7 @@ from harness.data.triples import Triple, load_triples
 
 if TYPE_CHECKING:
     from harness.judging import Judge
-    from harness.responder import Responder
+    from harness.model.aligned import AlignedModel
 
 _ACCURACY = Metric(name="preference_accuracy", title="Preference accuracy", unit="%", made_of="loglikelihoods")
 _MARGIN = Metric(
@@ -55,7 +55,7 @@ class Preference(BenchmarkConfig):
         return [m["content"] for triple in self._triples for m in triple.prompt if m["role"] == "user"]
 
     def run(
-        self, model: "Responder", *, judge: "Judge | None" = None, seed: int = 0, folder: Path | None = None
+        self, model: "AlignedModel", *, judge: "Judge | None" = None, seed: int = 0, folder: Path | None = None
     ) -> Iterator[Record]:
         """Nothing is drawn and nothing judged, so ``seed`` and ``judge`` have no effect; no files are written."""
         requests, fitting = [], []

@@ -120,7 +120,7 @@ def _lock(root: Path) -> Iterator[None]:
     """Two processes must not fetch into one folder."""
     from filelock import FileLock, Timeout
 
-    from harness.data import DATA_VARIABLE
+    from harness.data.external import DATA_VARIABLE
 
     lock = FileLock(root / ".fetch.lock")
     try:

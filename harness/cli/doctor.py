@@ -94,7 +94,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from harness.data import DATA_VARIABLE, data_folder, missing
+    from harness.data.external import DATA_VARIABLE, data_folder, missing
 
     folder = data_folder()
     if os.environ.get(DATA_VARIABLE) and not folder.is_dir():

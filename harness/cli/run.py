@@ -75,7 +75,7 @@ def run_command(
         print_plan(prepared, console)
         return 0
     todo = len(prepared.failures)
-    console.print(f"{prepared.suite.name}: {len(prepared.cells)} cells, {todo} to do, in {prepared.folder.path}")
+    console.print(f"{prepared.suite.file.name}: {len(prepared.cells)} cells, {todo} to do, in {prepared.folder.path}")
     try:
         with _display(prepared, todo, console) as progress:
             failures = run_suite(prepared, progress)
@@ -98,7 +98,7 @@ def _cap(suite: "Suite", max_cost: float) -> list[str]:
     costly = [key for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
     if not costly:
         kinds = ", ".join(judge.name for judge in suite.judges.values()) or "none"
-        raise ValueError(f"--max-cost: no judge of {suite.name} costs anything (judges: {kinds}); leave it out")
+        raise ValueError(f"--max-cost: no judge of {suite.file.name} costs anything (judges: {kinds}); leave it out")
     return [f"{key}.max_cost={max_cost}" for key in costly]
 
 

@@ -1,20 +1,5 @@
 """Preference triples, references to models and SAEs, and external files."""
 
-from harness.data.external import DATA_VARIABLE, DataFile, benchmarks, data_file, data_folder, external_files, missing
-from harness.data.refs import ModelRef, SAERef
-from harness.data.triples import Triple, conversation, load_triples
+from harness.data.external import data_file, data_folder
 
-__all__ = [
-    "DATA_VARIABLE",
-    "DataFile",
-    "ModelRef",
-    "SAERef",
-    "Triple",
-    "benchmarks",
-    "conversation",
-    "data_file",
-    "data_folder",
-    "external_files",
-    "load_triples",
-    "missing",
-]
+__all__ = ["data_file", "data_folder"]

@@ -1,25 +1,30 @@
 """One cell: fit a method, evaluate the artifact by every benchmark, have the second judge look at the same answers."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from transformers import set_seed
 
-from harness.benchmark import Benchmark, Record
-from harness.compute import Bill, Meter
-from harness.data.triples import Budget, Triple, load_triples
-from harness.experiment.answering import Answering
+from harness.benchmark import BenchmarkConfig, Record
+from harness.completion import Completion
+from harness.compute import Meter
+from harness.compute.bill import Bill
+from harness.data.triples import Budget, Conversation, Triple, load_triples
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.suite import Suite, load_suite
 from harness.judging import Judge
-from harness.method import AlignmentMethod
+from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
+from harness.model.loglikelihood import ScoredBatch
+from harness.model.steering import Steering
 from harness.provenance import code_commit
+from harness.run_folder.answers import AnswerStore, answer_key
 from harness.run_folder.cell import CellFolder, CellState
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import PlannedCell
@@ -64,6 +69,92 @@ class CellContext:
     @cached_property
     def triples(self) -> list[Triple]:
         return load_triples(self.suite.file.triples.path)
+
+
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """Stands in for ``aligned`` in one benchmark: the model is asked only for answers that are not in ``store``.
+
+    New answers are in the store as soon as their batch is done, with what the steering session counted. So a killed
+    process loses at most the batch it was at, and another judge is given the same answers. Log-likelihoods are not
+    stored: a benchmark that is made of them scores anew after an interruption. Whatever is not here is `aligned`'s own.
+    """
+
+    aligned: AlignedModel
+    store: AnswerStore
+    _asked: set[str] = field(default_factory=set)
+    _scored: list[dict[str, Any]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.aligned, name)
+
+    def unaligned(self) -> "Answering":
+        """The base model, whose answers are in the same store under its own fingerprint."""
+        return Answering(self.aligned.unaligned(), self.store)
+
+    def figures(self) -> dict[str, float]:
+        """What the intervention did over everything asked for so far, whether now or before an interruption."""
+        intervention = self.aligned.intervention
+        return {} if intervention is None else intervention.figures([*self.store.tallies(self._asked), *self._scored])
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        temperature: float | Sequence[float] = 0.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[Completion]:
+        """`AlignedModel.generate`; a conversation that is asked for twice with one temperature is answered once.
+
+        An answer that is an error (its prompt does not fit the context) is not stored.
+        """
+        many = [temperature] * len(conversations) if isinstance(temperature, int | float) else temperature
+        keys = [
+            answer_key(self.fingerprint, conversation, temperature=one, seed=seed, max_new_tokens=max_new_tokens)
+            for conversation, one in zip(conversations, many, strict=True)
+        ]
+        self._asked.update(keys)
+        wanted: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            if self.store.get(key) is None:
+                wanted.setdefault(key, row)
+        missing, failed = list(wanted), dict[str, Completion]()
+        if wanted:
+            for batch in self.aligned.generate_batches(
+                [conversations[row] for row in wanted.values()],
+                max_new_tokens=max_new_tokens,
+                temperature=[many[row] for row in wanted.values()],
+                seed=seed,
+                batch_size=batch_size,
+            ):
+                new = {missing[row]: one for row, one in zip(batch.rows, batch.completions, strict=True)}
+                failed |= {key: one for key, one in new.items() if one.error is not None}
+                answered = {key: one for key, one in new.items() if one.error is None}
+                if answered:
+                    self.store.append(answered, batch.tally)
+        return [failed[key] if key in failed else self.store[key] for key in keys]
+
+    def score_batches(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 64
+    ) -> Iterator[ScoredBatch]:
+        """`AlignedModel.score_batches`; what the session counts is among the `figures`."""
+        for batch in self.aligned.score_batches(requests, batch_size=batch_size):
+            if batch.tally is not None:
+                self._scored.append(batch.tally)
+            yield batch
+
+    # Both go through `score_batches`.
+    loglikelihood, loglikelihood_tokens = AlignedModel.loglikelihood, AlignedModel.loglikelihood_tokens
+
+    @contextmanager
+    def steering(self) -> Iterator[Steering | None]:
+        """`AlignedModel.steering`; what the session counts is among the `figures`."""
+        with self.aligned.steering() as session:
+            yield session
+        if session is not None and session.tally is not None:
+            self._scored.append(session.tally.read())
 
 
 @dataclass
@@ -123,7 +214,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
 def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notify: Notify) -> AlignedModel:
     """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
     suite, base = context.suite, context.base
-    if not folder.fitted:
+    if not folder.artifact.is_dir():
         notify(cell.name, "fit", 0)
         budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
         encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
@@ -131,7 +222,6 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
         forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
         aligned = fit(
             method,
-            cell.method,
             encoding,
             forecast.budget,
             derive_seed(suite.file.seed, cell.name, "fit"),
@@ -151,8 +241,7 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
 
 
 def fit(
-    method: AlignmentMethod,
-    name: str,
+    method: MethodConfig,
     base: AlignedModel,
     budget: Budget | None,
     seed: int,
@@ -172,7 +261,7 @@ def fit(
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     if method.single_pass:
         meter.epochs = 1.0
-    bill = meter.bill(method=name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
+    bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
     provenance = None if budget is None else {"n": budget.size, "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill, encoded=None)
 
@@ -180,7 +269,7 @@ def fit(
 def evaluate(
     aligned: AlignedModel,
     name: str,
-    benchmark: Benchmark,
+    benchmark: BenchmarkConfig,
     *,
     judge: Judge | None,
     seed: int,
@@ -194,7 +283,9 @@ def evaluate(
     model = Answering(aligned, folder.answers(name))
 
     def measured() -> Iterator[Record]:
-        yield from benchmark.run(model, judge=judge, seed=seed, folder=folder.path / (benchmark.files or name))
+        yield from benchmark.run(
+            cast(AlignedModel, model), judge=judge, seed=seed, folder=folder.path / (benchmark.files or name)
+        )
         # The records are renamed into place after this: wherever they are, the diagnostics are too.
         folder.save_diagnostics(name, model.figures())
 
@@ -204,7 +295,7 @@ def evaluate(
 def judge_again(
     aligned: AlignedModel,
     name: str,
-    benchmark: Benchmark,
+    benchmark: BenchmarkConfig,
     *,
     judge: Judge,
     seed: int,
@@ -216,7 +307,7 @@ def judge_again(
     Raises ValueError when they turn out to be about other answers than the first judge's (they had to be generated
     again, elsewhere).
     """
-    model = Answering(aligned, folder.answers(name))
+    model = cast(AlignedModel, Answering(aligned, folder.answers(name)))
     files = folder.second.path / (benchmark.files or name)
     records = benchmark.judge_again(model, judge=judge, seed=seed, folder=files)
     _write(records, name, benchmark, seed, folder.second, notify)
@@ -230,7 +321,7 @@ def judge_again(
 def _write(
     records: Iterable[Record],
     name: str,
-    benchmark: Benchmark,
+    benchmark: BenchmarkConfig,
     seed: int,
     folder: CellFolder,
     notify: Callable[[int], object],

@@ -112,9 +112,14 @@ def _start(folder: Path, threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(folder, threads, there), name="dspa-bench worker")
-    settings = {name: value for name, value in MEMORY_VARIABLES.items() if name not in os.environ}
-    with _environment(settings | {name: str(threads) for name in THREAD_VARIABLES}):
+    before = dict(os.environ)
+    os.environ.update(MEMORY_VARIABLES | before | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
         process.start()
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
     there.close()
     return _Worker(process, here)
 
@@ -189,17 +194,3 @@ def _all_output_to(log: TextIO) -> Iterator[None]:
         for number, copy in enumerate(saved, 1):
             os.dup2(copy, number)
             os.close(copy)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -13,7 +13,7 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Budget, Triple
 from harness.experiment.plan import cell_triples
 from harness.experiment.suite import Suite
-from harness.method import AlignmentMethod
+from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
@@ -43,7 +43,7 @@ class Forecaster:
 
     def of(
         self,
-        method: AlignmentMethod,
+        method: MethodConfig,
         budget: Budget | None,
         flops_limit: int | None = None,
         *,
@@ -68,7 +68,7 @@ class Forecaster:
         first = Budget(budget.triples[:n], budget.seed)
         return Forecast(first, self._stages(base, method, first.triples))
 
-    def _affordable(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple], limit: int) -> int:
+    def _affordable(self, base: AlignedModel, method: MethodConfig, triples: Sequence[Triple], limit: int) -> int:
         """The largest n such that the first n triples cost at most ``limit``: by bisection, costs rise with n."""
 
         def cost(n: int) -> int:
@@ -85,7 +85,7 @@ class Forecaster:
             low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
         return low
 
-    def _stages(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
+    def _stages(self, base: AlignedModel, method: MethodConfig, triples: Sequence[Triple]) -> dict[str, int] | None:
         try:
             return method.predict(base, triples, self._rates)
         except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price

@@ -8,7 +8,7 @@ aligned.py            an aligned model, all of the above together; artifact.py i
 residuals.py          the residual streams of preference triples, for methods that read them
 """
 
+from harness.completion import Completion
 from harness.model.aligned import AlignedModel
-from harness.responder import Completion
 
 __all__ = ["AlignedModel", "Completion"]

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from harness.completion import Completion as Completion
 from harness.model.batching import pad_rows
 from harness.model.runtime import Runtime
-from harness.responder import Completion as Completion
 
 
 @dataclass(frozen=True)

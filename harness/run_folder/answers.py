@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.completion import Completion
 from harness.data.triples import Conversation
-from harness.responder import Completion
 
 
 def answer_key(

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,9 +11,8 @@ from pydantic import Field, model_validator
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
-from harness.files import read_json, read_text, write_json, write_text
+from harness.files import Document, read_document, read_json, read_text, write_json, write_text
 from harness.run_folder.answers import AnswerStore
-from harness.run_folder.document import Document, read_document
 
 
 class CellState(Document):
@@ -48,10 +48,6 @@ class CellFolder:
     @property
     def artifact(self) -> Path:
         return self.path / "artifact"
-
-    @property
-    def fitted(self) -> bool:
-        return self.artifact.is_dir()
 
     @property
     def second(self) -> "CellFolder":
@@ -160,7 +156,7 @@ class CellFolder:
                         raise ValueError(f"{benchmark}: two records for item {record.item!r} of {record.metric}")
                     seen.add((record.metric, record.item))
                     # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
-                    file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+                    file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                     yield record

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Self
 
 from harness.run_folder.cell import CellFolder
-from harness.run_folder.environment import Environment
-from harness.run_folder.plan import Plan
+from harness.run_folder.plan import Environment, Plan
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""

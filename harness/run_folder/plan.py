@@ -1,6 +1,6 @@
-"""plan.json: what a run consists of - its variants, benchmarks with their metrics, and cells.
+"""What a run is: plan.json says what it consists of, environment.json where, when and with what it was made.
 
-It is written when the run begins and again only when its suite grew. The workers take their cells from it, and a
+The plan is written when the run begins and again only when its suite grew. The workers take their cells from it, and a
 report needs no other description of the run.
 """
 
@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.benchmark import Metric
-from harness.run_folder.document import Document
+from harness.data.refs import ModelRef, SAERef
+from harness.files import Document
 
 BudgetName = int | str
 """A number of triples (0: the method uses none), or a bill in FLOPs as `flops_budget` calls it."""
@@ -168,3 +169,72 @@ def _by_value(sweep: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:
         (key, float(value) if isinstance(value, int | float) else 0.0, str(value))
         for key, value in (sweep or {}).items()
     ]
+
+
+class GitState(Document):
+    """The commit that the code ran from, and whether the checkout had uncommitted changes."""
+
+    commit: str
+    dirty: bool
+
+
+class JudgeEntry(Document):
+    """How a judge is called, and what a reader must be told of it."""
+
+    label: str
+    statement: str
+
+
+class SecondJudgeEntry(JudgeEntry):
+    """The judge that looked at the same answers again, and the benchmarks whose answers it judged."""
+
+    benchmarks: tuple[str, ...]
+
+
+class BaseEntry(ModelRef):
+    """The base model and the identity of its content; ``path`` is relative to the run folder."""
+
+    hash: str
+
+
+class SAEEntry(SAERef):
+    """An SAE and the hash of its folder (None for a public name); ``path`` is relative to the run folder."""
+
+    hash: str | None
+
+
+class TriplesEntry(Document):
+    """The triples: their file relative to the run folder, how many there are, and the hash of their content."""
+
+    path: str
+    n: int
+    hash: str
+
+
+class Environment(Document):
+    """What environment.json holds.
+
+    ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``threads`` those of one
+    worker, ``packages`` name -> installed version, ``notes`` plain sentences that a report must say about the numbers,
+    ``seconds`` the wall-clock time of all sittings so far.
+    """
+
+    created: str
+    command: str
+    suite_hash: str
+    git: GitState | None
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpu: str | None
+    threads: int
+    packages: dict[str, str]
+    judge: JudgeEntry | None
+    second_judge: SecondJudgeEntry | None = None
+    notes: tuple[str, ...] = ()
+    base: BaseEntry
+    saes: dict[str, SAEEntry]
+    triples: TriplesEntry
+    seconds: float = 0.0

@@ -11,7 +11,7 @@ from harness.data.triples import Conversation, Message
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import ModelAnswer, Question
 from harness.files import read_jsonl, write_jsonl
-from harness.responder import Responder
+from harness.model.aligned import AlignedModel
 
 Turn = tuple[int, int]
 """(question_id, 1 or 2)."""
@@ -60,7 +60,7 @@ class Answers:
 
 
 def ask(
-    model: Responder,
+    model: AlignedModel,
     questions: Sequence[Question],
     *,
     temperature: Callable[[Question], float],

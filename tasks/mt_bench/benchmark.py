@@ -13,7 +13,7 @@ from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
 from harness.evaluators.fastchat.files import Question
 from harness.judging import Judge
-from harness.responder import Responder
+from harness.model.aligned import AlignedModel
 from tasks.mt_bench.answers import Answers, Turn, ask, keep_answers
 from tasks.mt_bench.judging import Judging
 
@@ -99,16 +99,18 @@ class MTBench(BenchmarkConfig):
         return [turn for question in self._questions for turn in question.turns]
 
     def run(
-        self, model: Responder, *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: AlignedModel, *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         return self._judged(model, judge, seed, folder, export=True)
 
-    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
+    def judge_again(
+        self, model: AlignedModel, *, judge: Judge, seed: int, folder: Path | None = None
+    ) -> Iterator[Record]:
         """As `run`, without the answer files."""
         return self._judged(model, judge, seed, folder, export=False)
 
     def _judged(
-        self, model: Responder, judge: Judge | None, seed: int, folder: Path | None, *, export: bool
+        self, model: AlignedModel, judge: Judge | None, seed: int, folder: Path | None, *, export: bool
     ) -> Iterator[Record]:
         if judge is None:
             raise ValueError("benchmark 'mt_bench' needs a judge; add `judge:` to the suite")
@@ -168,7 +170,7 @@ class MTBench(BenchmarkConfig):
             )
         return known[question.category]
 
-    def _ask(self, model: Responder, seed: int) -> Answers:
+    def _ask(self, model: AlignedModel, seed: int) -> Answers:
         return ask(
             model,
             self._questions,

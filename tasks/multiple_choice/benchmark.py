@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask as Task
     from lm_eval.tasks import TaskManager
 
-    from harness.responder import Responder
+    from harness.model.aligned import AlignedModel
 
 
 Shots = Annotated[int, Field(ge=0)]
@@ -111,7 +111,7 @@ class MultipleChoice(BenchmarkConfig):
         return [text for text in texts if isinstance(text, str)]
 
     def run(
-        self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
+        self, model: "AlignedModel", *, judge: "Judge | None", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate

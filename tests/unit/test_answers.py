@@ -12,11 +12,11 @@ import pytest
 import harness.model.aligned
 from dspa.method import DSPA
 from harness.benchmark import BenchmarkConfig, Metric, Record
+from harness.completion import Completion
 from harness.compute import Meter
 from harness.data.triples import conversation
 from harness.experiment.cell import evaluate, judge_again
 from harness.model.generation import Batch
-from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
 from harness.run_folder.cell import CellFolder
 from tasks.alpaca_eval import AlpacaEval

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from harness.benchmark import Metric
+from harness.completion import Completion
 from harness.files import write_jsonl
-from harness.responder import Completion
 from harness.run_folder import Plan, PlannedBenchmark, RunFolder
 from reports.answers import sample_answers
 from reports.figures import pareto_front
