@@ -8,11 +8,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-M = TypeVar("M", bound=BaseModel)
 
 
 def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
@@ -141,23 +139,18 @@ class Document(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The content of the file ``path`` (see `read_document`)."""
-        return read_document(path, cls)
+        """The content of the file ``path``; ValueError naming file and keys when it is missing or not such a one."""
+        data = read_json(path)
+        if data is None:
+            raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as problem:
+            raise ValueError(f"{path}: {_complaints(problem)}; did another version write it?") from None
 
     def write(self, path: Path) -> None:
         """Write to ``path``, renamed into place; a NaN raises ValueError."""
         write_json(path, self.model_dump(mode="json"))
-
-
-def read_document(path: Path, cls: type[M]) -> M:
-    """The JSON file ``path`` as a ``cls``; ValueError naming file and keys when it is missing or not one."""
-    data = read_json(path)
-    if data is None:
-        raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
-    try:
-        return cls.model_validate(data)
-    except ValidationError as problem:
-        raise ValueError(f"{path}: {_complaints(problem)}; did another version write it?") from None
 
 
 def _complaints(problem: ValidationError) -> str:
@@ -171,6 +164,29 @@ def _complaints(problem: ValidationError) -> str:
         else:
             texts.append((f"{key}: " if key else "") + error["msg"].removeprefix("Value error, "))
     return "; ".join([f"missing {', '.join(missing)}"] * bool(missing) + texts)
+
+
+@contextmanager
+def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None]:
+    """Hold ``lock_file`` for this process; its folder (``what`` it is to a user) is made.
+
+    ValueError with ``busy`` when another live process holds it, and with how to ``mend`` it when the folder cannot be
+    written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, folder = FileLock(lock_file), lock_file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(busy) from None
+    except OSError as problem:
+        raise ValueError(f"cannot write to the {what} {str(folder)!r} ({problem.strerror}); {mend}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_can_make(path: Path) -> None:

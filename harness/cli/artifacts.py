@@ -105,7 +105,7 @@ def eval(
     from harness.experiment.suite import load_suite
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
-    from harness.run_folder.cell import CellFolder
+    from harness.run_folder.layout import CellFolder
 
     without_progress_bars()
     loaded = load_suite(suite, set_ or [])
@@ -176,6 +176,10 @@ def _method(name: str, params: Sequence[str]) -> "MethodConfig":
     from harness.experiment.source import describe, set_value, split_override
     from harness.method import METHODS
 
+    def complaint(key: "Key", text: str) -> ValueError:
+        place = f"--param {'.'.join(map(str, key))}" if key else f"method {name} needs more --param"
+        return ValueError(f"{place}: {text}")
+
     cls = METHODS[name]
     values: dict[str, Any] = {}
     for param in params:
@@ -184,11 +188,7 @@ def _method(name: str, params: Sequence[str]) -> "MethodConfig":
     try:
         return cls.model_validate(values)
     except ValidationError as problem:
-        raise describe(problem, cls, lambda key, text: ValueError(f"{_place(name, key)}: {text}")) from None
-
-
-def _place(method: str, key: "Key") -> str:
-    return f"--param {'.'.join(map(str, key))}" if key else f"method {method} needs more --param"
+        raise describe(problem, cls, complaint) from None
 
 
 def _stop_text(stop: dict[str, Any]) -> str:

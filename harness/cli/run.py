@@ -1,7 +1,6 @@
 """``dspa-bench run``: the plan, the progress display and the closing words around harness.experiment."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,12 +110,11 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
-    groups = Counter((c.point, c.method, c.budget) for c in prepared.cells)
-    for (point, method, budget), count in groups.items():
+    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.cells):
         cells = [c for c in prepared.cells if (c.point, c.budget) == (point, budget)]
         left = [cell.name for cell in cells if cell.name in failures]
         begun = sum(prepared.folder.cell(name).path.exists() for name in left)
-        counts = (count, count - len(left), begun, len(left) - begun)
+        counts = (len(cells), len(cells) - len(left), begun, len(left) - begun)
         row = (point, method, budget_text(budget) if budget else "none")
         table.add_row(*row, *map(str, counts))
         if cells[0].uses_triples:
@@ -124,18 +122,17 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     console.print(table)
     if bills.rows:
         console.print(bills)
-    execution = file.execution
     console.print(f"cells: {len(prepared.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
     budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]
     console.print(f"budgets: {', '.join(budgets)}, {file.seeds} seeds")
-    for name in prepared.suite.benchmarks:
-        count = prepared.checked.prompts.get(name)
-        console.print(f"benchmark {name}" + (f": {count} prompts a cell" if count is not None else ""))
-    console.print(f"judge: {prepared.suite.judge.label if prepared.suite.judge else 'none'}")
-    if prepared.suite.second_judge is not None:
-        console.print(f"second judge: {prepared.suite.second_judge.label} on {', '.join(prepared.suite.judged_twice)}")
+    for name, count in prepared.checked.prompts.items():
+        console.print(f"benchmark {name}: {count} prompts a cell")
+    first, second, execution = prepared.suite.judge, prepared.suite.second_judge, file.execution
+    console.print(f"judge: {first.label if first else 'none'}")
+    if second is not None:
+        console.print(f"second judge: {second.label} on {', '.join(prepared.suite.judged_twice)}")
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
 
 
@@ -183,8 +180,7 @@ class _Lines:
     """Plain lines: cell and stage as it begins, and how the cell ended."""
 
     def __init__(self, prepared: "Prepared", todo: int, console: Console) -> None:
-        self.prepared, self.todo, self.console = prepared, todo, console
-        self.count = 0
+        self.prepared, self.todo, self.console, self.count = prepared, todo, console, 0
 
     def stage(self, cell: str, stage: str, records: int) -> None:
         if records == 0:

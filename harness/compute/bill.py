@@ -6,17 +6,15 @@
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from harness.files import Document
 
 MemorySource = Literal["VmHWM", "process", "sampled"]
 """VmHWM: the peak since the fit or stage began. process: since the process began. sampled: in bills of version 0.1."""
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageBill(_Row):
+class StageBill(Document):
     """What one stage of a fit (features, map, reference, train, ...) cost, summed over its entries."""
 
     name: str
@@ -29,7 +27,7 @@ class StageBill(_Row):
     sampled_steps: int = Field(description="steps that went through the torch profiler for `Bill.operators`")
 
 
-class OperatorRow(_Row):
+class OperatorRow(Document):
     """One operator in the profiled steps of one stage (not extrapolated to the stage).
 
     ``flops`` is the profiler's figure, which unlike `executed_flops` includes elementwise additions and
@@ -44,7 +42,7 @@ class OperatorRow(_Row):
     seconds: float
 
 
-class Bill(_Row):
+class Bill(Document):
     """The three FLOP figures side by side (never merged), and time, memory, data and parameters.
 
     ``executed_flops`` is measured; a causal mask is not deducted from attention, and elementwise work is
@@ -115,12 +113,7 @@ def _rahf_scit(n_triples: int) -> float:
     return first + second
 
 
-_PAPER: dict[str, Callable[[int], float]] = {"dspa": _dspa, "rahf_scit": _rahf_scit}
-
-
-def has_paper_figure(method: str) -> bool:
-    """Whether `paper_flops` knows ``method``."""
-    return method in _PAPER
+PAPER_FIGURES: dict[str, Callable[[int], float]] = {"dspa": _dspa, "rahf_scit": _rahf_scit}
 
 
 def paper_flops(method: str, n_triples: int) -> float:
@@ -131,8 +124,10 @@ def paper_flops(method: str, n_triples: int) -> float:
     for any N. Raises ValueError for a method without a figure in the paper and for a negative number of
     triples.
     """
-    if method not in _PAPER:
-        raise ValueError(f"the paper gives no FLOPs for method {method!r}; it does for: {', '.join(sorted(_PAPER))}")
+    if method not in PAPER_FIGURES:
+        raise ValueError(
+            f"the paper gives no FLOPs for method {method!r}; it does for: {', '.join(sorted(PAPER_FIGURES))}"
+        )
     if n_triples < 0:
         raise ValueError(f"n_triples must be 0 or more, got {n_triples}")
-    return _PAPER[method](n_triples)
+    return PAPER_FIGURES[method](n_triples)

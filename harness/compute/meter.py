@@ -14,15 +14,7 @@ import psutil
 import torch
 from torch import nn
 
-from harness.compute.bill import (
-    Bill,
-    MemorySource,
-    StageBill,
-    forward_flops,
-    has_paper_figure,
-    paper_flops,
-    train_flops,
-)
+from harness.compute.bill import PAPER_FIGURES, Bill, MemorySource, StageBill, forward_flops, paper_flops, train_flops
 from harness.compute.flops import OperatorProfile, count_flops
 
 _SLACK_BYTES = 16 * 2**20
@@ -249,13 +241,25 @@ class Meter:
         if self.total_params is None:
             raise ValueError("the formula figure needs the number of parameters: make it with `Meter(model)`")
         n_params = self.total_params
-        stages = [_stage_bill(stage, n_params) for stage in self._stages.values()]
+        stages = [
+            StageBill(
+                name=stage.name,
+                executed_flops=stage.executed_flops,
+                formula_flops=forward_flops(n_params, stage.forward_tokens) + train_flops(n_params, stage.train_tokens),
+                seconds=stage.seconds,
+                peak_bytes=stage.peak.host,
+                tokens=stage.forward_tokens + stage.train_tokens,
+                steps=stage.steps,
+                sampled_steps=stage.sampled_steps,
+            )
+            for stage in self._stages.values()
+        ]
         return Bill(
             method=method,
             n_triples=n_triples,
             executed_flops=self.executed_flops,
             formula_flops=sum(s.formula_flops for s in stages),
-            paper_flops=paper_flops(method, n_triples) if has_paper_figure(method) else None,
+            paper_flops=paper_flops(method, n_triples) if method in PAPER_FIGURES else None,
             predicted=predicted,
             flops_limit=self.flops_limit,
             epochs=self.epochs,
@@ -279,17 +283,3 @@ class Meter:
             for device in range(torch.cuda.device_count()):
                 torch.cuda.synchronize(device)
         return time.perf_counter() - self._profile.overhead
-
-
-def _stage_bill(stage: _Stage, n_params: int) -> StageBill:
-    formula = forward_flops(n_params, stage.forward_tokens) + train_flops(n_params, stage.train_tokens)
-    return StageBill(
-        name=stage.name,
-        executed_flops=stage.executed_flops,
-        formula_flops=formula,
-        seconds=stage.seconds,
-        peak_bytes=stage.peak.host,
-        tokens=stage.forward_tokens + stage.train_tokens,
-        steps=stage.steps,
-        sampled_steps=stage.sampled_steps,
-    )

@@ -120,8 +120,7 @@ def select(names: Sequence[str]) -> tuple[DataFile, ...]:
 
 def data_folder() -> Path:
     """Where external files lie; it need not exist. $DSPA_BENCH_DATA, else $XDG_CACHE_HOME/dspa-bench (~/.cache)."""
-    given = os.environ.get(DATA_VARIABLE)
-    if given:
+    if given := os.environ.get(DATA_VARIABLE):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
 

@@ -1,12 +1,12 @@
 """One cell: fit a method, evaluate the artifact by every benchmark, have the second judge look at the same answers."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from transformers import set_seed
 
@@ -25,8 +25,7 @@ from harness.model.loglikelihood import ScoredBatch
 from harness.model.steering import Steering
 from harness.provenance import code_commit
 from harness.run_folder.answers import AnswerStore, answer_key
-from harness.run_folder.cell import CellFolder, CellState
-from harness.run_folder.layout import RunFolder
+from harness.run_folder.layout import CellFolder, CellState, RunFolder
 from harness.run_folder.plan import PlannedCell
 
 T = TypeVar("T")
@@ -183,19 +182,20 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     first, second = Failures(), Failures()
     aligned = first.attempt("fit", lambda: _artifact(context, cell, folder, notify))
 
-    def part(work: Callable[..., None], judge: Judge | None, name: str, stage: str) -> Callable[[], None]:
-        seed = derive_seed(suite.file.seed, cell.name, name)
-        told = partial(notify, cell.name, stage)
-        return partial(work, aligned, name, suite.benchmarks[name], judge=judge, seed=seed, folder=folder, notify=told)
-
     if aligned is not None:
+
+        def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
+            seed = derive_seed(suite.file.seed, cell.name, name)
+            settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
+            return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
+
         for name in suite.benchmarks:
             if not folder.settled(name):
-                first.attempt(name, part(evaluate, context.judge, name, name))
+                first.attempt(name, evaluation(name, context.judge, name))
         for name in suite.judged_twice:
             settled = folder.second.settled(name) and folder.judged_alike(name)
             if folder.records(name) is not None and not settled:
-                work = part(judge_again, context.second_judge, name, f"{name}, second judge")
+                work = evaluation(name, context.second_judge, f"{name}, second judge", again=True)
                 second.attempt(f"second judge, {name}", work)
     figures = {name: folder.diagnostics(name) for name in suite.benchmarks}
     state = CellState(
@@ -275,58 +275,31 @@ def evaluate(
     seed: int,
     folder: CellFolder,
     notify: Callable[[int], object],
+    again: bool = False,
 ) -> None:
     """Run ``benchmark``; answers, records and diagnostics go to ``folder``, the number of records to ``notify``.
 
-    Answers that an earlier, interrupted evaluation left in ``folder`` are used and not generated again.
+    Answers that an earlier, interrupted evaluation left in ``folder`` are used and not generated again. With ``again``
+    the benchmark was run, and ``judge``, the second one, looks at the same answers: its records go to
+    ``folder.second``. ValueError when they turn out to be about other answers than the first judge's (they had to be
+    generated again, elsewhere).
     """
     model = Answering(aligned, folder.answers(name))
+    home = folder.second if again else folder
+    run: Callable[..., Iterator[Record]] = benchmark.judge_again if again else benchmark.run
 
     def measured() -> Iterator[Record]:
-        yield from benchmark.run(
-            cast(AlignedModel, model), judge=judge, seed=seed, folder=folder.path / (benchmark.files or name)
-        )
-        # The records are renamed into place after this: wherever they are, the diagnostics are too.
-        folder.save_diagnostics(name, model.figures())
+        yield from run(model, judge=judge, seed=seed, folder=home.path / (benchmark.files or name))
+        if not again:
+            # The records are renamed into place after this: wherever they are, the diagnostics are too.
+            folder.save_diagnostics(name, model.figures())
 
-    _write(measured(), name, benchmark, seed, folder, notify)
-
-
-def judge_again(
-    aligned: AlignedModel,
-    name: str,
-    benchmark: BenchmarkConfig,
-    *,
-    judge: Judge,
-    seed: int,
-    folder: CellFolder,
-    notify: Callable[[int], object],
-) -> None:
-    """Have ``judge`` look at the answers of a benchmark that was run; its records go to ``folder.second``.
-
-    Raises ValueError when they turn out to be about other answers than the first judge's (they had to be generated
-    again, elsewhere).
-    """
-    model = cast(AlignedModel, Answering(aligned, folder.answers(name)))
-    files = folder.second.path / (benchmark.files or name)
-    records = benchmark.judge_again(model, judge=judge, seed=seed, folder=files)
-    _write(records, name, benchmark, seed, folder.second, notify)
-    if not folder.judged_alike(name):
+    notify(0)
+    set_seed(seed)
+    for count, _ in enumerate(home.write_records(name, benchmark.metrics, measured()), 1):
+        notify(count)
+    if again and not folder.judged_alike(name):
         raise ValueError(
             "the second judge was shown other answers than the first; remove records, answers, second and "
             f"{benchmark.files or name} from {folder.path} and rerun"
         )
-
-
-def _write(
-    records: Iterable[Record],
-    name: str,
-    benchmark: BenchmarkConfig,
-    seed: int,
-    folder: CellFolder,
-    notify: Callable[[int], object],
-) -> None:
-    notify(0)
-    set_seed(seed)
-    for count, _ in enumerate(folder.write_records(name, benchmark.metrics, records), 1):
-        notify(count)

@@ -1,5 +1,6 @@
 """The bill of a fit before it starts, from the base's configuration and the triples' token counts alone."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,11 +80,7 @@ class Forecaster:
                 f"a bill of {limit:.3g} FLOPs does not pay for one triple of {method.name}, which takes {cost(1):.3g}; "
                 "give a larger bill in flops_budgets"
             )
-        low, high = 1, len(triples)  # low is affordable
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
-        return low
+        return bisect_right(range(1, len(triples) + 1), limit, key=cost)
 
     def _stages(self, base: AlignedModel, method: MethodConfig, triples: Sequence[Triple]) -> dict[str, int] | None:
         try:

@@ -82,8 +82,7 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         plan = grown(prepared.plan, before, folder.path)
         if plan != before:
             plan.write(path)
-        failures = prepared.failures
-        todo = [cell for cell in prepared.cells if cell.name in failures]
+        todo = list(prepared.failures)
         if todo:
             with _clock(prepared):
                 execution = suite.file.execution

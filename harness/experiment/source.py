@@ -51,13 +51,10 @@ class Source:
             raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
         self.data: dict[str, Any] = data
         for override in overrides:
-            self._override(override)
-
-    def _override(self, override: str) -> None:
-        names, value = split_override(override)
-        key = set_value(self.data, names, value, f"--set {override}")
-        self._places = {k: place for k, place in self._places.items() if k[: len(key)] != key}
-        self._places[key] = f"--set {override}"
+            names, value = split_override(override)
+            key = set_value(self.data, names, value, f"--set {override}")
+            self._places = {k: place for k, place in self._places.items() if k[: len(key)] != key}
+            self._places[key] = f"--set {override}"
 
     def _locate(self, node: yaml.Node | None, key: Key) -> None:
         """Note the line of every key; a key given twice is refused (PyYAML would silently keep the last)."""

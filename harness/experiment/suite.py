@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
 from harness.data.refs import InputPath, ModelRef, SAERef
@@ -29,22 +29,25 @@ def _name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
-class _Section(BaseModel, extra="forbid", frozen=True): ...
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TriplesSection(_Section):
     path: InputPath = Field(description="JSONL of prompt, chosen, rejected")
 
 
-class BenchmarkSection(BaseModel, extra="allow", frozen=True):
+class BenchmarkSection(_Section):
     """``name`` is the registered benchmark; every other key is a setting of it."""
 
+    model_config = ConfigDict(extra="allow")
     name: str
 
 
-class JudgeSection(BaseModel, extra="allow", frozen=True):
+class JudgeSection(_Section):
     """``kind`` is the registered judge; every other key is a setting of it."""
 
+    model_config = ConfigDict(extra="allow")
     kind: str
 
 

@@ -155,68 +155,52 @@ class Plan(Document):
     def in_table_order(self) -> tuple[PlannedCell, ...]:
         """The cells by variant (as in the suite), budget, seed and swept values."""
         variants = list(self.labels)
-        return tuple(
-            sorted(
-                self.cells,
-                key=lambda c: (variants.index(c.variant), budget_order(c.budget), c.seed, _by_value(c.sweep)),
-            )
-        )
 
+        def place(cell: PlannedCell) -> tuple[Any, ...]:
+            # Of swept values numbers go by size, everything else by its text.
+            swept = [
+                (k, float(v) if isinstance(v, int | float) else 0.0, str(v)) for k, v in (cell.sweep or {}).items()
+            ]
+            return variants.index(cell.variant), budget_order(cell.budget), cell.seed, swept
 
-def _by_value(sweep: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:
-    """A sort key for swept points: numbers by size, everything else by its text."""
-    return [
-        (key, float(value) if isinstance(value, int | float) else 0.0, str(value))
-        for key, value in (sweep or {}).items()
-    ]
+        return tuple(sorted(self.cells, key=place))
 
 
 class GitState(Document):
-    """The commit that the code ran from, and whether the checkout had uncommitted changes."""
-
     commit: str
     dirty: bool
 
 
 class JudgeEntry(Document):
-    """How a judge is called, and what a reader must be told of it."""
-
     label: str
     statement: str
 
 
 class SecondJudgeEntry(JudgeEntry):
-    """The judge that looked at the same answers again, and the benchmarks whose answers it judged."""
-
     benchmarks: tuple[str, ...]
 
 
 class BaseEntry(ModelRef):
-    """The base model and the identity of its content; ``path`` is relative to the run folder."""
-
     hash: str
 
 
 class SAEEntry(SAERef):
-    """An SAE and the hash of its folder (None for a public name); ``path`` is relative to the run folder."""
-
     hash: str | None
 
 
 class TriplesEntry(Document):
-    """The triples: their file relative to the run folder, how many there are, and the hash of their content."""
-
     path: str
     n: int
     hash: str
 
 
 class Environment(Document):
-    """What environment.json holds.
+    """What environment.json holds. Paths in it are relative to the run folder, and every ``hash`` is one of contents.
 
-    ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``threads`` those of one
-    worker, ``packages`` name -> installed version, ``notes`` plain sentences that a report must say about the numbers,
-    ``seconds`` the wall-clock time of all sittings so far.
+    ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``git`` the commit that the
+    code ran from and whether there were uncommitted changes, ``threads`` those of one worker, ``packages`` name ->
+    installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
+    time of all sittings so far. An SAE under a public name has no hash.
     """
 
     created: str
