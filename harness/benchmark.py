@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.files import Document
 from harness.plugins import Registry
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from harness.model.aligned import AlignedModel
 
 
-class Sample(BaseModel):
+class Sample(Document):
     """How a report shows a few of a metric's answers, every variant's beside each other.
 
     ``heading`` is a format string over the keys of a record's ``raw``, its ``cluster`` and its ``number`` (1, 2, ... in
@@ -24,7 +25,6 @@ class Sample(BaseModel):
     ``raw`` that hold what the model was asked and what it was compared with.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     heading: str
     count: int
     spread: str | None = None
@@ -32,7 +32,7 @@ class Sample(BaseModel):
     reference: str | None = None
 
 
-class Metric(BaseModel):
+class Metric(Document):
     """A column of the comparison, declared by the benchmark that measures it.
 
     ``name`` is the column in comparison.csv, ``title`` what a reader sees. Values are in ``unit``, shown with
@@ -44,7 +44,6 @@ class Metric(BaseModel):
         Metric(name="toxicity", title="Toxicity", unit="% of answers", higher_is_better=False)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     title: str
     unit: str

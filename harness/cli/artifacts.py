@@ -129,15 +129,8 @@ def eval(
         judge.prepare()
     for name, asked in chosen.items():
         console.print(f"{name} ...")
-        evaluate(
-            aligned,
-            name,
-            asked,
-            judge=judge,
-            seed=derive_seed(loaded.file.seed, "eval", name),
-            folder=folder,
-            notify=lambda _: None,
-        )
+        seed = derive_seed(loaded.file.seed, "eval", name)
+        evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
     _print_means(records, console)
     console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")

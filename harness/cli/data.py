@@ -1,5 +1,7 @@
 """``dspa-bench data``: name the benchmarks' external files, fetch them, check them."""
 
+import csv as csv_module
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,9 +29,6 @@ def list_(
     csv: Annotated[bool, typer.Option("--csv", help="Everything that is known, as CSV.")] = False,
 ) -> None:
     """Name every external file with source, licence and size, and say which are missing for which benchmark."""
-    import csv as csv_module
-    import sys
-
     from harness.data.external import select, state
 
     root = _root(folder)
@@ -64,8 +63,6 @@ def fetch(names: Names = None, folder: Folder = None) -> None:
 
     Exit code 0: all that has an address is there. 1: something could not be fetched (it is named).
     """
-    import sys
-
     from harness.data.external import DATA_VARIABLE, DownloadError, select, state
     from harness.data.external import fetch as fetch_file
     from harness.files import locked

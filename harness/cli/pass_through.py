@@ -53,7 +53,11 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
 
     FastChat writes log files into the current folder by default; here it does so only where LOGDIR says.
     """
-    if not module.startswith("fastchat.") or not _exists(module):
+    try:
+        known = module.startswith("fastchat.") and find_spec(module) is not None
+    except ModuleNotFoundError:
+        known = False
+    if not known:
         raise ValueError(
             f"FastChat has no module {module!r}; for example fastchat.serve.model_worker, fastchat.serve.controller, "
             "fastchat.serve.openai_api_server, fastchat.serve.cli, fastchat.llm_judge.show_result"
@@ -77,10 +81,3 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
-
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

@@ -73,8 +73,8 @@ def run_command(
     if dry_run:
         print_plan(prepared, console)
         return 0
-    todo = len(prepared.failures)
-    console.print(f"{prepared.suite.file.name}: {len(prepared.cells)} cells, {todo} to do, in {prepared.folder.path}")
+    cells, todo = len(prepared.plan.cells), len(prepared.failures)
+    console.print(f"{prepared.plan.name}: {cells} cells, {todo} to do, in {prepared.folder.path}")
     try:
         with _display(prepared, todo, console) as progress:
             failures = run_suite(prepared, progress)
@@ -85,8 +85,7 @@ def run_command(
         for reason in reasons:
             print(f"failed: {cell}: {reason}", file=sys.stderr)
     if failures:
-        share = f"{len(failures)} of {len(prepared.cells)}"
-        print(f"{share} cells are not complete; the same command tries them again", file=sys.stderr)
+        print(f"{len(failures)} of {cells} cells are not complete; the same command tries them again", file=sys.stderr)
     for report in reports:
         console.print(f"report: {report(prepared.folder.path)}")
     return 1 if failures else 0
@@ -110,8 +109,8 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
-    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.cells):
-        cells = [c for c in prepared.cells if (c.point, c.budget) == (point, budget)]
+    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.plan.cells):
+        cells = [c for c in prepared.plan.cells if (c.point, c.budget) == (point, budget)]
         left = [cell.name for cell in cells if cell.name in failures]
         begun = sum(prepared.folder.cell(name).path.exists() for name in left)
         counts = (len(cells), len(cells) - len(left), begun, len(left) - begun)
@@ -122,7 +121,7 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     console.print(table)
     if bills.rows:
         console.print(bills)
-    console.print(f"cells: {len(prepared.cells)}, of which {len(failures)} to do")
+    console.print(f"cells: {len(prepared.plan.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
     budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]
@@ -161,7 +160,7 @@ def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCel
         return f"{forecast.flops:.4g}", ""
     if method.single_pass:
         assert forecast.budget is not None
-        return f"{forecast.flops:.4g}", f"{forecast.budget.size} of {triples.size} triples"
+        return f"{forecast.flops:.4g}", f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
     return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
 
 

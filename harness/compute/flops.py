@@ -5,11 +5,12 @@ counters: `FlopCounterMode` (as its custom mapping) and the profiler rows (by op
 product of [m, k] and [k, n] is 2 m k n, a causal mask is not deducted.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd import DeviceType
@@ -46,10 +47,7 @@ def accumulated_product_flops(_total: Shape, left: Shape, right: Shape, *_: Any,
     torch counts `addmm` and `baddbmm` but not their in-place forms, which TRL's fused LM head uses in its
     backward.
     """
-    flops = 2 * right[-1]
-    for size in left:
-        flops *= size
-    return flops
+    return 2 * math.prod(left) * right[-1]
 
 
 _aten = torch.ops.aten
@@ -144,8 +142,11 @@ def _rows(stage: str, events: Iterable[FunctionEvent]) -> list[OperatorRow]:
     for event in events:
         if event.name == _MODE or id(event) in twice:
             continue
+        formula, shapes = PROFILER_FORMULAS.get(event.name), cast(Any, event.input_shapes)
+        counted = formula(*shapes) if formula is not None else event.flops or 0
+        microseconds = event.self_device_time_total or event.self_cpu_time_total
         calls, flops, seconds = totals.get(event.name, (0, 0, 0.0))
-        totals[event.name] = (calls + 1, flops + _flops(event), seconds + _seconds(event))
+        totals[event.name] = (calls + 1, flops + counted, seconds + microseconds / 1e6)
     rows = [
         OperatorRow(stage=stage, operator=operator, calls=calls, flops=flops, seconds=seconds)
         for operator, (calls, flops, seconds) in totals.items()
@@ -158,14 +159,3 @@ def _counted_by_mode(event: FunctionEvent) -> FunctionEvent | None:
     mode: Any = event.cpu_parent
     outer = mode.cpu_parent if mode is not None and mode.name == _MODE else None
     return outer if outer is not None and outer.name == event.name else None
-
-
-def _flops(event: FunctionEvent) -> int:
-    if event.name in PROFILER_FORMULAS:
-        shapes: Any = event.input_shapes
-        return PROFILER_FORMULAS[event.name](*shapes)
-    return event.flops or 0
-
-
-def _seconds(event: FunctionEvent) -> float:
-    return (event.self_device_time_total or event.self_cpu_time_total) / 1e6

@@ -54,12 +54,8 @@ class CellContext:
         return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
 
     @cached_property
-    def judge(self) -> Judge | None:
-        return self.suite.judge and self.suite.judge.at(self.folder.judging)
-
-    @cached_property
-    def second_judge(self) -> Judge | None:
-        return self.suite.second_judge and self.suite.second_judge.at(self.folder.judging)
+    def judges(self) -> dict[str, Judge]:
+        return {key: judge.at(self.folder.judging) for key, judge in self.suite.judges.items()}
 
     @cached_property
     def forecaster(self) -> Forecaster:
@@ -191,11 +187,11 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
 
         for name in suite.benchmarks:
             if not folder.settled(name):
-                first.attempt(name, evaluation(name, context.judge, name))
+                first.attempt(name, evaluation(name, context.judges.get("judge"), name))
         for name in suite.judged_twice:
             settled = folder.second.settled(name) and folder.judged_alike(name)
             if folder.records(name) is not None and not settled:
-                work = evaluation(name, context.second_judge, f"{name}, second judge", again=True)
+                work = evaluation(name, context.judges["second_judge"], f"{name}, second judge", again=True)
                 second.attempt(f"second judge, {name}", work)
     figures = {name: folder.diagnostics(name) for name in suite.benchmarks}
     state = CellState(
@@ -220,14 +216,8 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
         encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
         method = suite.method_of(cell, context.folder.path)
         forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
-        aligned = fit(
-            method,
-            encoding,
-            forecast.budget,
-            derive_seed(suite.file.seed, cell.name, "fit"),
-            flops_limit=cell.flops_limit,
-            predicted=forecast.stages,
-        )
+        seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
+        aligned = fit(method, encoding, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
         folder.save_bill(Bill.model_validate(aligned.bill))
         aligned.save(folder.artifact)
     return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
@@ -262,7 +252,7 @@ def fit(
     if method.single_pass:
         meter.epochs = 1.0
     bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
-    provenance = None if budget is None else {"n": budget.size, "seed": budget.seed, "hash": budget.hash}
+    provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill, encoded=None)
 
 

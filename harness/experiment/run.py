@@ -11,6 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from harness.data.triples import triples_hash
 from harness.experiment.check import Checked, check_suite
 from harness.experiment.executors import Progress, run_local
@@ -22,7 +24,7 @@ from harness.judging import Judge
 from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.layout import RunFolder
-from harness.run_folder.plan import Environment, Plan, PlannedCell
+from harness.run_folder.plan import Environment, Plan
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,9 @@ class Prepared:
     folder: RunFolder
 
     @property
-    def cells(self) -> tuple[PlannedCell, ...]:
-        """What the suite consists of, in the order it is run in."""
-        return self.plan.cells
-
-    @property
     def failures(self) -> dict[str, list[str]]:
         """Cell -> why it is not all there; no entry for a cell with nothing left to do."""
-        found = {cell.name: self.failures_of(cell.name) for cell in self.cells}
+        found = {cell.name: self.failures_of(cell.name) for cell in self.plan.cells}
         return {name: reasons for name, reasons in found.items() if reasons}
 
     def failures_of(self, cell: str) -> list[str]:
@@ -146,18 +143,14 @@ def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:
 
 def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment:
     """environment.json as it is now; what ``judges`` say of themselves (a reward model's accuracy) is in it."""
-    suite, file = prepared.suite, prepared.suite.file
-    here = {"folder": prepared.folder.path}
-    entries: dict[str, dict[str, Any]] = {
-        key: {"label": judge.label, "statement": judge.statement} for key, judge in judges.items()
-    }
-    if "second_judge" in entries:
-        entries["second_judge"]["benchmarks"] = suite.judged_twice
-    base = {**file.base.model_dump(mode="json", context=here), "hash": base_identity(file.base)}
-    saes = {
-        name: {**ref.model_dump(mode="json", context=here), "hash": sae_hash(ref)} for name, ref in file.saes.items()
-    }
-    triples = prepared.checked.triples
+    suite, file, triples = prepared.suite, prepared.suite.file, prepared.checked.triples
+
+    def entry(section: BaseModel, **more: Any) -> dict[str, Any]:
+        return {**section.model_dump(mode="json", context={"folder": prepared.folder.path}), **more}
+
+    described: dict[str, Any] = {key: {"label": one.label, "statement": one.statement} for key, one in judges.items()}
+    if "second_judge" in described:
+        described["second_judge"]["benchmarks"] = suite.judged_twice
     return Environment.model_validate(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -168,14 +161,10 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "threads": file.execution.threads,
             "packages": package_versions(),
             "judge": None,
-            **entries,
+            **described,
             "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
-            "base": base,
-            "saes": saes,
-            "triples": {
-                **file.triples.model_dump(mode="json", context=here),
-                "n": len(triples),
-                "hash": triples_hash(triples),
-            },
+            "base": entry(file.base, hash=base_identity(file.base)),
+            "saes": {name: entry(ref, hash=sae_hash(ref)) for name, ref in file.saes.items()},
+            "triples": entry(file.triples, n=len(triples), hash=triples_hash(triples)),
         }
     )

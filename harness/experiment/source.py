@@ -31,7 +31,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class Source:
-    """The parsed data of one YAML file (``data``) and the place of every key in it (``place``)."""
+    """The parsed data of one YAML file (``data``) and the place of every key in it."""
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
@@ -71,15 +71,12 @@ class Source:
                 self._places[(*key, index)] = f"{self.path}:{item.start_mark.line + 1}"
                 self._locate(item, (*key, index))
 
-    def place(self, key: Key) -> str:
-        """file:line of ``key``, or of the nearest enclosing key that the file has."""
-        while key not in self._places:
-            key = key[:-1]
-        return self._places[key]
-
     def error(self, key: Key, problem: str) -> ValueError:
-        """A ValueError that names the place and the key."""
-        return ValueError(f"{self.place(key)}: {dotted(key)}: {problem}" if key else f"{self.place(key)}: {problem}")
+        """A ValueError that names the key and its place: file:line, or that of the nearest enclosing key there is."""
+        there = key
+        while there not in self._places:
+            there = there[:-1]
+        return ValueError(": ".join([self._places[there], *([dotted(key)] if key else []), problem]))
 
 
 def split_override(override: str) -> tuple[list[str], Any]:

@@ -32,7 +32,7 @@ class AnswerStore:
     """The answers in the file ``path``, which need not exist yet. One process at a time may append.
 
     store = RunFolder("runs/sandbox").cell("dspa__n300__s0").answers("mt_bench")
-    store.text(record.raw["answer_key"])
+    store[record.raw["answer_key"]].text
 
     The file is read when it is first asked for something; ValueError naming file:line when it is damaged.
     """
@@ -54,10 +54,6 @@ class AnswerStore:
         if found is None:
             raise ValueError(f"{self.path}: there is no answer with the key {key!r}; rerun the suite")
         return found
-
-    def text(self, key: str) -> str:
-        """The text of the answer with this key, which a record names as ``answer_key``; ValueError: there is none."""
-        return self[key].text
 
     def tallies(self, keys: Collection[str]) -> list[dict[str, Any]]:
         """The tallies of the batches that any of the answers ``keys`` came in, in the order they were generated in."""

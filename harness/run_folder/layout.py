@@ -93,7 +93,7 @@ class RunFolder:
         """environment.json, as it is when this is first asked for."""
         return Environment.read(self.path / "environment.json")
 
-    def cell(self, name: str) -> CellFolder:
+    def cell(self, name: str) -> "CellFolder":
         return CellFolder(self.path / "cells" / name)
 
     @property

@@ -58,10 +58,7 @@ def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, A
 
 
 class PlannedVariant(Document):
-    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers.
-
-    ``settings`` are the hyper-parameters that the suite sets; all others are the method's defaults.
-    """
+    """One row of the comparison. ``settings`` are the hyper-parameters that the suite sets; all others are defaults."""
 
     name: str
     label: str
@@ -71,10 +68,7 @@ class PlannedVariant(Document):
 
 
 class PlannedBenchmark(Document):
-    """A benchmark: the metrics its records may carry, whether a second judge judges its answers too.
-
-    ``files`` is the folder of a cell that the evaluator's own files go to.
-    """
+    """A benchmark, the metrics its records may carry, and the folder of a cell that the evaluator's own files go to."""
 
     name: str
     metrics: tuple[Metric, ...]

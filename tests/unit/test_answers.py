@@ -40,11 +40,11 @@ def path(tmp_path) -> Path:
 
 def test_what_was_appended_is_found_by_its_key_now_and_by_the_next_who_opens_the_file(path):
     for store in (AnswerStore(path), AnswerStore(path)):
-        assert (store.get("b"), store.text("b")) == (ANSWERS[1], "one\u20281")
+        assert (store.get("b"), store["b"].text) == (ANSWERS[1], "one\u20281")
         assert store.get("b").key == "b"
         assert store.get("e") is None
         with pytest.raises(ValueError, match=r"bench\.jsonl: there is no answer with the key 'e'"):
-            store.text("e")
+            store["e"]
         assert store.tallies({"a", "b", "c"}) == [{"edits": 0.1}]
         assert store.tallies({"d", "a"}) == [{"edits": 0.1}, {}]
         store.append({}, None)
@@ -315,5 +315,5 @@ def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tm
         records = folder.records(name) or ()
         keys = [value for r in records for key, value in r.raw.items() if key.endswith("answer_key")]
         assert len(keys) >= len(records) > 0
-        assert all("unmistakable" in cell.answers(name).text(key) for key in keys)
+        assert all("unmistakable" in cell.answers(name)[key].text for key in keys)
     assert len(model.calls) == len(set(map(str, model.calls))), "the second judge was given what there is"
