@@ -163,15 +163,16 @@ def _complaints(problem: ValidationError) -> str:
             texts.append(f"unknown key {key}")
         else:
             texts.append((f"{key}: " if key else "") + error["msg"].removeprefix("Value error, "))
-    return "; ".join([f"missing {', '.join(missing)}"] * bool(missing) + texts)
+    if missing:
+        texts.insert(0, f"missing {', '.join(missing)}")
+    return "; ".join(texts)
 
 
 @contextmanager
 def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None]:
-    """Hold ``lock_file`` for this process; its folder (``what`` it is to a user) is made.
+    """Hold ``lock_file`` for this process; its folder, called ``what``, is made.
 
-    ValueError with ``busy`` when another live process holds it, and with how to ``mend`` it when the folder cannot be
-    written to.
+    ValueError with ``busy`` when another live process holds it, and with ``mend`` when the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 

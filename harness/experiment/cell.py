@@ -115,7 +115,8 @@ class Answering:
         for row, key in enumerate(keys):
             if self.store.get(key) is None:
                 wanted.setdefault(key, row)
-        missing, failed = list(wanted), dict[str, Completion]()
+        missing = list(wanted)
+        failed: dict[str, Completion] = {}
         if wanted:
             for batch in self.aligned.generate_batches(
                 [conversations[row] for row in wanted.values()],

@@ -69,11 +69,10 @@ class AnswerStore:
                 raise ValueError(f"{self.path}: an error is no answer: {completion.error}")
             lines.append({**fields, "key": key})
         lines.append({"batch": len(answers), "tally": tally})
-        whole = self._size
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if not self._cut:
-                file.truncate(whole)
+                file.truncate(self._size)
                 self._cut = True
             # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
             file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
