@@ -1,12 +1,13 @@
 """What a benchmark is: a class that turns a model into records, one per judged item."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.files import Document
 from harness.plugins import Registry
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from harness.responder import Responder
 
 
-class Sample(BaseModel):
+class Sample(Document):
     """How a report shows a few of a metric's answers, every variant's beside each other.
 
     ``heading`` is a format string over the keys of a record's ``raw``, its ``cluster`` and its ``number`` (1, 2, ... in
@@ -24,7 +25,6 @@ class Sample(BaseModel):
     ``raw`` that hold what the model was asked and what it was compared with.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     heading: str
     count: int
     spread: str | None = None
@@ -32,7 +32,7 @@ class Sample(BaseModel):
     reference: str | None = None
 
 
-class Metric(BaseModel):
+class Metric(Document):
     """A column of the comparison, declared by the benchmark that measures it.
 
     ``name`` is the column in comparison.csv, ``title`` what a reader sees. Values are in ``unit``, shown with
@@ -44,7 +44,6 @@ class Metric(BaseModel):
         Metric(name="toxicity", title="Toxicity", unit="% of answers", higher_is_better=False)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     title: str
     unit: str
@@ -86,42 +85,41 @@ class Record:
         if (self.value is None) != (self.error is not None):
             raise ValueError(f"record {self.item!r}: value must be None exactly when error is set")
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
+class BenchmarkConfig(BaseModel):
+    """One evaluation, whose settings come from a suite file: unknown keys are refused.
 
-@runtime_checkable
-class Benchmark(Protocol):
-    """One evaluation. ``metrics`` declares every metric that its records may carry.
-
-    ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name);
-    ``needs_judge`` is False for one that can run in a suite without a judge; ``asks`` names what is asked of it.
+    ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name),
+    ``needs_judge`` is False for one that can run in a suite without a judge.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
-    files: ClassVar[str | None]
+    files: ClassVar[str | None] = None
+    needs_judge: ClassVar[bool] = True
 
     @property
-    def needs_judge(self) -> bool: ...
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that its records may carry."""
+        raise NotImplementedError
 
     @property
-    def metrics(self) -> tuple[Metric, ...]: ...
-
-    @property
-    def asks(self) -> "frozenset[Verb]": ...
+    def asks(self) -> "frozenset[Verb]":
+        """What is asked of the judge; nothing by default, so that no judge is refused for what it cannot say."""
+        return frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that every report must say about its numbers; asked for after `check`."""
-        ...
+        return ()
 
     def check(self) -> None:
         """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""
-        ...
+        raise NotImplementedError
 
     def prompts(self) -> list[str]:
         """The user prompts it evaluates on; training data that contains one of them is contaminated."""
-        ...
+        return []
 
     def run(
         self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None
@@ -130,43 +128,18 @@ class Benchmark(Protocol):
 
         A record's ``raw`` names an answer by `Completion.record_fields`: its text is in the store.
         """
-        ...
+        raise NotImplementedError
 
     def judge_again(
         self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
-        """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer."""
-        ...
+        """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer.
+
+        `run` by default, which is right where that writes no answers to ``folder``.
+        """
+        return self.run(model, judge=judge, seed=seed, folder=folder)
 
 
-class BenchmarkConfig(BaseModel):
-    """Base for benchmarks whose settings come from a suite file: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: ClassVar[str]
-    files: ClassVar[str | None] = None
-    needs_judge: ClassVar[bool] = True
-
-    @property
-    def asks(self) -> "frozenset[Verb]":
-        """Nothing by default, so that no judge is refused for what it cannot say."""
-        return frozenset()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing to be said by default."""
-        return ()
-
-    def prompts(self) -> list[str]:
-        """None to compare with the training prompts by default."""
-        return []
-
-    def judge_again(
-        self, model: "Responder", *, judge: "Judge", seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
-        """`run` by default: right where it writes no answers to ``folder``."""
-        return cast(Benchmark, self).run(model, judge=judge, seed=seed, folder=folder)
-
-
-BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
+Benchmark = BenchmarkConfig  # the published name
+BENCHMARKS: Registry[BenchmarkConfig] = Registry("benchmark")
 register_benchmark = BENCHMARKS.register

@@ -1,4 +1,4 @@
-"""JSON lines in, whole files out: complaints name file:line, and nobody sees a half-written file."""
+"""JSON in, whole files out: complaints name file and place, and nobody sees a half-written file."""
 
 import hashlib
 import json
@@ -10,9 +10,18 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
-from pydantic import AfterValidator, InstanceOf, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    InstanceOf,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 T = TypeVar("T")
 Text = Annotated[InstanceOf[str], "a string"]  # pydantic's own check refuses halves of a character, which JSON may hold
@@ -169,6 +178,65 @@ def read_json(path: str | Path) -> Any | None:
 def write_json(path: str | Path, value: Any) -> None:
     """`write_text` of ``value`` as indented JSON; a NaN raises ValueError (it is not JSON)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class Document(BaseModel):
+    """Base of what is kept as one JSON file, or as a part of one: unknown keys are refused, nothing is changed."""
+
+    # NaN stays NaN on the way out, so that `write_json` refuses it.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The content of the file ``path``; ValueError naming file and keys when it is missing or not such a one."""
+        data = read_json(path)
+        if data is None:
+            raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as problem:
+            raise ValueError(f"{path}: {_complaints(problem)}; did another version write it?") from None
+
+    def write(self, path: Path) -> None:
+        """Write to ``path``, renamed into place; a NaN raises ValueError."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+def _complaints(problem: ValidationError) -> str:
+    missing, texts = [], []
+    for error in problem.errors(include_url=False):
+        key = ".".join(map(str, error["loc"]))
+        if error["type"] == "missing":
+            missing.append(key)
+        elif error["type"] == "extra_forbidden":
+            texts.append(f"unknown key {key}")
+        else:
+            texts.append((f"{key}: " if key else "") + error["msg"].removeprefix("Value error, "))
+    if missing:
+        texts.insert(0, f"missing {', '.join(missing)}")
+    return "; ".join(texts)
+
+
+@contextmanager
+def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None]:
+    """Hold ``lock_file`` for this process; its folder, called ``what``, is made.
+
+    ValueError with ``busy`` when another live process holds it, and with ``mend`` when the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, folder = FileLock(lock_file), lock_file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(busy) from None
+    except OSError as problem:
+        raise ValueError(f"cannot write to the {what} {str(folder)!r} ({problem.strerror}); {mend}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_can_make(path: Path) -> None:

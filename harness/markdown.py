@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from html import escape as escape_html
+from pathlib import Path
 from string import Template
 
 from harness.run_folder.plan import BudgetName, budget_text
@@ -79,30 +80,5 @@ def html_page(title: str, text: str) -> str:
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return _PAGE.substitute(title=escape_html(title), body=body)
-
-
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-  h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
-  table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.88rem; margin: 1rem 0; }
-  th, td { border-bottom: 1px solid #dcdcdc; padding: 0.35rem 0.7rem; vertical-align: top; }
-  th { text-align: left; border-bottom: 2px solid #8a8a8a; }
-  td { font-variant-numeric: tabular-nums; }
-  blockquote { background: #fff4d6; border-left: 4px solid #d98e00; margin: 1rem 0; padding: 0.2rem 1rem; }
-  code { background: #f2f2f2; padding: 0.1em 0.3em; border-radius: 3px; font-size: 0.9em; overflow-wrap: anywhere; }
-  img { max-width: 100%; }
-</style>
-</head>
-<body>
-$body
-</body>
-</html>
-""")
+    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape_html(title), body=body)

@@ -1,7 +1,7 @@
 """What an alignment method is: a class whose fields are its hyper-parameters and whose `fit` makes an artifact."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,40 +15,15 @@ if TYPE_CHECKING:
     from harness.model.aligned import AlignedModel
 
 
-@runtime_checkable
-class AlignmentMethod(Protocol):
-    """``uses_triples`` is False for methods without a fit on preference data: one result for every budget.
+class MethodConfig(BaseModel):
+    """An alignment method: hyper-parameters come from a suite file, unknown keys are refused.
 
+    ``uses_triples`` is False for methods without a fit on preference data: one result for every budget.
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
     ``meter.exhausted``. ``diagnostics`` explains each figure that the method's intervention reports of itself: name ->
     a sentence for the report's legend.
     """
-
-    name: ClassVar[str]
-    uses_triples: ClassVar[bool]
-    single_pass: ClassVar[bool]
-    diagnostics: ClassVar[Mapping[str, str]]
-
-    def check(self, base: BaseShape) -> None:
-        """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
-        ...
-
-    def fit(self, base: "AlignedModel", triples: Sequence[Triple], *, meter: "Meter", seed: int) -> "AlignedModel":
-        """Align ``base``, unchanged itself, on ``triples``; each forward and training step is billed to ``meter``."""
-        ...
-
-    def predict(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> dict[str, int] | None:
-        """FLOPs that `fit` is going to execute on ``triples``, by stage; None: no prediction.
-
-        ``base`` has its tokenizer and chat format, and no weights. Also asked for triples that do not fit the context,
-        for which it may raise the ValueError that `fit` would.
-        """
-        ...
-
-
-class MethodConfig(BaseModel):
-    """Base for methods: hyper-parameters come from a suite file, unknown keys are refused."""
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -58,12 +33,21 @@ class MethodConfig(BaseModel):
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     def check(self, base: BaseShape) -> None:
-        """Nothing to check by default."""
+        """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
+
+    def fit(self, base: "AlignedModel", triples: Sequence[Triple], *, meter: "Meter", seed: int) -> "AlignedModel":
+        """Align ``base``, unchanged itself, on ``triples``; each forward and training step is billed to ``meter``."""
+        raise NotImplementedError
 
     def predict(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> dict[str, int] | None:
-        """No prediction by default."""
+        """FLOPs that `fit` is going to execute on ``triples``, by stage; None: no prediction.
+
+        ``base`` has its tokenizer and chat format, and no weights. Also asked for triples that do not fit the context,
+        for which it may raise the ValueError that `fit` would.
+        """
         return None
 
 
-METHODS: Registry[AlignmentMethod] = Registry("method")
+AlignmentMethod = MethodConfig  # the published name
+METHODS: Registry[MethodConfig] = Registry("method")
 register_method = METHODS.register

@@ -71,7 +71,7 @@ class _Column:
     def _text(self, record: Record) -> str | None:
         """From the store of answers where the record names a key, else from the record; None where there is none."""
         key = record.raw.get("answer_key")
-        return record.raw.get("answer") if key is None or self.store is None else self.store.text(key)
+        return record.raw.get("answer") if key is None or self.store is None else self.store[key].text
 
 
 def _prompts(columns: Sequence[_Column], metric: Metric, sample: Sample) -> Iterator[Prompt]:

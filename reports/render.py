@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import markdown
-from harness.compute.formulas import PAPER_NOTE
+from harness.compute.bill import PAPER_NOTE
 from harness.measure.statistics import REPLICATES
 from harness.run_folder.plan import budget_text
 from reports import agreement, answers, costs, findings, sections, tables

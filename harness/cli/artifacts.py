@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from harness.quiet import without_progress_bars
 if TYPE_CHECKING:
     from harness.benchmark import Record
     from harness.experiment.source import Key
-    from harness.method import AlignmentMethod
+    from harness.method import MethodConfig
 
 commands = command_group()
 
@@ -70,7 +70,7 @@ def fit(
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device).derive(encoded={})
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
-    aligned = cell.fit(chosen, method, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
+    aligned = cell.fit(chosen, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
     aligned.save(out)
     bill = aligned.bill or {}
     print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
@@ -105,7 +105,7 @@ def eval(
     from harness.experiment.suite import load_suite
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
-    from harness.run_folder.cell import CellFolder
+    from harness.run_folder.layout import CellFolder
 
     without_progress_bars()
     loaded = load_suite(suite, set_ or [])
@@ -129,15 +129,8 @@ def eval(
         judge.prepare()
     for name, asked in chosen.items():
         console.print(f"{name} ...")
-        evaluate(
-            aligned,
-            name,
-            asked,
-            judge=judge,
-            seed=derive_seed(loaded.file.seed, "eval", name),
-            folder=folder,
-            notify=lambda _: None,
-        )
+        seed = derive_seed(loaded.file.seed, "eval", name)
+        evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
     _print_means(records, console)
     console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")
@@ -170,25 +163,25 @@ def generate(
     print("\n\n".join(completion.text for completion in completions))
 
 
-def _method(name: str, params: Sequence[str]) -> "AlignmentMethod":
-    from pydantic import BaseModel, ValidationError
+def _method(name: str, params: Sequence[str]) -> "MethodConfig":
+    from pydantic import ValidationError
 
     from harness.experiment.source import describe, set_value, split_override
     from harness.method import METHODS
 
-    cls = cast(type[BaseModel], METHODS[name])
+    def complaint(key: "Key", text: str) -> ValueError:
+        place = f"--param {'.'.join(map(str, key))}" if key else f"method {name} needs more --param"
+        return ValueError(f"{place}: {text}")
+
+    cls = METHODS[name]
     values: dict[str, Any] = {}
     for param in params:
         key, value = split_override(param)
         set_value(values, key, value, f"--param {param}")
     try:
-        return cast("AlignmentMethod", cls.model_validate(values))
+        return cls.model_validate(values)
     except ValidationError as problem:
-        raise describe(problem, cls, lambda key, text: ValueError(f"{_place(name, key)}: {text}")) from None
-
-
-def _place(method: str, key: "Key") -> str:
-    return f"--param {'.'.join(map(str, key))}" if key else f"method {method} needs more --param"
+        raise describe(problem, cls, complaint) from None
 
 
 def _stop_text(stop: dict[str, Any]) -> str:

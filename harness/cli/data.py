@@ -1,7 +1,8 @@
 """``dspa-bench data``: name the benchmarks' external files, fetch them, check them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import csv as csv_module
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +29,6 @@ def list_(
     csv: Annotated[bool, typer.Option("--csv", help="Everything that is known, as CSV.")] = False,
 ) -> None:
     """Name every external file with source, licence and size, and say which are missing for which benchmark."""
-    import csv as csv_module
-    import sys
-
     from harness.data.external import select, state
 
     root = _root(folder)
@@ -65,15 +63,16 @@ def fetch(names: Names = None, folder: Folder = None) -> None:
 
     Exit code 0: all that has an address is there. 1: something could not be fetched (it is named).
     """
-    import sys
-
-    from harness.data.external import DownloadError, select, state
+    from harness.data.external import DATA_VARIABLE, DownloadError, select, state
     from harness.data.external import fetch as fetch_file
+    from harness.files import locked
 
     root, files = _root(folder), select(names or [])
     print(f"data folder: {root}")
     states, failed = [], False
-    with _lock(root):
+    busy = f"another process is fetching into {str(root)!r}; wait for it"
+    mend = f"set {DATA_VARIABLE} or --folder to one that you may write to"
+    with locked(root / ".fetch.lock", "data folder", busy=busy, mend=mend):
         for file in files:
             found = state(root, file)
             if not found.there and file.url is not None:
@@ -113,30 +112,6 @@ def _root(folder: Path | None) -> Path:
     from harness.data import data_folder
 
     return data_folder() if folder is None else folder.expanduser()
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Two processes must not fetch into one folder."""
-    from filelock import FileLock, Timeout
-
-    from harness.data import DATA_VARIABLE
-
-    lock = FileLock(root / ".fetch.lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(f"another process is fetching into {str(root)!r}; wait for it") from None
-    except OSError as problem:
-        raise ValueError(
-            f"cannot write to the data folder {str(root)!r} ({problem.strerror}); "
-            f"set {DATA_VARIABLE} or --folder to one that you may write to"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _summary(states: "Sequence[State]") -> None:

@@ -12,9 +12,6 @@ from harness.cli.options import command_group
 
 commands = command_group()
 
-ENOUGH_MEMORY = 4 * 10**9
-"""What the sandbox suite needs, with two workers."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -29,21 +26,13 @@ class Finding:
 @commands.command(epilog="Example: `dspa-bench doctor`")
 def doctor() -> None:
     """Check machine and installation: what is missing and how to mend it (exit code 1 if something is)."""
-    findings = list(examine())
+    findings = [*_packages(), *_machine(), *_plugins(), *_data()]
     for finding in findings:
         mark = "ok     " if finding.mend is None else "note   " if finding.optional else "MISSING"
         print(f"{mark}  {finding.what}: {finding.found}")
         if finding.mend is not None:
             print(f"         {finding.mend}")
     raise typer.Exit(1 if any(f.mend is not None and not f.optional for f in findings) else 0)
-
-
-def examine() -> Iterator[Finding]:
-    """All findings about this machine and installation."""
-    yield from _packages()
-    yield from _machine()
-    yield from _plugins()
-    yield from _data()
 
 
 def _packages() -> Iterator[Finding]:
@@ -72,7 +61,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("python", f"{state['python']} on {state['platform']}")
     yield Finding("cores", f"{state['cores']} ({state['cpu']}), torch uses {torch.get_num_threads()} threads")
     memory = state["memory_bytes"]
-    mend = "the sandbox suite needs 4 GB; use --set execution.workers=1" if memory < ENOUGH_MEMORY else None
+    mend = "the sandbox suite needs 4 GB; use --set execution.workers=1" if memory < 4 * 10**9 else None
     yield Finding("memory", f"{memory / 10**9:.1f} GB", mend, optional=True)
     mend = None if state["gpu"] else "not needed for the sandbox; real models want a CUDA build of torch"
     yield Finding("accelerator", state["gpu"] or "none", mend, optional=True)
@@ -94,7 +83,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from harness.data import DATA_VARIABLE, data_folder, missing
+    from harness.data.external import DATA_VARIABLE, data_folder, missing
 
     folder = data_folder()
     if os.environ.get(DATA_VARIABLE) and not folder.is_dir():

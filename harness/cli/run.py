@@ -1,7 +1,6 @@
 """``dspa-bench run``: the plan, the progress display and the closing words around harness.experiment."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +73,8 @@ def run_command(
     if dry_run:
         print_plan(prepared, console)
         return 0
-    todo = len(prepared.failures)
-    console.print(f"{prepared.suite.name}: {len(prepared.cells)} cells, {todo} to do, in {prepared.folder.path}")
+    cells, todo = len(prepared.plan.cells), len(prepared.failures)
+    console.print(f"{prepared.plan.name}: {cells} cells, {todo} to do, in {prepared.folder.path}")
     try:
         with _display(prepared, todo, console) as progress:
             failures = run_suite(prepared, progress)
@@ -86,8 +85,7 @@ def run_command(
         for reason in reasons:
             print(f"failed: {cell}: {reason}", file=sys.stderr)
     if failures:
-        share = f"{len(failures)} of {len(prepared.cells)}"
-        print(f"{share} cells are not complete; the same command tries them again", file=sys.stderr)
+        print(f"{len(failures)} of {cells} cells are not complete; the same command tries them again", file=sys.stderr)
     for report in reports:
         console.print(f"report: {report(prepared.folder.path)}")
     return 1 if failures else 0
@@ -98,7 +96,7 @@ def _cap(suite: "Suite", max_cost: float) -> list[str]:
     costly = [key for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
     if not costly:
         kinds = ", ".join(judge.name for judge in suite.judges.values()) or "none"
-        raise ValueError(f"--max-cost: no judge of {suite.name} costs anything (judges: {kinds}); leave it out")
+        raise ValueError(f"--max-cost: no judge of {suite.file.name} costs anything (judges: {kinds}); leave it out")
     return [f"{key}.max_cost={max_cost}" for key in costly]
 
 
@@ -111,12 +109,11 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
-    groups = Counter((c.point, c.method, c.budget) for c in prepared.cells)
-    for (point, method, budget), count in groups.items():
-        cells = [c for c in prepared.cells if (c.point, c.budget) == (point, budget)]
+    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.plan.cells):
+        cells = [c for c in prepared.plan.cells if (c.point, c.budget) == (point, budget)]
         left = [cell.name for cell in cells if cell.name in failures]
         begun = sum(prepared.folder.cell(name).path.exists() for name in left)
-        counts = (count, count - len(left), begun, len(left) - begun)
+        counts = (len(cells), len(cells) - len(left), begun, len(left) - begun)
         row = (point, method, budget_text(budget) if budget else "none")
         table.add_row(*row, *map(str, counts))
         if cells[0].uses_triples:
@@ -124,18 +121,17 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     console.print(table)
     if bills.rows:
         console.print(bills)
-    execution = file.execution
-    console.print(f"cells: {len(prepared.cells)}, of which {len(failures)} to do")
+    console.print(f"cells: {len(prepared.plan.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
     budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]
     console.print(f"budgets: {', '.join(budgets)}, {file.seeds} seeds")
-    for name in prepared.suite.benchmarks:
-        count = prepared.checked.prompts.get(name)
-        console.print(f"benchmark {name}" + (f": {count} prompts a cell" if count is not None else ""))
-    console.print(f"judge: {prepared.suite.judge.label if prepared.suite.judge else 'none'}")
-    if prepared.suite.second_judge is not None:
-        console.print(f"second judge: {prepared.suite.second_judge.label} on {', '.join(prepared.suite.judged_twice)}")
+    for name, count in prepared.checked.prompts.items():
+        console.print(f"benchmark {name}: {count} prompts a cell")
+    first, second, execution = prepared.suite.judge, prepared.suite.second_judge, file.execution
+    console.print(f"judge: {first.label if first else 'none'}")
+    if second is not None:
+        console.print(f"second judge: {second.label} on {', '.join(prepared.suite.judged_twice)}")
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
 
 
@@ -164,7 +160,7 @@ def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCel
         return f"{forecast.flops:.4g}", ""
     if method.single_pass:
         assert forecast.budget is not None
-        return f"{forecast.flops:.4g}", f"{forecast.budget.size} of {triples.size} triples"
+        return f"{forecast.flops:.4g}", f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
     return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
 
 
@@ -183,8 +179,7 @@ class _Lines:
     """Plain lines: cell and stage as it begins, and how the cell ended."""
 
     def __init__(self, prepared: "Prepared", todo: int, console: Console) -> None:
-        self.prepared, self.todo, self.console = prepared, todo, console
-        self.count = 0
+        self.prepared, self.todo, self.console, self.count = prepared, todo, console, 0
 
     def stage(self, cell: str, stage: str, records: int) -> None:
         if records == 0:

@@ -1,18 +1,20 @@
-"""The bill of one fit: what `compute.json` holds."""
+"""The bill of one fit, which is what `compute.json` holds, and FLOPs by formula.
 
+2P per forward token, 6P per training token, and the figures the paper states.
+"""
+
+from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from harness.files import Document
 
 MemorySource = Literal["VmHWM", "process", "sampled"]
 """VmHWM: the peak since the fit or stage began. process: since the process began. sampled: in bills of version 0.1."""
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageBill(_Row):
+class StageBill(Document):
     """What one stage of a fit (features, map, reference, train, ...) cost, summed over its entries."""
 
     name: str
@@ -25,7 +27,7 @@ class StageBill(_Row):
     sampled_steps: int = Field(description="steps that went through the torch profiler for `Bill.operators`")
 
 
-class OperatorRow(_Row):
+class OperatorRow(Document):
     """One operator in the profiled steps of one stage (not extrapolated to the stage).
 
     ``flops`` is the profiler's figure, which unlike `executed_flops` includes elementwise additions and
@@ -40,7 +42,7 @@ class OperatorRow(_Row):
     seconds: float
 
 
-class Bill(_Row):
+class Bill(Document):
     """The three FLOP figures side by side (never merged), and time, memory, data and parameters.
 
     ``executed_flops`` is measured; a causal mask is not deducted from attention, and elementwise work is
@@ -73,3 +75,59 @@ class Bill(_Row):
     total_params: int
     stages: list[StageBill]
     operators: list[OperatorRow]
+
+
+# What the paper assumes (section on compute): an 8B model; prompt, chosen and rejected of 1000 tokens each.
+PAPER_PARAMS = 8 * 10**9
+PAPER_TOKENS = 1000
+
+PAPER_NOTE = (
+    "They differ because the convention gives every text its assumed length and cuts RAHF's rows to 768 tokens, "
+    "counts whole forward passes, and knows one number of steps; here DSPA passes a prompt once for both answers, "
+    "stops behind its deepest SAE and leaves the LM head out, RAHF's rows carry an instruction and keep their length, "
+    "and its epochs and steps are the suite's."
+)
+"""Why the ratio of two methods' `paper_flops` is not that of what was measured."""
+
+
+def forward_flops(n_params: int, tokens: int) -> int:
+    """2 P per token that passes forward through ``n_params`` parameters."""
+    return 2 * n_params * tokens
+
+
+def train_flops(n_params: int, tokens: int) -> int:
+    """6 P per token that passes forward and backward (counted as twice the forward)."""
+    return 6 * n_params * tokens
+
+
+def _dspa(n_triples: int) -> float:
+    # 2 P N (3p + c + r): the prompt alone, prompt + chosen, prompt + rejected.
+    return float(forward_flops(PAPER_PARAMS, n_triples * (3 + 1 + 1) * PAPER_TOKENS))
+
+
+def _rahf_scit(n_triples: int) -> float:
+    # Stage 1, 48 P N 768: rows of 768 tokens, 6P each, 2 epochs x 2 answers x 2 instructions (our reading
+    # of 48). Stage 2, 12 P (64 * 512) (0.02 N): batches of 64 rows of 512 tokens, 0.02 N steps.
+    first = 48 * PAPER_PARAMS * n_triples * 768
+    second = 12 * PAPER_PARAMS * (64 * 512) * (n_triples * 0.02)
+    return first + second
+
+
+PAPER_FIGURES: dict[str, Callable[[int], float]] = {"dspa": _dspa, "rahf_scit": _rahf_scit}
+
+
+def paper_flops(method: str, n_triples: int) -> float:
+    """Alignment FLOPs the paper states for ``method`` on ``n_triples`` triples.
+
+    With its assumed model and lengths, P = 8e9 and prompt = chosen = rejected = 1000 tokens: DSPA
+    2PN(3p+c+r) = 8e13 N; RAHF-SCIT 48 P N 768 + 12 P (64*512)(0.02 N) = 3.58e14 N; their ratio is 4.4728
+    for any N. Raises ValueError for a method without a figure in the paper and for a negative number of
+    triples.
+    """
+    if method not in PAPER_FIGURES:
+        raise ValueError(
+            f"the paper gives no FLOPs for method {method!r}; it does for: {', '.join(sorted(PAPER_FIGURES))}"
+        )
+    if n_triples < 0:
+        raise ValueError(f"n_triples must be 0 or more, got {n_triples}")
+    return PAPER_FIGURES[method](n_triples)

@@ -1,21 +1,76 @@
-"""The meter of one fit: stages, steps, and the bill at the end."""
+"""The meter of one fit: stages, steps, peak memory, and the bill at the end."""
 
+import re
+import resource
+import sys
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
+import psutil
 import torch
 from torch import nn
 
-from harness.compute.bill import Bill, MemorySource, StageBill
-from harness.compute.formulas import forward_flops, has_paper_figure, paper_flops, train_flops
-from harness.compute.memory import Peak, read_peak, reset_peak, resident_bytes
-from harness.compute.profile import OperatorProfile
-from harness.compute.shapes import count_flops
+from harness.compute.bill import PAPER_FIGURES, Bill, MemorySource, StageBill, forward_flops, paper_flops, train_flops
+from harness.compute.flops import OperatorProfile, count_flops
 
+_SLACK_BYTES = 16 * 2**20
 Kind = Literal["forward", "train"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """``host``: resident bytes of the process. ``cuda``: bytes torch allocated, None without CUDA."""
+
+    host: int
+    cuda: int | None = None
+
+    def __or__(self, other: "Peak") -> "Peak":
+        """The larger of two peaks, host and CUDA each."""
+        cuda = [peak.cuda for peak in (self, other) if peak.cuda is not None]
+        return Peak(max(self.host, other.host), max(cuda, default=None))
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return psutil.Process().memory_info().rss
+
+
+def reset_peak() -> MemorySource:
+    """Forget the peak so far, and say what `read_peak` will give.
+
+    "VmHWM": the peak since this reset, from the kernel's own mark. "process": the peak since the process began, where
+    the mark cannot be reset (macOS, some containers). CUDA's peak is torch's own and can always be reset.
+    """
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): set the peak resident size to the current one
+    except OSError:
+        return "process"
+    # Some sandboxes take the write and ignore it.
+    return "VmHWM" if _host_peak() <= resident_bytes() + _SLACK_BYTES else "process"
+
+
+def read_peak() -> Peak:
+    """The peak since the last `reset_peak`, or since the process began where that said so."""
+    if not torch.cuda.is_initialized():
+        return Peak(_host_peak())
+    devices = range(torch.cuda.device_count())
+    return Peak(_host_peak(), sum(torch.cuda.max_memory_allocated(device) for device in devices))
+
+
+def _host_peak() -> int:
+    # Not ru_maxrss where VmHWM is known: it cannot be reset, and begins with what the parent had.
+    status = Path("/proc/self/status")
+    mark = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    if mark is not None:
+        return int(mark.group(1)) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass
@@ -186,13 +241,25 @@ class Meter:
         if self.total_params is None:
             raise ValueError("the formula figure needs the number of parameters: make it with `Meter(model)`")
         n_params = self.total_params
-        stages = [_stage_bill(stage, n_params) for stage in self._stages.values()]
+        stages = [
+            StageBill(
+                name=stage.name,
+                executed_flops=stage.executed_flops,
+                formula_flops=forward_flops(n_params, stage.forward_tokens) + train_flops(n_params, stage.train_tokens),
+                seconds=stage.seconds,
+                peak_bytes=stage.peak.host,
+                tokens=stage.forward_tokens + stage.train_tokens,
+                steps=stage.steps,
+                sampled_steps=stage.sampled_steps,
+            )
+            for stage in self._stages.values()
+        ]
         return Bill(
             method=method,
             n_triples=n_triples,
             executed_flops=self.executed_flops,
             formula_flops=sum(s.formula_flops for s in stages),
-            paper_flops=paper_flops(method, n_triples) if has_paper_figure(method) else None,
+            paper_flops=paper_flops(method, n_triples) if method in PAPER_FIGURES else None,
             predicted=predicted,
             flops_limit=self.flops_limit,
             epochs=self.epochs,
@@ -216,17 +283,3 @@ class Meter:
             for device in range(torch.cuda.device_count()):
                 torch.cuda.synchronize(device)
         return time.perf_counter() - self._profile.overhead
-
-
-def _stage_bill(stage: _Stage, n_params: int) -> StageBill:
-    formula = forward_flops(n_params, stage.forward_tokens) + train_flops(n_params, stage.train_tokens)
-    return StageBill(
-        name=stage.name,
-        executed_flops=stage.executed_flops,
-        formula_flops=formula,
-        seconds=stage.seconds,
-        peak_bytes=stage.peak.host,
-        tokens=stage.forward_tokens + stage.train_tokens,
-        steps=stage.steps,
-        sampled_steps=stage.sampled_steps,
-    )

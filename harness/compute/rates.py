@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from harness.compute.shapes import count_flops
+from harness.compute.flops import count_flops
 from harness.model.decoder import captured, find_decoder
 from harness.quiet import hiding_deprecations
 

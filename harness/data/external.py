@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.files import content_hash, read_text, write_jsonl, write_text
 
@@ -61,15 +61,10 @@ class DataFile(BaseModel):
     needed: bool = Field(True, description="False: the benchmark runs without it, with less to show")
     note: str | None = None
 
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError(f"{path!r} is not a place inside the data folder")
-        return path
-
     @model_validator(mode="after")
     def _consistent(self) -> "DataFile":
+        if PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts:
+            raise ValueError(f"{self.path!r} is not a place inside the data folder")
         if self.url is None and self.note is None:
             raise ValueError(f"{self.path}: without a url, a note must say where it comes from")
         if self.exact and (self.url is None or self.sha256 is None or self.unpack is not None):
@@ -120,8 +115,7 @@ def select(names: Sequence[str]) -> tuple[DataFile, ...]:
 
 def data_folder() -> Path:
     """Where external files lie; it need not exist. $DSPA_BENCH_DATA, else $XDG_CACHE_HOME/dspa-bench (~/.cache)."""
-    given = os.environ.get(DATA_VARIABLE)
-    if given:
+    if given := os.environ.get(DATA_VARIABLE):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -45,10 +45,18 @@ writes the hash of what is at the path in its place.
 _PathText = Annotated[str, AfterValidator(_found), PlainSerializer(_written, when_used="json")]
 
 
-class ModelRef(BaseModel):
+class _Ref(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: _PathText | None = None
+
+    def located(self) -> Self:
+        """The same with an absolute path, to be kept in an artifact."""
+        return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
+
+
+class ModelRef(_Ref):
     """A base model: ``path`` is a local folder, ``id`` (with ``revision``) a Hugging Face name; exactly one of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     path: _PathText | None = Field(None, description="local folder in Hugging Face format")
     id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
@@ -62,10 +70,6 @@ class ModelRef(BaseModel):
         if self.path is not None and self.revision is not None:
             raise ValueError("`revision` belongs to `id`; a local folder is identified by the hash of its files")
         return self
-
-    def located(self) -> "ModelRef":
-        """The same with an absolute path, to be kept in an artifact."""
-        return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
 
     @property
     def source(self) -> str:
@@ -96,7 +100,7 @@ def model_ref(base: str, chat: str) -> ModelRef:
     return ModelRef.model_validate({"id": name, "revision": revision or None, "chat": chat})
 
 
-class SAERef(BaseModel):
+class SAERef(_Ref):
     """A sparse autoencoder: ``path`` is a SAELens folder, ``release`` + ``id`` a SAELens release name.
 
     ``norm_filter``: the SAE was trained without tokens whose residual is longer than this multiple of the median norm,
@@ -104,7 +108,6 @@ class SAERef(BaseModel):
     Where a method takes one, a suite may give the name of an entry of its ``saes:`` table instead.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     path: _PathText | None = Field(None, description="local SAELens folder (cfg.json, sae_weights.safetensors)")
     release: str | None = Field(None, description="SAELens release, e.g. gemma-scope-2b-pt-res-canonical")
     id: str | None = Field(None, description="SAE id inside the release, e.g. layer_7/width_16k/canonical")
@@ -128,10 +131,6 @@ class SAERef(BaseModel):
         if (self.path is None) == (self.release is None) or (self.release is None) != (self.id is None):
             raise ValueError("give either `path` (a SAELens folder) or both `release` and `id` (a SAELens name)")
         return self
-
-    def located(self) -> "SAERef":
-        """The same with an absolute path, to be kept in an artifact."""
-        return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
 
     def __str__(self) -> str:
         return self.path if self.path is not None else f"{self.release}/{self.id}"

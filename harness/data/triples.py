@@ -105,10 +105,6 @@ class Budget:
     seed: int
 
     @property
-    def size(self) -> int:
-        return len(self.triples)
-
-    @property
     def hash(self) -> str:
         """The triples' `triples_hash` in order."""
         return triples_hash(self.triples, in_order=True)

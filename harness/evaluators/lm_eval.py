@@ -30,7 +30,6 @@ from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
 from harness.plugins import load_plugins
 from harness.quiet import silenced
-from harness.responder import Responder
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class AlignedLM(_HFLM):
 
     def __init__(
         self,
-        artifact: str | Responder,
+        artifact: str | AlignedModel,
         *,
         device: str | None = None,
         batch_size: int | str = 64,
@@ -67,7 +66,7 @@ class AlignedLM(_HFLM):
         """
         if isinstance(artifact, str):
             artifact = AlignedModel.load(artifact, device=_device(device))
-        self.aligned: Responder = artifact
+        self.aligned = artifact
         self.truncated_requests = 0
         self.cut_tokens: dict[tuple[str, str], int] = {}
         # The choices of an item follow each other, so their context is tokenised once.

@@ -1,7 +1,7 @@
 """One cell: fit a method, evaluate the artifact by every benchmark, have the second judge look at the same answers."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,19 +9,19 @@ from typing import TypeVar
 
 from transformers import set_seed
 
-from harness.benchmark import Benchmark, Record
-from harness.compute import Bill, Meter
+from harness.benchmark import BenchmarkConfig, Record
+from harness.compute import Meter
+from harness.compute.bill import Bill
 from harness.data.triples import Budget, Triple, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.suite import Suite, load_suite
 from harness.judging import Judge
-from harness.method import AlignmentMethod
+from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
-from harness.run_folder.cell import CellFolder, CellState
-from harness.run_folder.layout import RunFolder
+from harness.run_folder.layout import CellFolder, CellState, RunFolder
 from harness.run_folder.plan import PlannedCell
 
 T = TypeVar("T")
@@ -50,12 +50,8 @@ class CellContext:
         return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
 
     @cached_property
-    def judge(self) -> Judge | None:
-        return self.suite.judge and self.suite.judge.at(self.folder.judging)
-
-    @cached_property
-    def second_judge(self) -> Judge | None:
-        return self.suite.second_judge and self.suite.second_judge.at(self.folder.judging)
+    def judges(self) -> dict[str, Judge]:
+        return {key: judge.at(self.folder.judging) for key, judge in self.suite.judges.items()}
 
     @cached_property
     def forecaster(self) -> Forecaster:
@@ -92,19 +88,20 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     first, second = Failures(), Failures()
     aligned = first.attempt("fit", lambda: _artifact(context, cell, folder, notify))
 
-    def part(work: Callable[..., None], judge: Judge | None, name: str, stage: str) -> Callable[[], None]:
-        seed = derive_seed(suite.file.seed, cell.name, name)
-        told = partial(notify, cell.name, stage)
-        return partial(work, aligned, name, suite.benchmarks[name], judge=judge, seed=seed, folder=folder, notify=told)
-
     if aligned is not None:
+
+        def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
+            seed = derive_seed(suite.file.seed, cell.name, name)
+            settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
+            return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
+
         for name in suite.benchmarks:
             if not folder.settled(name):
-                first.attempt(name, part(evaluate, context.judge, name, name))
+                first.attempt(name, evaluation(name, context.judges.get("judge"), name))
         for name in suite.judged_twice:
             settled = folder.second.settled(name) and folder.judged_alike(name)
             if folder.records(name) is not None and not settled:
-                work = part(judge_again, context.second_judge, name, f"{name}, second judge")
+                work = evaluation(name, context.judges["second_judge"], f"{name}, second judge", again=True)
                 second.attempt(f"second judge, {name}", work)
     figures = {name: folder.diagnostics(name) for name in suite.benchmarks}
     state = CellState(
@@ -123,21 +120,14 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
 def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notify: Notify) -> AlignedModel:
     """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
     suite, base = context.suite, context.base
-    if not folder.fitted:
+    if not folder.artifact.is_dir():
         notify(cell.name, "fit", 0)
         budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
         encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
         method = suite.method_of(cell, context.folder.path)
         forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
-        aligned = fit(
-            method,
-            cell.method,
-            encoding,
-            forecast.budget,
-            derive_seed(suite.file.seed, cell.name, "fit"),
-            flops_limit=cell.flops_limit,
-            predicted=forecast.stages,
-        )
+        seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
+        aligned = fit(method, encoding, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
         folder.save_bill(Bill.model_validate(aligned.bill))
         aligned.save(folder.artifact)
     return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
@@ -151,8 +141,7 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
 
 
 def fit(
-    method: AlignmentMethod,
-    name: str,
+    method: MethodConfig,
     base: AlignedModel,
     budget: Budget | None,
     seed: int,
@@ -172,70 +161,45 @@ def fit(
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     if method.single_pass:
         meter.epochs = 1.0
-    bill = meter.bill(method=name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
-    provenance = None if budget is None else {"n": budget.size, "seed": budget.seed, "hash": budget.hash}
+    bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
+    provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill, encoded=None)
 
 
 def evaluate(
     aligned: AlignedModel,
     name: str,
-    benchmark: Benchmark,
+    benchmark: BenchmarkConfig,
     *,
     judge: Judge | None,
     seed: int,
     folder: CellFolder,
     notify: Callable[[int], object],
+    again: bool = False,
 ) -> None:
     """Run ``benchmark``; answers, records and diagnostics go to ``folder``, the number of records to ``notify``.
 
-    Answers that an earlier, interrupted evaluation left in ``folder`` are used and not generated again.
+    Answers that an earlier, interrupted evaluation left in ``folder`` are used and not generated again. With ``again``
+    the benchmark was run, and ``judge``, the second one, looks at the same answers: its records go to
+    ``folder.second``. ValueError when they turn out to be about other answers than the first judge's (they had to be
+    generated again, elsewhere).
     """
     model = Answering(aligned, folder.answers(name))
+    home = folder.second if again else folder
+    run: Callable[..., Iterator[Record]] = benchmark.judge_again if again else benchmark.run
 
     def measured() -> Iterator[Record]:
-        yield from benchmark.run(model, judge=judge, seed=seed, folder=folder.path / (benchmark.files or name))
-        # The records are renamed into place after this: wherever they are, the diagnostics are too.
-        folder.save_diagnostics(name, model.figures())
+        yield from run(model, judge=judge, seed=seed, folder=home.path / (benchmark.files or name))
+        if not again:
+            # The records are renamed into place after this: wherever they are, the diagnostics are too.
+            folder.save_diagnostics(name, model.figures())
 
-    _write(measured(), name, benchmark, seed, folder, notify)
-
-
-def judge_again(
-    aligned: AlignedModel,
-    name: str,
-    benchmark: Benchmark,
-    *,
-    judge: Judge,
-    seed: int,
-    folder: CellFolder,
-    notify: Callable[[int], object],
-) -> None:
-    """Have ``judge`` look at the answers of a benchmark that was run; its records go to ``folder.second``.
-
-    Raises ValueError when they turn out to be about other answers than the first judge's (they had to be generated
-    again, elsewhere).
-    """
-    model = Answering(aligned, folder.answers(name))
-    files = folder.second.path / (benchmark.files or name)
-    records = benchmark.judge_again(model, judge=judge, seed=seed, folder=files)
-    _write(records, name, benchmark, seed, folder.second, notify)
-    if not folder.judged_alike(name):
+    notify(0)
+    set_seed(seed)
+    for count, _ in enumerate(home.write_records(name, benchmark.metrics, measured()), 1):
+        notify(count)
+    if again and not folder.judged_alike(name):
         raise ValueError(
             "the second judge was shown other answers than the first; remove records, answers, second and "
             f"{benchmark.files or name} from {folder.path} and rerun"
         )
-
-
-def _write(
-    records: Iterable[Record],
-    name: str,
-    benchmark: Benchmark,
-    seed: int,
-    folder: CellFolder,
-    notify: Callable[[int], object],
-) -> None:
-    notify(0)
-    set_seed(seed)
-    for count, _ in enumerate(folder.write_records(name, benchmark.metrics, records), 1):
-        notify(count)

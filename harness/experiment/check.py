@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from transformers import AutoTokenizer
 
-from harness.benchmark import Benchmark, Metric
+from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, contaminated, load_triples
-from harness.experiment.identity import decisive_settings
+from harness.experiment.plan import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
@@ -19,6 +19,7 @@ from harness.method import BaseShape
 from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -36,15 +37,15 @@ def check_suite(suite: Suite) -> Checked:
     Evaluation prompts that occur among the training prompts are refused: their scores would say nothing.
     """
     file, problems = suite.file, _Problems(suite)
-    problems.of(("execution", "device"), lambda: _check_device(file.execution.device))
-    shape = problems.of(("base",), lambda: check_base(file.base))
+    problems.of(("execution", "device"), _check_device, file.execution.device)
+    shape = problems.of(("base",), check_base, file.base)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():
             text = f"SAE folder {ref.path!r} has no cfg.json; give a folder in SAELens format"
             problems.add(("saes", name), text)
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
-            problems.of(key, lambda method=method: method.check(shape))
+            problems.of(key, method.check, shape)
     judges_prompts = _check_judges(suite, problems)
     prompts: dict[str, list[str]] = {}
     owners: dict[str, str] = {}
@@ -55,17 +56,19 @@ def check_suite(suite: Suite) -> Checked:
             problems.add(("benchmarks", index), f"benchmark {name!r} needs a judge; add `judge:` to the suite")
         if len(problems.texts) == before:
             prompts[name] = benchmark.prompts()
-            problems.of(("benchmarks", index), lambda name=name, b=benchmark: _check_metrics(name, b, owners))
-    triples = problems.of(("triples", "path"), lambda: load_triples(file.triples.path))
+            problems.of(("benchmarks", index), _check_metrics, name, benchmark, owners)
+    triples = problems.of(("triples", "path"), load_triples, file.triples.path)
     if triples is not None:
         for index, budget in enumerate(file.budgets):
             if budget > len(triples):
                 text = f"budget {budget} is larger than the data: {file.triples.path} has {len(triples)} triples"
                 problems.add(("budgets", index), text)
+        advice = "remove those triples (or those questions)"
         for name, texts in prompts.items():
-            problems.of(("triples", "path"), lambda name=name, texts=texts: _check_clean(triples, name, texts))
+            problems.of(("triples", "path"), _check_unseen, triples, texts, f"evaluation prompts of {name}", advice)
+        advice = "a judge made from what methods are trained on favours them: give it other triples"
         for key, texts in judges_prompts.items():
-            problems.of((key, "triples"), lambda texts=texts: _check_unseen(triples, texts))
+            problems.of((key, "triples"), _check_unseen, triples, texts, "of the judge's own prompts", advice)
     if problems.texts:
         raise ValueError("\n".join(dict.fromkeys(problems.texts)))
     assert triples is not None
@@ -82,15 +85,16 @@ class _Problems:
     def add(self, key: Key, text: str) -> None:
         self.texts.append(str(self.suite.source.error(key, text)))
 
-    def of(self, key: Key, check: Callable[[], T]) -> T | None:
+    def of(self, key: Key, check: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T | None:
+        """What ``check(*args)`` returns; None when it raises ValueError, which is a complaint about ``key``."""
         try:
-            return check()
+            return check(*args, **settings)
         except ValueError as problem:
             self.add(key, str(problem))
             return None
 
 
-def _check_metrics(name: str, benchmark: Benchmark, owners: dict[str, str]) -> None:
+def _check_metrics(name: str, benchmark: BenchmarkConfig, owners: dict[str, str]) -> None:
     """A metric is one column, so it belongs to one benchmark; adds those of ``name`` to ``owners``."""
     for metric in benchmark.metrics:
         if not isinstance(metric, Metric):
@@ -112,7 +116,7 @@ def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
     first, second = suite.judge, suite.second_judge
     if first is not None:
         for index, benchmark in enumerate(suite.benchmarks.values()):
-            problems.of(("benchmarks", index), lambda benchmark=benchmark: _check_asks(first, benchmark))
+            problems.of(("benchmarks", index), _check_asks, first, benchmark)
     if second is None:
         return prompts
     if first is None:
@@ -123,7 +127,7 @@ def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
         how = "" if second == first else " (where it is asked, or how, makes no other judge)"
         problems.add(("second_judge",), text + how)
     for name in suite.judged_twice:
-        problems.of(("second_judge",), lambda name=name: _check_asks(second, suite.benchmarks[name]))
+        problems.of(("second_judge",), _check_asks, second, suite.benchmarks[name])
         if not suite.benchmarks[name].needs_judge:
             text = f"benchmark {name!r} has no judge, so there is nothing to judge again; leave it out of `benchmarks`"
             problems.add(("second_judge",), text)
@@ -132,7 +136,7 @@ def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
     return prompts
 
 
-def _check_asks(judge: Judge, benchmark: Benchmark) -> None:
+def _check_asks(judge: Judge, benchmark: BenchmarkConfig) -> None:
     missing = sorted(benchmark.asks - judge.verbs)
     if missing:
         raise ValueError(
@@ -162,19 +166,8 @@ def check_base(ref: ModelRef) -> BaseShape:
     return shape
 
 
-def _check_unseen(triples: list[Triple], prompts: list[str]) -> None:
+def _check_unseen(triples: list[Triple], prompts: list[str], whose: str, advice: str) -> None:
     shared = contaminated(triples, prompts)
     if shared:
-        raise ValueError(
-            f"{len(shared)} of the judge's own prompts also occur among the training prompts, first: {shared[0]!r}; "
-            "a judge made from what methods are trained on favours them: give it other triples"
-        )
-
-
-def _check_clean(triples: list[Triple], benchmark: str, prompts: list[str]) -> None:
-    shared = contaminated(triples, prompts)
-    if shared:
-        raise ValueError(
-            f"{len(shared)} evaluation prompts of {benchmark} also occur among the training prompts, first: "
-            f"{shared[0]!r}; remove those triples (or those questions)"
-        )
+        found = f"{len(shared)} {whose} also occur among the training prompts, first: {shared[0]!r}"
+        raise ValueError(f"{found}; {advice}")

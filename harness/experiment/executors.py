@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from harness.provenance import code_commit
-from harness.run_folder.cell import CellFolder, CellState
-from harness.run_folder.layout import RunFolder
-from harness.run_folder.plan import PlannedCell
+from harness.run_folder.layout import CellFolder, CellState, RunFolder
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
@@ -34,7 +32,7 @@ class Progress(Protocol):
     def over(self, cell: str) -> None: ...
 
 
-def run_local(folder: Path, cells: Sequence[PlannedCell], *, workers: int, threads: int, progress: Progress) -> None:
+def run_local(folder: Path, cells: Sequence[str], *, workers: int, threads: int, progress: Progress) -> None:
     """Run ``cells`` of the run in ``folder``; a cell that fails leaves its reason in the folder.
 
     One worker means this very process. Otherwise ``workers`` processes are spawned, each with ``threads``
@@ -47,7 +45,7 @@ def run_local(folder: Path, cells: Sequence[PlannedCell], *, workers: int, threa
         _run_in_processes(folder, cells, min(workers, len(cells)), threads, progress)
 
 
-def _run_here(folder: Path, cells: Sequence[PlannedCell], threads: int, progress: Progress) -> None:
+def _run_here(folder: Path, cells: Sequence[str], threads: int, progress: Progress) -> None:
     import torch
 
     from harness.experiment.cell import CellContext, run_cell
@@ -58,9 +56,9 @@ def _run_here(folder: Path, cells: Sequence[PlannedCell], threads: int, progress
         context = CellContext.open(folder)
         for cell in cells:
             # Not by file descriptor as in a worker: the progress display is written by this very process.
-            with _log(RunFolder(folder).cell(cell.name)) as log, redirect_stdout(log), redirect_stderr(log):
-                run_cell(context, context.cells[cell.name], progress.stage)
-            progress.over(cell.name)
+            with _log(RunFolder(folder).cell(cell)) as log, redirect_stdout(log), redirect_stderr(log):
+                run_cell(context, context.cells[cell], progress.stage)
+            progress.over(cell)
     finally:
         torch.set_num_threads(before)
 
@@ -69,12 +67,10 @@ def _run_here(folder: Path, cells: Sequence[PlannedCell], threads: int, progress
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    cell: PlannedCell | None = None
+    cell: str | None = None
 
 
-def _run_in_processes(
-    folder: Path, cells: Sequence[PlannedCell], workers: int, threads: int, progress: Progress
-) -> None:
+def _run_in_processes(folder: Path, cells: Sequence[str], workers: int, threads: int, progress: Progress) -> None:
     todo = list(cells)[::-1]
     running: list[_Worker] = []
     try:
@@ -92,7 +88,7 @@ def _run_in_processes(
                     continue
                 if message == "over":
                     assert worker.cell is not None
-                    progress.over(worker.cell.name)
+                    progress.over(worker.cell)
                     if not _give(worker, todo):
                         worker.process.join()
                         running.remove(worker)
@@ -112,18 +108,23 @@ def _start(folder: Path, threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(folder, threads, there), name="dspa-bench worker")
-    settings = {name: value for name, value in MEMORY_VARIABLES.items() if name not in os.environ}
-    with _environment(settings | {name: str(threads) for name in THREAD_VARIABLES}):
+    before = dict(os.environ)
+    os.environ.update(MEMORY_VARIABLES | before | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
         process.start()
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
     there.close()
     return _Worker(process, here)
 
 
-def _give(worker: _Worker, todo: list[PlannedCell]) -> bool:
+def _give(worker: _Worker, todo: list[str]) -> bool:
     """Hand the next cell to ``worker``, or tell it to go home when there is none."""
     worker.cell = todo.pop() if todo else None
     with suppress(ConnectionError):  # it died in between: reading its pipe will tell
-        worker.pipe.send(worker.cell and worker.cell.name)
+        worker.pipe.send(worker.cell)
     return worker.cell is not None
 
 
@@ -135,10 +136,10 @@ def _bury(worker: _Worker, folder: Path, progress: Progress) -> None:
     code = worker.process.exitcode
     cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
-    cell_folder = RunFolder(folder).cell(worker.cell.name)
+    cell_folder = RunFolder(folder).cell(worker.cell)
     error = f"worker process died ({cause}{hint}); see {cell_folder.log}"
     cell_folder.finish(CellState(status="failed", error=error, commit=code_commit()))
-    progress.over(worker.cell.name)
+    progress.over(worker.cell)
 
 
 def _work(folder: Path, threads: int, pipe: Connection) -> None:
@@ -189,17 +190,3 @@ def _all_output_to(log: TextIO) -> Iterator[None]:
         for number, copy in enumerate(saved, 1):
             os.dup2(copy, number)
             os.close(copy)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,5 +1,6 @@
 """The bill of a fit before it starts, from the base's configuration and the triples' token counts alone."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Budget, Triple
 from harness.experiment.plan import cell_triples
 from harness.experiment.suite import Suite
-from harness.method import AlignmentMethod
+from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
@@ -43,7 +44,7 @@ class Forecaster:
 
     def of(
         self,
-        method: AlignmentMethod,
+        method: MethodConfig,
         budget: Budget | None,
         flops_limit: int | None = None,
         *,
@@ -60,36 +61,27 @@ class Forecaster:
         """
         if budget is None:
             return Forecast(None, None)
-        base = base or self._base
-        stages = self._stages(base, method, budget.triples)
-        if flops_limit is None or not method.single_pass or stages is None:
-            return Forecast(budget, stages)
-        n = self._affordable(base, method, budget.triples, flops_limit)
-        first = Budget(budget.triples[:n], budget.seed)
-        return Forecast(first, self._stages(base, method, first.triples))
+        base, triples = base or self._base, budget.triples
 
-    def _affordable(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple], limit: int) -> int:
-        """The largest n such that the first n triples cost at most ``limit``: by bisection, costs rise with n."""
+        def stages(n: int) -> dict[str, int] | None:
+            try:
+                return method.predict(base, triples[:n], self._rates)
+            except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price
+                return None
 
         def cost(n: int) -> int:
-            return sum((self._stages(base, method, triples[:n]) or {}).values())
+            return sum((stages(n) or {}).values())
 
-        if cost(1) > limit:
+        whole = stages(len(triples))
+        if flops_limit is None or not method.single_pass or whole is None:
+            return Forecast(budget, whole)
+        if cost(1) > flops_limit:
             raise ValueError(
-                f"a bill of {limit:.3g} FLOPs does not pay for one triple of {method.name}, which takes {cost(1):.3g}; "
-                "give a larger bill in flops_budgets"
+                f"a bill of {flops_limit:.3g} FLOPs does not pay for one triple of {method.name}, which takes "
+                f"{cost(1):.3g}; give a larger bill in flops_budgets"
             )
-        low, high = 1, len(triples)  # low is affordable
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
-        return low
-
-    def _stages(self, base: AlignedModel, method: AlignmentMethod, triples: Sequence[Triple]) -> dict[str, int] | None:
-        try:
-            return method.predict(base, triples, self._rates)
-        except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price
-            return None
+        n = bisect_right(range(1, len(triples) + 1), flops_limit, key=cost)  # costs rise with n
+        return Forecast(Budget(triples[:n], budget.seed), stages(n))
 
     @cached_property
     def _rates(self) -> Rates:

@@ -1,12 +1,17 @@
-"""The plan of a suite: which cells it consists of, and what each of them is given."""
+"""The plan of a suite: which cells it consists of, what each is given, and what the results depend on, by content."""
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from harness.data.triples import Budget, Triple, draw_budget
-from harness.experiment.suite import Suite, Variant, VariantSection
+from harness.data.refs import SAERef
+from harness.data.triples import Budget, Triple, draw_budget, triples_hash
+from harness.experiment.suite import Suite, Variant, as_given, dumped
+from harness.files import folder_hash
+from harness.model.base import base_identity
 from harness.run_folder.plan import (
     BudgetName,
     Plan,
@@ -16,7 +21,10 @@ from harness.run_folder.plan import (
     budget_order,
     cell_name,
     flops_budget,
+    point_name,
 )
+
+Identity = dict[str, Any]
 
 
 def make_plan(suite: Suite, folder: Path) -> Plan:
@@ -26,26 +34,25 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
     are run at the largest budget with the first seed only (the largest number of triples, if any). Raises ValueError
     for two swept values that would share a name.
     """
-    pairs = list(zip(suite.file.variants, suite.variants, strict=True))
-    cells = [cell for section, variant in pairs for cell in _variant_cells(suite, section, variant, folder)]
+    cells = [cell for variant in suite.variants for cell in _variant_cells(suite, variant, folder)]
     for name, count in Counter(cell.name for cell in cells).items():
         if count > 1:
             raise ValueError(f"two swept values would both be called {name!r}; change one of them")
     return Plan(
-        name=suite.name,
+        name=suite.file.name,
         baseline=suite.file.report.baseline or suite.variants[0].name,
         budgets=tuple(sorted(_budgets(suite), key=budget_order)),
         seeds=suite.file.seeds,
         seed=suite.file.seed,
         variants=tuple(
             PlannedVariant(
-                name=section.name,
+                name=variant.name,
                 label=variant.label,
-                method=section.method,
+                method=variant.section.method,
                 uses_triples=variant.method.uses_triples,
-                settings=suite.settings(section, variant.method, folder),
+                settings=as_given(variant.section.params, dumped(variant.method, folder)),
             )
-            for section, variant in pairs
+            for variant in suite.variants
         ),
         benchmarks=tuple(
             PlannedBenchmark(
@@ -76,21 +83,21 @@ def _budgets(suite: Suite) -> tuple[BudgetName, ...]:
     return (*suite.file.budgets, *map(flops_budget, suite.file.flops_budgets))
 
 
-def _variant_cells(suite: Suite, section: VariantSection, variant: Variant, folder: Path) -> Iterator[PlannedCell]:
+def _variant_cells(suite: Suite, variant: Variant, folder: Path) -> Iterator[PlannedCell]:
     budgets: tuple[BudgetName, ...] = _budgets(suite) if variant.method.uses_triples else (0,)
     runs = [(variant.method, budget, seed, None) for budget in budgets for seed in range(suite.file.seeds)]
-    runs += [(point.method, max(budgets, key=budget_order), 0, point.values) for point in variant.points]
+    runs += [(method, max(budgets, key=budget_order), 0, values) for values, method in variant.points]
     for method, budget, seed, sweep in runs:
         yield PlannedCell(
-            name=cell_name(section.name, budget, seed, sweep),
-            variant=section.name,
+            name=cell_name(variant.name, budget, seed, sweep),
+            variant=variant.name,
             label=variant.label,
-            method=section.method,
+            method=variant.section.method,
             budget=budget,
             seed=seed,
             uses_triples=method.uses_triples,
-            sweep=None if sweep is None else dict(sweep),
-            params=suite.params(section, method, {"folder": folder}),
+            sweep=sweep,
+            params=suite.params(variant, method, {"folder": folder}),
         )
 
 
@@ -110,3 +117,80 @@ def cell_triples(suite: Suite, cell: PlannedCell, triples: Sequence[Triple]) -> 
     """
     size = cell.budget if isinstance(cell.budget, int) else len(triples)
     return draw_budget(triples, size, seed=suite.file.seed + cell.seed)
+
+
+def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple]) -> Identity:
+    """{unit: what it is} for the suite, each benchmark, each variant and sweep point, and each cell.
+
+    Files stand for their content: a triples or question file that was edited since is a difference, one that
+    was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
+    """
+    file = suite.file
+    judges = {key: {"kind": judge.name, **decisive_settings(judge)} for key, judge in suite.judges.items()}
+    units: Identity = {
+        "suite": {
+            "name": file.name,
+            "seed": file.seed,
+            "base": {**file.base.model_dump(include={"dtype", "chat"}), "content": base_identity(file.base)},
+            "saes": {name: sae_hash(ref) or str(ref) for name, ref in file.saes.items()},
+            "triples": triples_hash(triples),
+            "judge": judges.get("judge"),
+        }
+    }
+    if "second_judge" in judges:
+        units["second_judge"] = judges["second_judge"]
+    for name, benchmark in suite.benchmarks.items():
+        settings = decisive_settings(benchmark)
+        # Answers do not depend on the batch size, and running out of memory is a reason to change it.
+        settings.pop("batch_size", None)
+        units[f"benchmarks.{name}"] = settings
+    for variant in suite.variants:
+        for values, method in ((None, variant.method), *variant.points):
+            params = suite.params(variant, method, {"contents": True})
+            units[f"variants.{point_name(variant.name, values)}"] = {"method": variant.section.method, "params": params}
+    for cell in cells:
+        if cell.sweep is None:  # a larger budget moves a sweep to new cells; the old ones are still what they say
+            units[f"cells.{cell.name}"] = {}
+    return json.loads(json.dumps(units))
+
+
+def decisive_settings(thing: Any) -> dict[str, Any]:
+    """All settings of a benchmark or judge, defaults included, with contents in place of paths.
+
+    Those that a judge calls operational change no verdict and are left out.
+    """
+    return thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())), context={"contents": True})
+
+
+def differences(there: Identity, here: Identity) -> list[str]:
+    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, a second judge do not."""
+    found = []
+    for unit, content in there.items():
+        if unit in here:
+            old, new = _flat(content), _flat(here[unit])
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            found += [f"{unit}.{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys]
+        else:
+            found.append(f"{unit}: there, not in this suite")
+    return found
+
+
+def identity_hash(identity: Identity) -> str:
+    """sha256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def sae_hash(ref: SAERef) -> str | None:
+    """Content hash of a local SAE folder; None for a public name, which SAELens does not pin to a content."""
+    return folder_hash(ref.path) if ref.path is not None else None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value} if prefix else {}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}...{text[-4:]}"

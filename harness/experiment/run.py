@@ -11,19 +11,20 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from harness.data.triples import Triple, triples_hash
+from pydantic import BaseModel
+
+from harness.data.triples import triples_hash
 from harness.experiment.check import Checked, check_suite
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
-from harness.experiment.identity import Identity, differences, identify, identity_hash, sae_hash
-from harness.experiment.plan import grown, make_plan
+from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
 from harness.experiment.suite import Suite, load_suite
 from harness.files import check_can_make, read_json, write_json, write_text
+from harness.judging import Judge
 from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
-from harness.run_folder.environment import Environment
 from harness.run_folder.layout import RunFolder
-from harness.run_folder.plan import Plan, PlannedCell
+from harness.run_folder.plan import Environment, Plan
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,9 @@ class Prepared:
     folder: RunFolder
 
     @property
-    def cells(self) -> tuple[PlannedCell, ...]:
-        """What the suite consists of, in the order it is run in."""
-        return self.plan.cells
-
-    @property
     def failures(self) -> dict[str, list[str]]:
         """Cell -> why it is not all there; no entry for a cell with nothing left to do."""
-        found = {cell.name: self.failures_of(cell.name) for cell in self.cells}
+        found = {cell.name: self.failures_of(cell.name) for cell in self.plan.cells}
         return {name: reasons for name, reasons in found.items() if reasons}
 
     def failures_of(self, cell: str) -> list[str]:
@@ -60,7 +56,7 @@ def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Se
     """
     suite = load_suite(suite_path, overrides)
     checked = check_suite(suite)
-    folder = RunFolder(out if out is not None else Path("runs") / suite.name)
+    folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
     check_bills(suite, plan.cells, checked.triples, folder.path)
     identity = identify(suite, plan.cells, checked.triples)
@@ -78,23 +74,17 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         _check_folder(folder, prepared.identity)  # again under the lock
         write_json(folder.path / "identity.json", prepared.identity)
         write_text(folder.path / "suite.yaml", suite.to_yaml(folder.path))
-        _write_plan(folder, prepared.plan)
-        failures = prepared.failures
-        todo = [cell for cell in prepared.cells if cell.name in failures]
+        path = folder.path / "plan.json"
+        before = Plan.read(path) if path.is_file() else None
+        plan = grown(prepared.plan, before, folder.path)
+        if plan != before:
+            plan.write(path)
+        todo = list(prepared.failures)
         if todo:
             with _clock(prepared):
                 execution = suite.file.execution
                 run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
     return prepared.failures
-
-
-def _write_plan(folder: RunFolder, plan: Plan) -> None:
-    """Write plan.json unless it is there and says the same."""
-    path = folder.path / "plan.json"
-    before = Plan.read(path) if path.is_file() else None
-    plan = grown(plan, before, folder.path)
-    if plan != before:
-        plan.write(path)
 
 
 def _check_folder(folder: RunFolder, identity: Identity) -> None:
@@ -121,20 +111,11 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
 
 @contextmanager
 def _clock(prepared: Prepared) -> Iterator[None]:
-    """Keep environment.json: written before the cells, and its ``seconds`` (summed over sittings) after them.
-
-    The judges are prepared first, because what they say of themselves (such as a reward model's accuracy) is in it.
-    """
+    """Keep environment.json: written before the cells, and its ``seconds`` (summed over sittings) after them."""
     path = prepared.folder.path / "environment.json"
     before = Environment.read(path) if path.is_file() else None
     start, seconds = time.monotonic(), before.seconds if before is not None else 0.0
-    _prepare_judges(prepared)
-    environment = describe_environment(
-        prepared.suite,
-        prepared.checked.triples,
-        suite_hash=identity_hash(prepared.identity),
-        folder=prepared.folder.path,
-    )
+    environment = _environment(prepared, _prepared_judges(prepared))
     if before is not None:
         environment = environment.model_copy(update={"created": before.created, "seconds": seconds})
     environment.write(path)
@@ -145,52 +126,45 @@ def _clock(prepared: Prepared) -> Iterator[None]:
         environment.model_copy(update={"seconds": seconds}).write(path)
 
 
-def _prepare_judges(prepared: Prepared) -> None:
-    """`Judge.prepare` of all judges; what libraries print meanwhile goes to a log beside what the judges keep."""
+def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:
+    """All judges after `Judge.prepare`; what libraries print meanwhile goes to a log beside what the judges keep."""
     folder = prepared.folder.judging
+    judges = {key: judge.at(folder) for key, judge in prepared.suite.judges.items()}
     printed = StringIO()
     try:
         with redirect_stdout(printed), redirect_stderr(printed):
-            for judge in prepared.suite.judges.values():
-                judge.at(folder).prepare()
+            for judge in judges.values():
+                judge.prepare()
     finally:
         if printed.getvalue():
             write_text(folder / "log.txt", printed.getvalue())
+    return judges
 
 
-def describe_environment(suite: Suite, triples: Sequence[Triple], *, suite_hash: str, folder: Path) -> Environment:
-    """environment.json of the run in ``folder``, as it is now; no ``seconds`` have passed yet."""
-    file, here = suite.file, {"folder": folder}
+def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment:
+    """environment.json as it is now; what ``judges`` say of themselves (a reward model's accuracy) is in it."""
+    suite, file, triples = prepared.suite, prepared.suite.file, prepared.checked.triples
+
+    def entry(section: BaseModel, **more: Any) -> dict[str, Any]:
+        return {**section.model_dump(mode="json", context={"folder": prepared.folder.path}), **more}
+
+    described: dict[str, Any] = {key: {"label": one.label, "statement": one.statement} for key, one in judges.items()}
+    if "second_judge" in described:
+        described["second_judge"]["benchmarks"] = suite.judged_twice
     return Environment.model_validate(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "suite_hash": suite_hash,
+            "suite_hash": identity_hash(prepared.identity),
             "git": git_state(),
             **machine(),
             "threads": file.execution.threads,
             "packages": package_versions(),
-            **_judges(suite, RunFolder(folder)),
+            "judge": None,
+            **described,
             "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
-            "base": {**file.base.model_dump(mode="json", context=here), "hash": base_identity(file.base)},
-            "saes": {
-                name: {**ref.model_dump(mode="json", context=here), "hash": sae_hash(ref)}
-                for name, ref in file.saes.items()
-            },
-            "triples": {
-                **file.triples.model_dump(mode="json", context=here),
-                "n": len(triples),
-                "hash": triples_hash(triples),
-            },
+            "base": entry(file.base, hash=base_identity(file.base)),
+            "saes": {name: entry(ref, hash=sae_hash(ref)) for name, ref in file.saes.items()},
+            "triples": entry(file.triples, n=len(triples), hash=triples_hash(triples)),
         }
     )
-
-
-def _judges(suite: Suite, run: RunFolder) -> dict[str, Any]:
-    """``judge`` and ``second_judge`` (None where there is none), as they are once prepared in the run folder."""
-    prepared = {key: judge.at(run.judging) for key, judge in suite.judges.items()}
-    described: dict[str, Any] = {"judge": None, "second_judge": None}
-    described |= {key: {"label": judge.label, "statement": judge.statement} for key, judge in prepared.items()}
-    if described["second_judge"]:
-        described["second_judge"]["benchmarks"] = suite.judged_twice
-    return described

@@ -31,7 +31,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class Source:
-    """The parsed data of one YAML file (``data``) and the place of every key in it (``place``)."""
+    """The parsed data of one YAML file (``data``) and the place of every key in it."""
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
@@ -51,13 +51,10 @@ class Source:
             raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
         self.data: dict[str, Any] = data
         for override in overrides:
-            self._override(override)
-
-    def _override(self, override: str) -> None:
-        names, value = split_override(override)
-        key = set_value(self.data, names, value, f"--set {override}")
-        self._places = {k: place for k, place in self._places.items() if k[: len(key)] != key}
-        self._places[key] = f"--set {override}"
+            names, value = split_override(override)
+            key = set_value(self.data, names, value, f"--set {override}")
+            self._places = {k: place for k, place in self._places.items() if k[: len(key)] != key}
+            self._places[key] = f"--set {override}"
 
     def _locate(self, node: yaml.Node | None, key: Key) -> None:
         """Note the line of every key; a key given twice is refused (PyYAML would silently keep the last)."""
@@ -74,15 +71,12 @@ class Source:
                 self._places[(*key, index)] = f"{self.path}:{item.start_mark.line + 1}"
                 self._locate(item, (*key, index))
 
-    def place(self, key: Key) -> str:
-        """file:line of ``key``, or of the nearest enclosing key that the file has."""
-        while key not in self._places:
-            key = key[:-1]
-        return self._places[key]
-
     def error(self, key: Key, problem: str) -> ValueError:
-        """A ValueError that names the place and the key."""
-        return ValueError(f"{self.place(key)}: {dotted(key)}: {problem}" if key else f"{self.place(key)}: {problem}")
+        """A ValueError that names the key and its place: file:line, or that of the nearest enclosing key there is."""
+        there = key
+        while there not in self._places:
+            there = there[:-1]
+        return ValueError(": ".join([self._places[there], *([dotted(key)] if key else []), problem]))
 
 
 def split_override(override: str) -> tuple[list[str], Any]:

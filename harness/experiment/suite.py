@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness.benchmark import BENCHMARKS, Benchmark
+from harness.benchmark import BENCHMARKS, BenchmarkConfig
 from harness.data.refs import InputPath, ModelRef, SAERef
 from harness.experiment.source import Key, Source, describe
 from harness.judging import JUDGES, Judge
-from harness.method import METHODS, AlignmentMethod
+from harness.method import METHODS, MethodConfig
 from harness.plugins import Registry, load_plugins
 from harness.run_folder.plan import PlannedCell
 
@@ -37,17 +37,17 @@ class TriplesSection(_Section):
     path: InputPath = Field(description="JSONL of prompt, chosen, rejected")
 
 
-class BenchmarkSection(BaseModel):
+class BenchmarkSection(_Section):
     """``name`` is the registered benchmark; every other key is a setting of it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     name: str
 
 
-class JudgeSection(BaseModel):
+class JudgeSection(_Section):
     """``kind`` is the registered judge; every other key is a setting of it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     kind: str
 
 
@@ -110,21 +110,20 @@ class SuiteFile(_Section):
 
 
 @dataclass(frozen=True)
-class Point:
-    """One value of a sweep: the swept hyper-parameters and the method that has them."""
-
-    values: Mapping[str, Any]
-    method: AlignmentMethod
-
-
-@dataclass(frozen=True)
 class Variant:
-    """A variant of the suite with its method built and its sweep spelt out."""
+    """A variant of the suite with its method built and its sweep spelt out: (swept values, method) of each point."""
 
-    name: str
-    label: str
-    method: AlignmentMethod
-    points: tuple[Point, ...] = ()
+    section: VariantSection
+    method: MethodConfig
+    points: tuple[tuple[dict[str, Any], MethodConfig], ...]
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @property
+    def label(self) -> str:
+        return self.section.label or self.name
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,9 @@ class Suite:
     source: Source
     file: SuiteFile
     variants: tuple[Variant, ...]
-    benchmarks: Mapping[str, Benchmark]
+    benchmarks: Mapping[str, BenchmarkConfig]
     judge: Judge | None
-    second_judge: Judge | None = None
+    second_judge: Judge | None
 
     @property
     def judges(self) -> dict[str, Judge]:
@@ -155,43 +154,35 @@ class Suite:
         return tuple(name for name, benchmark in self.benchmarks.items() if benchmark.needs_judge)
 
     @property
-    def name(self) -> str:
-        return self.file.name
-
-    @property
-    def methods(self) -> Iterator[tuple[Key, AlignmentMethod]]:
+    def methods(self) -> Iterator[tuple[Key, MethodConfig]]:
         """Every method instance of the suite with the key of the file that it comes from."""
         for index, variant in enumerate(self.variants):
             yield ("variants", index), variant.method
-            for point in variant.points:
-                yield ("variants", index, "sweep"), point.method
+            for _, method in variant.points:
+                yield ("variants", index, "sweep"), method
 
-    def params(self, variant: VariantSection, method: AlignmentMethod, context: Mapping[str, Any]) -> dict[str, Any]:
+    def params(self, variant: Variant, method: MethodConfig, context: dict[str, Any]) -> dict[str, Any]:
         """All hyper-parameters of ``method``, defaults included; an SAE that the suite calls by name keeps its name.
 
         ``context`` says what stands for a path (see `harness.data.refs.InputPath`).
         """
-        resolved = cast(BaseModel, method).model_dump(mode="json", context=dict(context))
-        return {key: _named(variant.params.get(key), value, self.file.saes) for key, value in resolved.items()}
+        given = variant.section.params
+        resolved = method.model_dump(mode="json", context=context)
+        return {key: _named(given.get(key), value, self.file.saes) for key, value in resolved.items()}
 
-    def settings(self, variant: VariantSection, method: AlignmentMethod, folder: Path) -> dict[str, Any]:
-        """The hyper-parameters that the suite gives ``variant``, as given; paths are relative to ``folder``."""
-        return _as_given(variant.params, _dumped(method, folder))
-
-    def method_of(self, cell: PlannedCell, folder: Path) -> AlignmentMethod:
+    def method_of(self, cell: PlannedCell, folder: Path) -> MethodConfig:
         """The method of ``cell``, a cell of the run in ``folder``."""
-        cls = cast(type[BaseModel], METHODS[cell.method])
-        return cast(AlignmentMethod, cls.model_validate(cell.params, context=_context(self.file, folder)))
+        return METHODS[cell.method].model_validate(cell.params, context=_context(self.file, folder))
 
     def to_yaml(self, folder: Path) -> str:
         """The suite as it was run (overrides applied); paths are relative to ``folder``, its future home."""
-        resolved = _dumped(self.file, folder)
-        resolved["benchmarks"] = [{"name": name, **_dumped(one, folder)} for name, one in self.benchmarks.items()]
+        resolved = dumped(self.file, folder)
+        resolved["benchmarks"] = [{"name": name, **dumped(one, folder)} for name, one in self.benchmarks.items()]
         for section, variant in zip(resolved["variants"], self.variants, strict=True):
-            section["params"] = _dumped(variant.method, folder)
+            section["params"] = dumped(variant.method, folder)
         for key, judge in self.judges.items():
-            resolved[key] = {**resolved[key], **_dumped(judge, folder)}
-        return yaml.safe_dump(_as_given(self.source.data, resolved), sort_keys=False, allow_unicode=True)
+            resolved[key] = {**resolved[key], **dumped(judge, folder)}
+        return yaml.safe_dump(as_given(self.source.data, resolved), sort_keys=False, allow_unicode=True)
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
@@ -209,18 +200,16 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     _import_plugins(source, file)
     _check_names(source, file)
     context = _context(file, source.path.parent)
-    benchmarks: dict[str, Benchmark] = {}
+    benchmarks: dict[str, BenchmarkConfig] = {}
     for index, entry in enumerate(file.benchmarks):
         key: Key = ("benchmarks", index)
-        settings = entry.model_extra or {}
-        benchmarks[entry.name] = _build(source, BENCHMARKS, entry.name, settings, context, key, (*key, "name"))
-    judges: dict[str, Judge | None] = {}
-    for name, section in (("judge", file.judge), ("second_judge", file.second_judge)):
-        judges[name] = section and _build(
-            source, JUDGES, section.kind, section.model_extra or {}, context, (name,), (name, "kind")
-        )
+        benchmarks[entry.name] = _build(source, BENCHMARKS, entry.name, entry.model_extra, context, key, (*key, "name"))
+    judges: list[Judge | None] = [
+        section and _build(source, JUDGES, section.kind, section.model_extra, context, (key,), (key, "kind"))
+        for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
+    ]
     variants = tuple(_variant(source, v, i, context) for i, v in enumerate(file.variants))
-    return Suite(source, file, variants, benchmarks, **judges)
+    return Suite(source, file, variants, benchmarks, *judges)
 
 
 def _import_plugins(source: Source, file: SuiteFile) -> None:
@@ -240,18 +229,17 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
 
 
 def _check_names(source: Source, file: SuiteFile) -> None:
-    for section, entries in (("benchmarks", file.benchmarks), ("variants", file.variants)):
-        names = [entry.name for entry in entries]
-        for index, name in enumerate(names):
-            if name in names[:index]:
+    names = {"benchmarks": [b.name for b in file.benchmarks], "variants": [v.name for v in file.variants]}
+    for section, taken in names.items():
+        for index, name in enumerate(taken):
+            if name in taken[:index]:
                 raise source.error((section, index), f"the name {name!r} is taken by another entry of {section}")
     for index, name in enumerate((file.second_judge and file.second_judge.benchmarks) or ()):
-        if name not in [entry.name for entry in file.benchmarks]:
-            text = f"no benchmark is called {name!r}; the suite has: {', '.join(b.name for b in file.benchmarks)}"
+        if name not in names["benchmarks"]:
+            text = f"no benchmark is called {name!r}; the suite has: {', '.join(names['benchmarks'])}"
             raise source.error(("second_judge", "benchmarks", index), text)
-    names = [v.name for v in file.variants]
-    if file.report.baseline is not None and file.report.baseline not in names:
-        text = f"no variant is called {file.report.baseline!r}; the suite has: {', '.join(names)}"
+    if file.report.baseline is not None and file.report.baseline not in names["variants"]:
+        text = f"no variant is called {file.report.baseline!r}; the suite has: {', '.join(names['variants'])}"
         raise source.error(("report", "baseline"), text)
     for section, budgets in (("budgets", file.budgets), ("flops_budgets", file.flops_budgets)):
         for index, budget in enumerate(budgets):
@@ -263,46 +251,43 @@ def _build(
     source: Source,
     registry: Registry,
     name: str,
-    params: Mapping[str, Any],
-    context: Mapping[str, Any],
+    params: dict[str, Any] | None,
+    context: dict[str, Any],
     place: Key,
     name_place: Key,
 ) -> Any:
     """The registered class ``name`` made from ``params``; complaints name the place of each parameter."""
     try:
-        cls = cast(type[BaseModel], registry[name])
+        cls: type[BaseModel] = registry[name]
     except ValueError as problem:
         raise source.error(name_place, str(problem)) from None
     for field, info in cls.model_fields.items():
         if not info.metadata and Path in (info.annotation, *get_args(info.annotation)):
-            text = (
-                f"{registry.noun} {name!r} takes a plain Path as {field!r}; declare it as harness.data.refs.InputPath"
-            )
-            raise source.error(name_place, f"{text}, so that it starts at the suite's folder")
+            text = f"{registry.noun} {name!r} takes a plain Path as {field!r}; declare it as harness.data.refs."
+            raise source.error(name_place, f"{text}InputPath, so that it starts at the suite's folder")
     try:
-        return cls.model_validate(dict(params), context=dict(context))
+        return cls.model_validate(params, context=context)
     except ValidationError as problem:
         raise describe(problem, cls, source.error, place) from None
 
 
-def _variant(source: Source, variant: VariantSection, index: int, context: Mapping[str, Any]) -> Variant:
+def _variant(source: Source, variant: VariantSection, index: int, context: dict[str, Any]) -> Variant:
     key: Key = ("variants", index)
 
-    def build(values: Mapping[str, Any], place: Key) -> Any:
-        return _build(source, METHODS, variant.method, {**variant.params, **values}, context, place, (*key, "method"))
+    def build(values: dict[str, Any], place: str) -> Any:
+        params = {**variant.params, **values}
+        return _build(source, METHODS, variant.method, params, context, (*key, place), (*key, "method"))
 
-    method = build({}, (*key, "params"))
+    method = build({}, "params")
     for swept, values in variant.sweep.items():
         if swept not in type(method).model_fields:
             known = ", ".join(type(method).model_fields)
             raise source.error((*key, "sweep", swept), f"unknown key {swept!r}; known: {known}")
         if not values or len(set(values)) < len(values):
             raise source.error((*key, "sweep", swept), "give a list of different values")
-    points = []
-    for combination in itertools.product(*variant.sweep.values()) if variant.sweep else ():
-        values = dict(zip(variant.sweep, combination, strict=True))
-        points.append(Point(values, build(values, (*key, "sweep"))))
-    return Variant(variant.name, variant.label or variant.name, method, tuple(points))
+    combinations = itertools.product(*variant.sweep.values()) if variant.sweep else ()
+    points = [dict(zip(variant.sweep, combination, strict=True)) for combination in combinations]
+    return Variant(variant, method, tuple((values, build(values, "sweep")) for values in points))
 
 
 def _context(file: SuiteFile, folder: Path) -> dict[str, Any]:
@@ -319,15 +304,15 @@ def _named(given: Any, resolved: Any, saes: Mapping[str, Any]) -> Any:
     return resolved
 
 
-def _dumped(thing: Any, folder: Path) -> dict[str, Any]:
+def dumped(thing: Any, folder: Path) -> dict[str, Any]:
     """The settings of ``thing`` as JSON, paths relative to ``folder``; not what is computed, which may take long."""
     return thing.model_dump(mode="json", include=set(type(thing).model_fields), context={"folder": folder})
 
 
-def _as_given(given: Any, resolved: Any) -> Any:
+def as_given(given: Any, resolved: Any) -> Any:
     """``given`` with the texts in it as they are in ``resolved``, where paths are relative to another folder."""
     if isinstance(given, dict) and isinstance(resolved, dict):
-        return {key: _as_given(value, resolved.get(key)) for key, value in given.items()}
+        return {key: as_given(value, resolved.get(key)) for key, value in given.items()}
     if isinstance(given, list) and isinstance(resolved, list) and len(given) == len(resolved):
-        return [_as_given(one, other) for one, other in zip(given, resolved, strict=True)]
+        return [as_given(one, other) for one, other in zip(given, resolved, strict=True)]
     return resolved if isinstance(given, str) and isinstance(resolved, str) else given

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,11 @@ def answer_key(
     return hashlib.sha256(json.dumps([fingerprint, messages, settings]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Batch:
-    keys: tuple[str, ...]
-    tally: dict[str, Any] | None
-
-
 class AnswerStore:
     """The answers in the file ``path``, which need not exist yet. One process at a time may append.
 
     store = RunFolder("runs/sandbox").cell("dspa__n300__s0").answers("mt_bench")
-    store.text(record.raw["answer_key"])
+    store[record.raw["answer_key"]].text
 
     The file is read when it is first asked for something; ValueError naming file:line when it is damaged.
     """
@@ -46,7 +40,7 @@ class AnswerStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._found: dict[str, Completion] = {}
-        self._batches: list[_Batch] = []
+        self._batches: list[tuple[set[str], dict[str, Any] | None]] = []
         self._cut = False
 
     def get(self, key: str) -> Completion | None:
@@ -61,30 +55,24 @@ class AnswerStore:
             raise ValueError(f"{self.path}: there is no answer with the key {key!r}; rerun the suite")
         return found
 
-    def text(self, key: str) -> str:
-        """The text of the answer with this key, which a record names as ``answer_key``; ValueError: there is none."""
-        return self[key].text
-
     def tallies(self, keys: Collection[str]) -> list[dict[str, Any]]:
         """The tallies of the batches that any of the answers ``keys`` came in, in the order they were generated in."""
         _ = self._size
-        return [b.tally for b in self._batches if b.tally is not None and any(key in keys for key in b.keys)]
+        return [tally for made, tally in self._batches if tally is not None and not made.isdisjoint(keys)]
 
     def append(self, answers: Mapping[str, Completion], tally: dict[str, Any] | None) -> None:
         """Add one batch of answers by their keys. When this returns they are on disk."""
         lines: list[dict[str, Any]] = []
         for key, completion in answers.items():
-            if completion.error is not None:
-                raise ValueError(f"{self.path}: an error is no answer: {completion.error}")
             fields = asdict(completion)
-            del fields["error"]
+            if fields.pop("error") is not None:
+                raise ValueError(f"{self.path}: an error is no answer: {completion.error}")
             lines.append({**fields, "key": key})
         lines.append({"batch": len(answers), "tally": tally})
-        whole = self._size
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if not self._cut:
-                file.truncate(whole)
+                file.truncate(self._size)
                 self._cut = True
             # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
             file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
@@ -94,7 +82,7 @@ class AnswerStore:
 
     def _remember(self, answers: Mapping[str, Completion], tally: dict[str, Any] | None) -> None:
         self._found.update(answers)
-        self._batches.append(_Batch(tuple(answers), tally))
+        self._batches.append((set(answers), tally))
 
     @cached_property
     def _size(self) -> int:

@@ -17,18 +17,24 @@ cells/<cell>/log.txt                      what libraries printed
 report/                                   what `dspa-bench report` makes of it
 """
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
-from harness.run_folder.cell import CellFolder
-from harness.run_folder.environment import Environment
-from harness.run_folder.plan import Plan
+from pydantic import Field, model_validator
+
+from harness.benchmark import Metric, Record
+from harness.compute.bill import Bill
+from harness.files import Document, locked, read_json, read_text, write_json, write_text
+from harness.run_folder.answers import AnswerStore
+from harness.run_folder.plan import Environment, Plan
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""
@@ -87,7 +93,7 @@ class RunFolder:
         """environment.json, as it is when this is first asked for."""
         return Environment.read(self.path / "environment.json")
 
-    def cell(self, name: str) -> CellFolder:
+    def cell(self, name: str) -> "CellFolder":
         return CellFolder(self.path / "cells" / name)
 
     @property
@@ -98,22 +104,10 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; ValueError when another live process holds it."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / ".lock")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-        except Timeout:
-            text = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
-            raise ValueError(text) from None
-        except OSError as problem:
-            raise ValueError(f"cannot write to the run folder {str(self.path)!r}: {problem.strerror}") from None
-        try:
+        busy = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
+        with locked(self.path / ".lock", "run folder", busy=busy, mend="give another --out"):
             self._sweep()
             yield
-        finally:
-            lock.release()
 
     def _sweep(self) -> None:
         """Remove what killed processes were in the middle of writing, by the names they write under.
@@ -137,3 +131,184 @@ class RunFolder:
                 for name in files:
                     if _TEXT_TEMPORARY.fullmatch(name):
                         Path(folder, name).unlink()
+
+
+class CellState(Document):
+    """cell.json: how a cell that is over went. What describes it is in the plan.
+
+    ``error`` says why the cell failed, ``second_judge_error`` what the second judge could not do (the first judge's
+    results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
+    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
+    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value.
+    """
+
+    status: Literal["done", "failed"]
+    error: str | None
+    second_judge_error: str | None = None
+    triples_hash: str | None = None
+    fingerprint: str | None = None
+    commit: str | None = None
+    diagnostics: dict[str, float] = Field(default={})
+
+    @model_validator(mode="after")
+    def _has_reason(self) -> Self:
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError("error must say why exactly when status is failed")
+        return self
+
+
+class CellFolder:
+    """The folder of one cell. Only one process at a time writes to it (see `RunFolder.lock`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact"
+
+    @property
+    def second(self) -> "CellFolder":
+        """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
+        return CellFolder(self.path / "second")
+
+    def answers(self, benchmark: str) -> AnswerStore:
+        """The model's answers of a benchmark, as they came; the second judge is given the same."""
+        return AnswerStore(self.path / "answers" / f"{benchmark}.jsonl")
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def state(self) -> CellState | None:
+        """The content of cell.json; None while the cell is not over. ValueError when it is not a cell's."""
+        path = self.path / "cell.json"
+        return CellState.read(path) if path.is_file() else None
+
+    @property
+    def bill(self) -> Bill | None:
+        """What the fit cost; None before there is a bill. ValueError when it is no bill, or a cell is done without."""
+        path, state = self.path / "compute.json", self.state
+        done = state is not None and state.status == "done"
+        return Bill.read(path) if done or path.is_file() else None
+
+    def records(self, benchmark: str) -> tuple[Record, ...] | None:
+        """The records of a benchmark that is over, None otherwise.
+
+        Raises ValueError naming file:line for a line that is no record and for an item that is recorded twice.
+        """
+        path = self._records(benchmark)
+        return tuple(_read_records(path)) if path.is_file() else None
+
+    def failures(self, benchmarks: Iterable[str], judged_twice: Iterable[str] = ()) -> list[str]:
+        """Why this cell is not all there: a line per reason, none when nothing is left to do.
+
+        ``judged_twice`` are the benchmarks that a second judge is to look at too.
+        """
+        state = self.state
+        if state is None:
+            return ["not run to its end"]
+        if reason := state.error or state.second_judge_error:
+            return [reason]
+        reasons = [self._failure(name) for name in benchmarks]
+        for name in judged_twice:
+            reason = self.second._failure(name)
+            if reason is None and not self.judged_alike(name):
+                reason = f"{name}: judged other answers than there are now"
+            reasons.append(reason and f"second judge, {reason}")
+        return [reason for reason in reasons if reason is not None]
+
+    def settled(self, benchmark: str) -> bool:
+        """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
+        return self._failure(benchmark) is None
+
+    def judged_alike(self, benchmark: str) -> bool:
+        """Whether both judges' records are about the same items, with the same answers where both name theirs."""
+        mine, others = (_answers(folder.records(benchmark) or ()) for folder in (self, self.second))
+        return mine.keys() == others.keys() and all(None in (a, others[i]) or a == others[i] for i, a in mine.items())
+
+    def _failure(self, benchmark: str) -> str | None:
+        """What is wrong with the records of ``benchmark``; None when nothing is."""
+        records = self.records(benchmark)
+        if records is None:
+            return f"{benchmark}: not run"
+        errors = [record.error for record in records if record.error is not None]
+        return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
+
+    def save_bill(self, bill: Bill) -> None:
+        """Write compute.json; to be done before the artifact is renamed into place."""
+        bill.write(self.path / "compute.json")
+
+    def save_diagnostics(self, benchmark: str, figures: Mapping[str, float]) -> None:
+        write_json(self.path / "diagnostics" / f"{benchmark}.json", dict(figures))
+
+    def diagnostics(self, benchmark: str) -> dict[str, float]:
+        """What `save_diagnostics` wrote; empty when there is nothing."""
+        return read_json(self.path / "diagnostics" / f"{benchmark}.json") or {}
+
+    def write_records(self, benchmark: str, metrics: Sequence[Metric], records: Iterable[Record]) -> Iterator[Record]:
+        """Pass ``records`` on, each appended to a file and synced, which is renamed when they are over.
+
+        An earlier file of the same benchmark stays in place until then. When ``records`` raises, the part that was
+        written is removed: a benchmark is there as a whole or not at all. ValueError for a metric that is not one of
+        ``metrics``, those that the benchmark declares, and for a metric and item seen twice.
+        """
+        path = self._records(benchmark)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        declared = [metric.name for metric in metrics]
+        seen = set()
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                for record in records:
+                    if record.metric not in declared:
+                        raise ValueError(
+                            f"benchmark {benchmark!r} made a record of metric {record.metric!r}, which it does not "
+                            f"declare; it declares: {', '.join(declared) or 'none'}"
+                        )
+                    if (record.metric, record.item) in seen:
+                        raise ValueError(f"{benchmark}: two records for item {record.item!r} of {record.metric}")
+                    seen.add((record.metric, record.item))
+                    # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
+                    file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    yield record
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
+
+    def finish(self, state: CellState, traceback: str | None = None) -> None:
+        """Declare the cell over: writes cell.json, and traceback.txt for a failed one."""
+        path = self.path / "traceback.txt"
+        path.unlink(missing_ok=True)
+        if traceback is not None:
+            write_text(path, traceback)
+        state.write(self.path / "cell.json")
+
+    def _records(self, benchmark: str) -> Path:
+        return self.path / "records" / f"{benchmark}.jsonl"
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    lines: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(read_text(path, "records").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError) as problem:
+            raise ValueError(f"{where}: not a record: {problem}; remove the file and rerun the suite") from None
+        first = lines.setdefault((record.metric, record.item), number)
+        if first != number:
+            raise ValueError(f"{where}: item {record.item!r} of {record.metric} is already on line {first}")
+        yield record
+
+
+_ANSWERS = [f"{whose}answer{form}" for whose in ("", "baseline_") for form in ("", "_key", "_hash")]
+
+
+def _answers(records: Iterable[Record]) -> dict[tuple[str, str, str], Any]:
+    """(metric, item, name in ``raw``) -> text, or key and hash, of what was judged or compared with; or None."""
+    return {(r.metric, r.item, key): r.raw.get(key) for r in records for key in _ANSWERS}

@@ -1,6 +1,6 @@
-"""plan.json: what a run consists of - its variants, benchmarks with their metrics, and cells.
+"""What a run is: plan.json says what it consists of, environment.json where, when and with what it was made.
 
-It is written when the run begins and again only when its suite grew. The workers take their cells from it, and a
+The plan is written when the run begins and again only when its suite grew. The workers take their cells from it, and a
 report needs no other description of the run.
 """
 
@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.benchmark import Metric
-from harness.run_folder.document import Document
+from harness.data.refs import ModelRef, SAERef
+from harness.files import Document
 
 BudgetName = int | str
 """A number of triples (0: the method uses none), or a bill in FLOPs as `flops_budget` calls it."""
@@ -57,10 +58,7 @@ def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, A
 
 
 class PlannedVariant(Document):
-    """One row of the comparison: a method with hyper-parameters, under a name and a ``label`` for readers.
-
-    ``settings`` are the hyper-parameters that the suite sets; all others are the method's defaults.
-    """
+    """One row of the comparison. ``settings`` are the hyper-parameters that the suite sets; all others are defaults."""
 
     name: str
     label: str
@@ -70,10 +68,7 @@ class PlannedVariant(Document):
 
 
 class PlannedBenchmark(Document):
-    """A benchmark: the metrics its records may carry, whether a second judge judges its answers too.
-
-    ``files`` is the folder of a cell that the evaluator's own files go to.
-    """
+    """A benchmark, the metrics its records may carry, and the folder of a cell that the evaluator's own files go to."""
 
     name: str
     metrics: tuple[Metric, ...]
@@ -154,17 +149,70 @@ class Plan(Document):
     def in_table_order(self) -> tuple[PlannedCell, ...]:
         """The cells by variant (as in the suite), budget, seed and swept values."""
         variants = list(self.labels)
-        return tuple(
-            sorted(
-                self.cells,
-                key=lambda c: (variants.index(c.variant), budget_order(c.budget), c.seed, _by_value(c.sweep)),
-            )
-        )
+
+        def place(cell: PlannedCell) -> tuple[Any, ...]:
+            # Of swept values numbers go by size, everything else by its text.
+            swept = [
+                (k, float(v) if isinstance(v, int | float) else 0.0, str(v)) for k, v in (cell.sweep or {}).items()
+            ]
+            return variants.index(cell.variant), budget_order(cell.budget), cell.seed, swept
+
+        return tuple(sorted(self.cells, key=place))
 
 
-def _by_value(sweep: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:
-    """A sort key for swept points: numbers by size, everything else by its text."""
-    return [
-        (key, float(value) if isinstance(value, int | float) else 0.0, str(value))
-        for key, value in (sweep or {}).items()
-    ]
+class GitState(Document):
+    commit: str
+    dirty: bool
+
+
+class JudgeEntry(Document):
+    label: str
+    statement: str
+
+
+class SecondJudgeEntry(JudgeEntry):
+    benchmarks: tuple[str, ...]
+
+
+class BaseEntry(ModelRef):
+    hash: str
+
+
+class SAEEntry(SAERef):
+    hash: str | None
+
+
+class TriplesEntry(Document):
+    path: str
+    n: int
+    hash: str
+
+
+class Environment(Document):
+    """What environment.json holds. Paths in it are relative to the run folder, and every ``hash`` is one of contents.
+
+    ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``git`` the commit that the
+    code ran from and whether there were uncommitted changes, ``threads`` those of one worker, ``packages`` name ->
+    installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
+    time of all sittings so far. An SAE under a public name has no hash.
+    """
+
+    created: str
+    command: str
+    suite_hash: str
+    git: GitState | None
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpu: str | None
+    threads: int
+    packages: dict[str, str]
+    judge: JudgeEntry | None
+    second_judge: SecondJudgeEntry | None = None
+    notes: tuple[str, ...] = ()
+    base: BaseEntry
+    saes: dict[str, SAEEntry]
+    triples: TriplesEntry
+    seconds: float = 0.0

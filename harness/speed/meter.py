@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from harness.compute.flops import signature_of
 from harness.compute.meter import Meter
-from harness.compute.shapes import signature_of
 from harness.speed.compare import Comparison, Goal, Work, compare
 
 GOAL = Goal(0.98)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from harness.evaluators.fastchat import files as fastchat
-from harness.experiment.identity import Identity, decisive_settings, differences, identity_hash
+from harness.experiment.plan import Identity, decisive_settings, differences, identity_hash
 from harness.experiment.suite import Suite
 from harness.files import check_can_make, read_json, write_json
 from harness.judging import Judge

@@ -34,7 +34,7 @@ def artifacts(tmp_path_factory):
     base.save(root / "plain")
     saes = [SAERef(path=str(ASSETS / name)) for name in ("sae_early", "sae_late")]
     method = DSPA(input_sae=saes[0], output_sae=saes[1], gate="strict", alpha=0.5)
-    fit(method, "dspa", base, draw_budget(load_triples(ASSETS / "triples.jsonl"), 60, 0), 0).save(root / "dspa")
+    fit(method, base, draw_budget(load_triples(ASSETS / "triples.jsonl"), 60, 0), 0).save(root / "dspa")
     return {"plain": root / "plain", "dspa": root / "dspa"}
 
 

@@ -75,7 +75,7 @@ def test_both_judges_rate_the_same_answers_and_their_records_lie_apart(finished)
         assert len(first) == len(second) == len(QUESTIONS)
         keys = [r.raw["answer_key"] for r in first]
         assert [r.raw["answer_key"] for r in second] == keys
-        assert len({cell.answers("toy_rated").text(key) for key in keys}) > 1
+        assert len({cell.answers("toy_rated")[key].text for key in keys}) > 1
         assert {r.raw["by"] for r in first} == {"toy-first-word"}
         assert {r.raw["by"] for r in second} == {"toy-length"}
         assert cell.second.records("toy_bench") is None, "it has no judge, so there is nothing to judge again"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from harness.data.triples import Conversation
-from harness.experiment.answering import Answering
+from harness.experiment.cell import Answering
 from harness.judging import Answer, Comparison, Rating, Verdict
 from harness.judging.judge import VERBS
 from harness.model.aligned import AlignedModel, Completion

@@ -1,6 +1,7 @@
 """Makes a run folder with planted effects, as `dspa-bench run` leaves it, for the tests of reports/."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -34,7 +35,7 @@ def write_run(folder: Path, *, failed_cell: str | None = None, unfinished: str |
         else:
             home.save_bill(bill(cell))
             for b in PLAN.benchmarks:
-                rows = [record.to_json() for metric in b.metrics for record in measure(cell, metric.name)]
+                rows = [asdict(record) for metric in b.metrics for record in measure(cell, metric.name)]
                 write_jsonl(home.path / "records" / f"{b.name}.jsonl", rows)  # in one go: syncing each takes long
         figures = {"jaccard": 0.4 + 0.01 * cell.seed, "steered_share": 1.0} if cell.method == "dspa" else {}
         if cell.name != unfinished:

@@ -14,11 +14,11 @@ from dspa.method import DSPA
 from harness.benchmark import BenchmarkConfig, Metric, Record
 from harness.compute import Meter
 from harness.data.triples import conversation
-from harness.experiment.cell import evaluate, judge_again
+from harness.experiment.cell import evaluate
 from harness.model.generation import Batch
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
-from harness.run_folder.cell import CellFolder
+from harness.run_folder.layout import CellFolder
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
 from tasks.safety import Safety
@@ -40,11 +40,11 @@ def path(tmp_path) -> Path:
 
 def test_what_was_appended_is_found_by_its_key_now_and_by_the_next_who_opens_the_file(path):
     for store in (AnswerStore(path), AnswerStore(path)):
-        assert (store.get("b"), store.text("b")) == (ANSWERS[1], "one\u20281")
+        assert (store.get("b"), store["b"].text) == (ANSWERS[1], "one\u20281")
         assert store.get("b").key == "b"
         assert store.get("e") is None
         with pytest.raises(ValueError, match=r"bench\.jsonl: there is no answer with the key 'e'"):
-            store.text("e")
+            store["e"]
         assert store.tallies({"a", "b", "c"}) == [{"edits": 0.1}]
         assert store.tallies({"d", "a"}) == [{"edits": 0.1}, {}]
         store.append({}, None)
@@ -161,7 +161,7 @@ def test_answers_that_came_out_otherwise_under_the_same_key_are_not_taken_for_th
     evaluate(ScriptedModel(lambda c: "here"), "safety", benchmark, **rest)  # type: ignore[arg-type]
     cell.answers("safety").path.unlink()
     with pytest.raises(ValueError, match="shown other answers than the first; remove records, answers"):
-        judge_again(ScriptedModel(lambda c: "elsewhere"), "safety", benchmark, **rest)  # type: ignore[arg-type]
+        evaluate(ScriptedModel(lambda c: "elsewhere"), "safety", benchmark, **rest, again=True)  # type: ignore[arg-type]
 
 
 def test_a_killed_process_loses_the_batch_it_was_at_and_no_other(tmp_path):
@@ -297,8 +297,9 @@ def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tm
     cell = CellFolder(tmp_path / "cell")
     judges = [QuotingJudge(rate=lambda r: 5.0, compare=lambda r: 1.0, harm=lambda r: 1.0, refusal=lambda r: 0.0)]
     judges.append(QuotingJudge(rate=lambda r: 6.0, compare=lambda r: 2.0, harm=lambda r: 2.0, refusal=lambda r: 1.0))
-    for step, judge in zip((evaluate, judge_again), judges, strict=True):
-        step(model, name, benchmarks[name], judge=judge, seed=1, folder=cell, notify=lambda _: None)  # type: ignore[arg-type]
+    for again, judge in zip((False, True), judges, strict=True):
+        settings = {"judge": judge, "seed": 1, "folder": cell, "notify": lambda _: None, "again": again}
+        evaluate(model, name, benchmarks[name], **settings)  # type: ignore[arg-type]
     holding = {
         p.relative_to(cell.path) for p in cell.path.rglob("*") if p.is_file() and "unmistakable" in p.read_text()
     }
@@ -314,5 +315,5 @@ def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tm
         records = folder.records(name) or ()
         keys = [value for r in records for key, value in r.raw.items() if key.endswith("answer_key")]
         assert len(keys) >= len(records) > 0
-        assert all("unmistakable" in cell.answers(name).text(key) for key in keys)
+        assert all("unmistakable" in cell.answers(name)[key].text for key in keys)
     assert len(model.calls) == len(set(map(str, model.calls))), "the second judge was given what there is"

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import harness.compute.meter
-from harness.compute import Bill, Meter, count_flops, signature_of
+from harness.compute import Meter, count_flops, signature_of
+from harness.compute.bill import Bill
 
 LENGTHS = [(2, 7), (1, 12), (2, 7), (2, 7), (3, 5), (1, 12)]
 SHAPE: dict[str, Any] = {

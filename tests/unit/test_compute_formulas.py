@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.compute import forward_flops, paper_flops, train_flops
+from harness.compute.bill import forward_flops, paper_flops, train_flops
 
 
 def test_two_p_a_forward_token_and_six_p_a_training_token() -> None:

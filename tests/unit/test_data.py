@@ -16,8 +16,20 @@ import pytest
 import yaml
 
 from harness.cli.app import main
-from harness.data import DATA_VARIABLE, DataFile, benchmarks, data_file, data_folder, external_files, missing
-from harness.data.external import ATTEMPTS, DownloadError, fetch, select, state
+from harness.data.external import (
+    ATTEMPTS,
+    DATA_VARIABLE,
+    DataFile,
+    DownloadError,
+    benchmarks,
+    data_file,
+    data_folder,
+    external_files,
+    fetch,
+    missing,
+    select,
+    state,
+)
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB: several chunks
 

@@ -59,7 +59,7 @@ def executed(bill) -> dict[str, int]:
 def test_features_are_predicted_exactly_and_the_map_from_above(forecaster, budget, tiny_base, sae_refs):
     method = DSPA(input_sae=sae_refs[0], output_sae=sae_refs[1], batch_size=3, truncate=2)
     forecast = forecaster.of(method, budget)
-    bill = fit(method, "dspa", tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
+    bill = fit(method, tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
     assert bill is not None and forecast.stages is not None
     assert bill["predicted"] == forecast.stages
     assert forecast.stages["features"] == executed(bill)["features"] > 0
@@ -71,7 +71,7 @@ def test_training_with_a_reference_is_predicted_to_the_padding_of_its_batches(fo
     """In one batch the trainer has no choice, so the prediction is exact."""
     method = DPO(tuning=tuning, batch_size=8, epochs=2)
     forecast = forecaster.of(method, budget)
-    bill = fit(method, "dpo", tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
+    bill = fit(method, tiny_base("llama"), budget, 0, predicted=forecast.stages).bill
     assert bill is not None
     assert forecast.flops == bill["executed_flops"]
     assert bill["epochs"] == 2
@@ -94,7 +94,7 @@ METHODS = {
 def test_in_one_batch_the_bill_is_predicted_exactly(forecaster, even_budget, tiny_base, name):
     method = METHODS[name]
     forecast = forecaster.of(method, even_budget)
-    bill = fit(method, method.name, tiny_base("llama"), even_budget, 0, predicted=forecast.stages).bill
+    bill = fit(method, tiny_base("llama"), even_budget, 0, predicted=forecast.stages).bill
     assert bill is not None
     assert forecast.stages == executed(bill)
 
@@ -102,7 +102,7 @@ def test_in_one_batch_the_bill_is_predicted_exactly(forecaster, even_budget, tin
 def test_kto_is_predicted_but_for_the_adapter_in_its_unrelated_pass(forecaster, even_budget, tiny_base):
     lora, full = KTO(tuning="lora", batch_size=8), KTO(batch_size=8)
     for method, slack in ((full, 0.0), (lora, 0.1)):
-        bill = fit(method, "kto", tiny_base("llama"), even_budget, 0).bill
+        bill = fit(method, tiny_base("llama"), even_budget, 0).bill
         assert bill is not None
         assert forecaster.of(method, even_budget).flops == pytest.approx(bill["executed_flops"], rel=slack)
 
@@ -114,7 +114,7 @@ def test_a_single_pass_gets_the_largest_beginning_that_its_bill_pays_for(forecas
     limit = (costs[4] + costs[5]) // 2
     forecast = forecaster.of(method, budget, limit)
     assert forecast.budget == Budget(budget.triples[:5], 0)
-    bill = fit(method, "static_sae", tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
+    bill = fit(method, tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
     assert bill is not None
     assert (bill["executed_flops"], bill["n_triples"], bill["flops_limit"]) == (costs[4], 5, limit)
     assert forecaster.of(method, budget, 10 * costs[-1]).budget == budget
@@ -131,7 +131,7 @@ def test_training_under_a_bill_ends_with_the_step_that_reaches_it(forecaster, bu
     limit = 7 * step
     forecast = forecaster.of(method, budget, limit)
     assert forecast.budget == budget
-    bill = fit(method, "dpo", tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
+    bill = fit(method, tiny_base("llama"), forecast.budget, 0, flops_limit=limit).bill
     assert bill is not None
     assert limit <= bill["executed_flops"] < limit + 2 * step
     assert bill["epochs"] == bill["optimiser_steps"] / 4 > 1
@@ -145,7 +145,7 @@ def test_a_method_without_prediction_has_none_and_gets_everything(forecaster, bu
 @pytest.mark.parametrize("name", ["caa", "full sft", "rahf_scit"])
 def test_a_triple_is_tokenised_once_for_forecast_and_fit(forecaster, even_budget, tiny_base, monkeypatch, name):
     method, base = METHODS[name], tiny_base("llama")
-    whole = fit(method, method.name, base, even_budget, 0, predicted=forecaster.of(method, even_budget).stages)
+    whole = fit(method, base, even_budget, 0, predicted=forecaster.of(method, even_budget).stages)
     tokenised = Counter()
     count = AlignedModel._triple_ids
 
@@ -156,7 +156,7 @@ def test_a_triple_is_tokenised_once_for_forecast_and_fit(forecaster, even_budget
     monkeypatch.setattr(AlignedModel, "_triple_ids", counted)
     encoding = base.derive(encoded={})
     forecast = forecaster.of(method, even_budget, 10**15, base=encoding)
-    aligned = fit(method, method.name, encoding, forecast.budget, 0, predicted=forecast.stages)
+    aligned = fit(method, encoding, forecast.budget, 0, predicted=forecast.stages)
     assert len({key for _, key in tokenised}) == len(even_budget.triples)
     assert set(tokenised.values()) == {1}
     assert (aligned.fingerprint, aligned.encoded) == (whole.fingerprint, None)

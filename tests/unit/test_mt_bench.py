@@ -177,7 +177,7 @@ def test_answers_of_another_model_or_other_settings_are_not_used_again(questions
     judge = ScriptedJudge(rate=lambda r: 2.0)
     benchmark = MTBench(questions=questions, **fields)
     records = run(benchmark, model.stored(store), judge, tmp_path, seed=changed.get("seed", 3))
-    assert {(r.value, AnswerStore(store).text(r.raw["answer_key"])) for r in records} == {(2.0, "new")}
+    assert {(r.value, AnswerStore(store)[r.raw["answer_key"]].text) for r in records} == {(2.0, "new")}
 
 
 def test_judgments_of_another_model_or_of_replaced_answers_are_not_taken_for_this_ones(questions, tmp_path):

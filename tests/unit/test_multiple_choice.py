@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -129,7 +130,7 @@ def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base
     failed = [r for r in records if r.error is not None]
     assert [(r.item, r.value) for r in failed] == [("1", None)]
     assert "not all finite" in failed[0].error
-    json.dumps(failed[0].to_json(), allow_nan=False)
+    json.dumps(asdict(failed[0]), allow_nan=False)
 
 
 def test_an_item_whose_metric_is_not_a_number_is_an_error():

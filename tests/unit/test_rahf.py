@@ -16,7 +16,8 @@ from baselines.rahf.stage1 import (
     padded_texts,
 )
 from baselines.rahf.stage2 import activities, activity_loss, fit_collator, fit_rows, fit_trainer, moved_activity
-from harness.compute import Meter, count_flops, paper_flops
+from harness.compute import Meter, count_flops
+from harness.compute.bill import paper_flops
 from harness.data.triples import Triple, conversation
 from harness.method import BaseShape
 from harness.model.aligned import AlignedModel

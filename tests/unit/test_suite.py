@@ -34,7 +34,7 @@ def test_a_good_suite_passes_and_its_names_become_objects(suite_path):
     assert len(checked.triples) == 12
     assert checked.prompts == {"toy_bench": 6}
     assert [v.method.scale for v in suite.variants[1:]] == [0.2]
-    assert [dict(p.values) for p in suite.variants[1].points] == [{"scale": 0.1}, {"scale": 0.3}]
+    assert [values for values, _ in suite.variants[1].points] == [{"scale": 0.1}, {"scale": 0.3}]
     assert suite.judge.label == "toy-v1"
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from harness.compute import Bill, Meter, count_flops
+from harness.compute import Meter, count_flops
+from harness.compute.bill import Bill
 from harness.data.triples import Triple, conversation
 from harness.model.aligned import AlignedModel
 
