@@ -100,9 +100,8 @@ class MTBench(BenchmarkConfig):
         if judge is None:
             raise ValueError("benchmark 'mt_bench' needs a judge; add `judge:` to the suite")
         answers = self._ask(model, seed)
-        baseline = None
-        if "pairwise-baseline" in self.modes:
-            baseline = self._baseline or self._ask(model.unaligned(), seed)
+        compares = "pairwise-baseline" in self.modes
+        baseline = self._baseline or self._ask(model.unaligned(), seed) if compares else None
         if folder is not None and export:
             keep_answers(folder, answers.name, answers.in_fastchats_format())
             if baseline is not None:
