@@ -104,9 +104,8 @@ def _norm_limits(
     meter: Meter,
     batch_size: int,
 ) -> tuple[float | None, float | None]:
-    filtered = [sae for sae in saes if sae is not None and sae.norm_multiple is not None]
-    norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in filtered}
-    for rows in batches_by_length(encoded, batch_size) if filtered else ():
+    norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in saes if sae and sae.norm_multiple is not None}
+    for rows in batches_by_length(encoded, batch_size) if norms else ():
         for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
             for layer, residual in seen.residual.items():
                 norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
@@ -130,21 +129,16 @@ def predict_densities(
     """FLOPs that `measure_densities` is going to execute, if no token is left out for its norm."""
     encoded = encode_triples(base, triples)
     special = set(base.chat.special_ids)
-
-    def counted(*texts: Sequence[int]) -> int:
-        return sum(token not in special for text in texts for token in text)
-
-    refs = [ref for ref in (input_sae, output_sae) if ref is not None]
-    sizes = {str(ref): sae_sizes(ref) for ref in refs}
-    last = max(layer for layer, _, _ in sizes.values())
-    total = residual_flops(encoded, last_layer=last, rates=rates, batch_size=batch_size)
-    filtered = [sizes[str(ref)][0] for ref in refs if norm_multiple(ref) is not None]
+    passes = [(output_sae, [text for one in encoded for text in (one.chosen, one.rejected)])]
+    if input_sae is not None:
+        passes.append((input_sae, [one.prompt for one in encoded]))
+    layers, filtered, total = [], [], 0
+    for ref, texts in passes:
+        layer, d_model, d_sae = sae_sizes(ref)
+        layers.append(layer)
+        filtered += [layer] if norm_multiple(ref) is not None else []
+        total += 2 * d_model * d_sae * sum(token not in special for text in texts for token in text)
+    total += residual_flops(encoded, last_layer=max(layers), rates=rates, batch_size=batch_size)
     if filtered:
         total += residual_flops(encoded[:CALIBRATION], last_layer=max(filtered), rates=rates, batch_size=batch_size)
-    answers = sum(counted(one.chosen, one.rejected) for one in encoded)
-    _, d_model, d_sae = sizes[str(output_sae)]
-    total += 2 * d_model * d_sae * answers
-    if input_sae is not None:
-        _, d_model, d_sae = sizes[str(input_sae)]
-        total += 2 * d_model * d_sae * sum(counted(one.prompt) for one in encoded)
     return total

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.map.shipped import ShippedMap
+from dspa.map.artifact_map import ArtifactMap
 
 LEGEND = {
     "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
@@ -36,7 +36,7 @@ class SelectionTally:
     ``tokens`` and ``changed`` (steered and changed tokens by age: token 1, 2-3, 4-7, ... of the answer).
     """
 
-    def __init__(self, condition_map: ShippedMap) -> None:
+    def __init__(self, condition_map: ArtifactMap) -> None:
         self._mean = condition_map.mean_difference
         device = self._mean.device
         self._selected: dict[str, list[Tensor]] = {"inputs": [], "latents": [], "cosines": []}
@@ -107,7 +107,7 @@ def edited_share_by_age(tallies: Tallies) -> list[tuple[int, int, float]]:
     return [(2**b, 2 ** (b + 1) - 1, c / n) for b, (n, c) in enumerate(zip(*sums, strict=True)) if n]
 
 
-def selection_figures(condition_map: ShippedMap, tallies: Tallies) -> dict[str, float]:
+def selection_figures(condition_map: ArtifactMap, tallies: Tallies) -> dict[str, float]:
     """The figures of `LEGEND`, over the first 512 prompts (``sure_share``: 32) and all tokens of the sessions.
 
     A figure for which there is nothing to go by is left out; the intervals are bootstrapped here, once.

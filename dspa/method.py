@@ -8,8 +8,8 @@ from pydantic import Field
 
 from dspa.density import measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
+from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
-from dspa.map.shipped import MapOptions, ShippedMap
 from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
@@ -41,9 +41,7 @@ class DSPA(MethodConfig):
     demix: bool = Field(False, description="undo the co-activation of the selected latents (appendix A.4)")
     demix_ridge: Annotated[float, Field(gt=0, description="added to the diagonal of E[g g^T]")] = 1e-3
     whiten: bool = Field(False, description="divide scores by the variance of each latent's difference")
-    whiten_ridge: Annotated[float, Field(gt=0, description="added to each variance, in units of the mean variance")] = (
-        0.1
-    )
+    whiten_ridge: float = Field(0.1, gt=0, description="added to each variance, in units of the mean variance")
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
@@ -57,7 +55,18 @@ class DSPA(MethodConfig):
         """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
         options of the map must make sense together."""
         self._map_options()
-        width = check_sae_pair(self.input_sae, self.output_sae, base)
+        input_layer, width = check_sae(self.input_sae, base)
+        output_layer, output_width = check_sae(self.output_sae, base)
+        if output_layer < input_layer:
+            raise ValueError(
+                f"output SAE {self.output_sae} is at layer {output_layer}, before the input SAE's layer {input_layer}; "
+                "the condition must be known before the edit, so choose l_out >= l_in"
+            )
+        if width != output_width:
+            raise ValueError(
+                f"SAE widths differ: {self.input_sae} has {width} latents, {self.output_sae} has {output_width}; "
+                "the map is between SAEs of the same width"
+            )
         for name in ("truncate", "k_prompt", "k_diff"):
             value = getattr(self, name)
             if value is not None and value > width:
@@ -67,35 +76,17 @@ class DSPA(MethodConfig):
         """Deterministic: ``seed`` has no effect."""
         device = str(base.device)
         with meter.stage("features"):
-            densities = measure_densities(
-                base,
-                triples,
-                input_sae=load_sae(self.input_sae, device),
-                output_sae=load_sae(self.output_sae, device),
-                meter=meter,
-                batch_size=self.batch_size,
-            )
+            saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
+            found = measure_densities(base, triples, **saes, meter=meter, batch_size=self.batch_size)
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
             full = ConditionalDifferenceMap.estimate(
-                densities.prompt,
-                densities.difference,
-                percentile=self.percentile,
-                gate=self.gate,
-                min_support=self.min_support,
+                found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
             )
-            shipped = ShippedMap.build(full.to(device), self._map_options())
-        located = {
-            "input_sae": self.input_sae.located().model_dump(),
-            "output_sae": self.output_sae.located().model_dump(),
-        }
-        params = self.model_dump(mode="json") | located
+            fitted = ArtifactMap.build(full.to(device), self._map_options())
+        params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
         online = {name: params[name] for name in _ONLINE}
-        online |= {"map": shipped.settings, "norm_limits": densities.norm_limits}
-        return base.derive(
-            method="dspa",
-            params=params,
-            intervention=DSPASteering(shipped, SteeringSettings.model_validate(online), device),
-        )
+        settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
+        return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """An upper bound for the map: every input latent has a row of its own."""
@@ -106,20 +97,3 @@ class DSPA(MethodConfig):
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
-
-
-def check_sae_pair(input_sae: SAERef, output_sae: SAERef, base: BaseShape) -> int:
-    """The SAEs' common width; raises ValueError unless both fit the base and each other."""
-    input_layer, input_width = check_sae(input_sae, base)
-    output_layer, output_width = check_sae(output_sae, base)
-    if output_layer < input_layer:
-        raise ValueError(
-            f"output SAE {output_sae} is at layer {output_layer}, before the input SAE's layer {input_layer}; "
-            "the condition must be known before the edit, so choose l_out >= l_in"
-        )
-    if input_width != output_width:
-        raise ValueError(
-            f"SAE widths differ: {input_sae} has {input_width} latents, {output_sae} has {output_width}; "
-            "the map is between SAEs of the same width"
-        )
-    return input_width

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dspa.density import density_of
 from dspa.diagnostics import SelectionTally, selection_figures
-from dspa.map.shipped import MapOptions, ShippedMap
-from dspa.map.truncated import extreme_columns
+from dspa.map.artifact_map import ArtifactMap, MapOptions
+from dspa.map.condiff import extreme_columns
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.data.refs import SAERef
-from harness.model.intervention import Positions, RowState, register_intervention
+from harness.model.intervention import Mask, Positions, Residual, RowState, register_intervention
 
 Scale = Literal["max", "own"]
 Mode = Literal["ablate", "augment", "both"]
@@ -60,46 +60,28 @@ class Selection:
 class DSPASteering:
     """The online half of DSPA; a harness Intervention."""
 
-    def __init__(self, condition_map: ShippedMap, settings: SteeringSettings, device: str = "cpu") -> None:
+    def __init__(self, condition_map: ArtifactMap, settings: SteeringSettings, device: str = "cpu") -> None:
         self.condition_map = condition_map.to(device)
         """The map the sets are selected by."""
         self.settings = settings
+        self.positions: Positions = settings.positions
         self._input: ResidualSAE = load_sae(settings.input_sae, device)
         self._output: ResidualSAE = load_sae(settings.output_sae, device)
+        self.saes = self._input, self._output
+        self.read_layers, self.write_layers = (self._input.layer,), (self._output.layer,)
         # On an accelerator, looking which tokens need the full encode would make the host wait at every step.
         self._lazy = torch.device(device).type == "cpu"
 
-    @property
-    def positions(self) -> Positions:
-        return self.settings.positions
-
-    @property
-    def read_layers(self) -> tuple[int, ...]:
-        return (self._input.layer,)
-
-    @property
-    def write_layers(self) -> tuple[int, ...]:
-        return (self._output.layer,)
-
-    @property
-    def saes(self) -> tuple[ResidualSAE, ResidualSAE]:
-        """(input SAE, output SAE)."""
-        return self._input, self._output
-
-    def select(self, residual: Float[Tensor, "batch pos d_model"], prompt: Bool[Tensor, "batch pos"]) -> Selection:
+    def select(self, residual: Residual, prompt: Mask) -> Selection:
         """The latent sets of prompts, from the residual stream at the input SAE's layer over their tokens."""
         settings = self.settings
         density = density_of(self._input, residual, prompt, settings.norm_limits[0])
-        gates = top_prompt_latents(density, settings.k_prompt)
+        gates = top_latents(density, settings.k_prompt)
         scores = self.condition_map.scores(gates, density)
         return Selection(density, gates, scores, *latent_sets(scores, settings.mode, settings.k_diff))
 
     def condition(
-        self,
-        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
-        prompt: Bool[Tensor, "batch pos"],
-        *,
-        tally: SelectionTally | None = None,
+        self, residual: Mapping[int, Residual], prompt: Mask, *, tally: SelectionTally | None = None
     ) -> RowState:
         """Selected latents with their signs (0: none), encoder and decoder rows, for each prompt."""
         selection = self.select(residual[self._input.layer], prompt)
@@ -109,19 +91,11 @@ class DSPASteering:
         return {**self._output.encoder.gather(index), "sign": selection.sign, "seen": torch.zeros_like(index[:, 0])}
 
     def delta(
-        self,
-        layer: int,
-        residual: Float[Tensor, "batch pos d_model"],
-        state: RowState,
-        steered: Bool[Tensor, "batch pos"],
-        *,
-        tally: SelectionTally | None = None,
-    ) -> Float[Tensor, "batch pos d_model"] | None:
+        self, layer: int, residual: Residual, state: RowState, steered: Mask, *, tally: SelectionTally | None = None
+    ) -> Residual:
         """W~_dec (f~' - f~): zero, to the bit, for tokens on which no selected latent is active."""
-        allowed = steered
         limit = self.settings.norm_limits[1]
-        if limit is not None:
-            allowed = steered & self._output.fits_norm(residual, limit)
+        allowed = steered if limit is None else steered & self._output.fits_norm(residual, limit)
         latents, scale = self._output.encoder.encode_selected(residual, state)
         movable = movable_latents(latents, state["sign"], allowed)
         strongest = self._strongest(residual, movable) if self.settings.scale == "max" else None
@@ -130,9 +104,7 @@ class DSPASteering:
             tally.edited(change != 0, state["latents"], steered, state["seen"])
         return self._output.encoder.decode_change(change, state, scale)
 
-    def _strongest(
-        self, residual: Float[Tensor, "batch pos d_model"], movable: Bool[Tensor, "batch pos k"]
-    ) -> Float[Tensor, "batch pos"]:
+    def _strongest(self, residual: Residual, movable: Bool[Tensor, "batch pos k"]) -> Float[Tensor, "batch pos"]:
         """M of each token with an active selected latent, from the full encode; other tokens do not need it."""
         needed = movable.any(-1)
         if not self._lazy or needed.all():
@@ -153,7 +125,8 @@ class DSPASteering:
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
-        return cls(ShippedMap.restore(tensors, params["map"]), SteeringSettings.model_validate(params), device)
+        settings = SteeringSettings.model_validate(params)
+        return cls(ArtifactMap.restore(tensors, settings.map), settings, device)
 
     def to(self, device: torch.device | str) -> "DSPASteering":
         return DSPASteering(self.condition_map, self.settings, str(device))
@@ -166,9 +139,10 @@ class DSPASteering:
         return selection_figures(self.condition_map, tallies)
 
 
-def top_prompt_latents(density: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
-    """The k densest input latents of each prompt, ties to the lower one; -1 where fewer than k are active at all."""
-    return _largest(density, k)
+def top_latents(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
+    """The k largest densities or scores of each row, only positive ones, ties to the lower latent; -1 fills up."""
+    columns = extreme_columns(values, k)
+    return columns.masked_fill(values.gather(1, columns) <= 0, -1)
 
 
 def latent_sets(
@@ -178,28 +152,9 @@ def latent_sets(
 
     ``k`` latents in each direction that the mode has, those to be ablated first.
     """
-    sets = []
-    if mode in ("ablate", "both"):
-        sets.append((ablate_set(scores, k), -1.0))
-    if mode in ("augment", "both"):
-        sets.append((augment_set(scores, k), 1.0))
-    signs = [(latents >= 0) * sign for latents, sign in sets]
-    return torch.cat([latents for latents, _ in sets], dim=1), torch.cat(signs, dim=1)
-
-
-def ablate_set(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
-    """The k smallest scores of each row, only negative ones; -1 fills up."""
-    return augment_set(-scores, k)
-
-
-def augment_set(scores: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
-    """The k largest scores of each row, only positive ones; -1 fills up."""
-    return _largest(scores, k)
-
-
-def _largest(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:
-    columns = extreme_columns(values, k)
-    return columns.masked_fill(values.gather(1, columns) <= 0, -1)
+    signs = {"ablate": (-1.0,), "augment": (1.0,), "both": (-1.0, 1.0)}[mode]
+    sets = [top_latents(sign * scores, k) for sign in signs]
+    return torch.cat(sets, dim=1), torch.cat([(s >= 0) * sign for s, sign in zip(sets, signs, strict=True)], dim=1)
 
 
 def latent_change(
@@ -223,11 +178,7 @@ def latent_change(
 
 
 def movable_latents(
-    latents: Float[Tensor, "batch pos k"],
-    sign: Float[Tensor, "batch k"],
-    steered: Bool[Tensor, "batch pos"],
-    *,
-    active_only: bool = True,
+    latents: Float[Tensor, "batch pos k"], sign: Float[Tensor, "batch k"], steered: Mask, *, active_only: bool = True
 ) -> Bool[Tensor, "batch pos k"]:
     """Where a latent may move: it is selected (``sign`` is not 0), its token is steered and, with ``active_only`` (the
     paper), it fires on that token."""

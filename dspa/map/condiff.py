@@ -16,15 +16,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dspa.map.packing import pack, unpack
-from dspa.map.sparse import BLOCK_NUMBERS, SparseRows, column_percentile
-from dspa.map.truncated import TruncatedMap, row_extremes
+from dspa.map.sparse import BLOCK_NUMBERS, OnDevice, SparseRows, column_percentile, pack, unpack
 
 Gate = Literal["paper", "strict"]
+_TIED_NUMBERS = 1 << 22  # keys of tied rows made at a time
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionalDifferenceMap:
+class TruncatedMap(OnDevice):
+    """A as it ships: at most 2 * top entries a row ("99.8 % less memory", arXiv 2603.21461, "Offline", step 4).
+
+    Unused places hold column 0 and value 0.
+    """
+
+    columns: Int[Tensor, "d_in entries"]
+    """int32"""
+    values: Float[Tensor, "d_in entries"]
+    d_out: int
+
+    def scores(
+        self, selected: Int[Tensor, "batch k"], weights: Float[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch d_out"]:
+        """s(x) = A^T 1_S over the kept entries, or the sum of rows by ``weights``; -1 in ``selected``: none."""
+        present = (selected >= 0).float()
+        weights = present if weights is None else weights * present
+        rows = selected.clamp(min=0)
+        # In float64, so that ties stay ties whatever the order of addition, which an accelerator does not promise.
+        columns = self.columns[rows].flatten(1).long()
+        values = (self.values[rows].double() * weights[..., None]).flatten(1)
+        scores = torch.zeros(len(selected), self.d_out, dtype=torch.float64, device=values.device)
+        return scores.scatter_add_(1, columns, values).float()
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalDifferenceMap(OnDevice):
     """Rows are input latents, columns output latents.
 
     Gates that are open for every triple are a flag in ``always`` and have no entry in ``gates``: under the literal
@@ -157,10 +182,9 @@ class ConditionalDifferenceMap:
 
         Ties go to the lower column. With ``column_scale`` the columns are multiplied by it first.
         """
-        d_in, d_out = len(self.always), self.difference.width
+        d_in, d_out, device = len(self.always), self.difference.width, self.always.device
         if not 1 <= top <= d_out:
             raise ValueError(f"top must be in [1, {d_out}], got {top}")
-        device = self.always.device
         scale = torch.ones(d_out, device=device) if column_scale is None else column_scale
         columns = torch.zeros(d_in, 2 * top, dtype=torch.int32, device=device)
         values = torch.zeros(d_in, 2 * top, device=device)
@@ -189,12 +213,6 @@ class ConditionalDifferenceMap:
         distinct[place] = latents
         return distinct, place
 
-    def to(self, device: torch.device | str) -> "ConditionalDifferenceMap":
-        """The same on another device."""
-        gates, difference = self.gates.to(device), self.difference.to(device)
-        vectors = (self.always.to(device), self.row_scale.to(device), self.threshold.to(device))
-        return ConditionalDifferenceMap(gates, difference, *vectors, self.gate)
-
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors: packed, exact."""
         shape = [self.n_triples, self.gates.width, self.difference.width, get_args(Gate).index(self.gate)]
@@ -207,23 +225,21 @@ class ConditionalDifferenceMap:
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor]) -> "ConditionalDifferenceMap":
         """Inverse of ``tensors``; raises ValueError, saying what is wrong, for anything else."""
-        expected = {"shape": (4, torch.int64)}
-        if "shape" in tensors and tuple(tensors["shape"].shape) == (4,):
-            d_in = int(tensors["shape"][1])
-            expected |= {"always": (d_in, torch.bool), "row_scale": (d_in, torch.float32)}
-            expected |= {"threshold": (d_in, torch.float32)}
-        for name, (length, dtype) in expected.items():
+
+        def vector(name: str, length: int, dtype: torch.dtype) -> Tensor:
             found = tensors.get(name)
             if found is None or tuple(found.shape) != (length,) or found.dtype != dtype:
                 raise ValueError(f"tensor {name!r} is missing, or is not {length} numbers of {dtype}")
-        n, d_in, d_out, gate = tensors["shape"].tolist()
+            return found.cpu()
+
+        n, d_in, d_out, gate = vector("shape", 4, torch.int64).tolist()
+        always = vector("always", d_in, torch.bool)
+        row_scale, threshold = (vector(name, d_in, torch.float32) for name in ("row_scale", "threshold"))
         if min(n, d_in, d_out) < 1 or gate not in (0, 1):
             raise ValueError(f"the shape {[n, d_in, d_out, gate]} is not that of a map")
-        gates = unpack(_below(tensors, "gates."), n, d_in)
-        difference = unpack(_below(tensors, "difference."), n, d_out)
+        gates, difference = unpack(below(tensors, "gates."), n, d_in), unpack(below(tensors, "difference."), n, d_out)
         if gates.value is not None or difference.value is None:
             raise ValueError("gates have no values and differences have some; here it is otherwise")
-        always, row_scale, threshold = (tensors[name].cpu() for name in ("always", "row_scale", "threshold"))
         return cls(gates, difference, always, row_scale, threshold, get_args(Gate)[gate])
 
     def save(self, path: str | Path) -> None:
@@ -255,5 +271,39 @@ def _sparse(matrix: Float[Tensor, "n d"] | SparseRows) -> SparseRows:
     return matrix if isinstance(matrix, SparseRows) else SparseRows.from_dense(matrix.float())
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def row_extremes(
+    block: Float[Tensor, "row d_out"], top: int
+) -> tuple[Int[Tensor, "row entries"], Float[Tensor, "row entries"]]:
+    """Columns (int32) and values of the ``top`` largest and smallest entries of each row, ties to the lower column.
+
+    Zeros are not kept, and an entry that is among both ends is kept once.
+    """
+    column = torch.cat([extreme_columns(block, top, largest=largest) for largest in (True, False)], dim=1)
+    ordered = column.sort(dim=1).values
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    value = block.gather(1, ordered).masked_fill(repeated, 0.0)
+    return ordered.masked_fill(value == 0, 0).int(), value
+
+
+def extreme_columns(values: Float[Tensor, "row width"], k: int, *, largest: bool = True) -> Int[Tensor, "row kept"]:
+    """Columns of the ``k`` (at most width) largest or smallest entries of each row, most extreme first.
+
+    Of entries that tie at the cut-off those in lower columns are taken, except for zeros, which no caller keeps.
+    Densities and their differences are shares of few tokens, so ties are common; `topk` alone takes any of them.
+    """
+    k = min(k, values.shape[1])
+    value, column = values.topk(min(k + 1, values.shape[1]), dim=1, largest=largest)
+    tied = ((value[:, k:] == value[:, k - 1 : k]).any(1) & (value[:, k - 1] != 0)).nonzero()[:, 0]
+    column = column[:, :k]
+    for rows in tied.split(max(1, _TIED_NUMBERS // values.shape[1])):
+        bits = values[rows].view(torch.int32).long()
+        key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
+        place = torch.arange(values.shape[1], device=values.device)
+        column[rows] = (((key if largest else -key) << 32) - place).topk(k, dim=1).indices
+    return column

@@ -16,7 +16,7 @@ from dspa.method import DSPA
 from dspa.perf.naive import TextPairs, least_forwards, two_full_forwards
 from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, PerfOptions, Writer, make_base, make_saes
 from dspa.saes.sae import load_sae
-from dspa.steering import ablate_set, top_prompt_latents
+from dspa.steering import top_latents
 from harness.compute import Meter
 from harness.model.aligned import AlignedModel
 from harness.model.decoder import find_decoder
@@ -186,6 +186,6 @@ def _query(scores: Callable[[Tensor], Tensor], prompt: Float[Tensor, "n d_sae"],
     for row in range(queries + 3):
         density = prompt[row % len(prompt)][None]
         begin = time.perf_counter()
-        ablate_set(scores(top_prompt_latents(density, 32)), 16)
+        top_latents(-scores(top_latents(density, 32)), 16)
         taken.append(time.perf_counter() - begin)
     return 1000 * median(taken[3:])  # the first ones build what the map keeps between queries

@@ -1,5 +1,6 @@
 """Sparse autoencoders on the residual stream, loaded through SAELens from a folder or by release name."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -63,7 +64,9 @@ class ResidualSAE:
         """Content hash: weights, configuration, layer and norm filter, wherever the SAE was loaded from."""
         options = {k: v for k, v in self.sae.cfg.to_dict().items() if k not in ("device", "dtype", "metadata")}
         options["norm_multiple"] = self.norm_multiple
-        return f"{self.layer}-{json.dumps(options, sort_keys=True)}-{hash_tensors(self.sae.state_dict())}"
+        digest = hashlib.sha256()
+        hash_tensors(digest, self.sae.state_dict())
+        return f"{self.layer}-{json.dumps(options, sort_keys=True)}-{digest.hexdigest()}"
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -16,18 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Message, Triple
-from harness.model.artifact import hash_tensor, read_description, read_intervention, read_model, write_artifact
+from harness.model.artifact import hash_tensors, read_description, read_intervention, read_model, write_artifact
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
-from harness.model.generation import Batch, Completion, generate_batches
+from harness.model.generation import Batch, generate_batches
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
-from harness.model.runtime import Runtime
-from harness.model.steering import Steering
+from harness.model.steering import Runtime, Steering
+from harness.responder import Completion
 
 Delta = Literal["none", "adapter", "weights"]
-EncodedTriples = dict[tuple[str | None, str], tuple[array, array, array]]
-"""(instruction, key of a triple) -> its ids (see `AlignedModel.triple_ids`), four bytes a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,8 @@ class AlignedModel:
 
     ``model`` is what runs: the base's own weights, a PEFT model around them (``delta='adapter'``) or fine-tuned
     ones (``delta='weights'``). ``budget`` and ``bill`` are provenance and do not enter the fingerprint. ``encoded``
-    holds the triples that were tokenised so far: whoever asks for the same ones often gives an empty one.
+    holds the triples that were tokenised so far, (instruction, key of a triple) -> its ids, four bytes a token: whoever
+    asks for the same ones often gives an empty one.
     """
 
     base: BaseModel
@@ -48,7 +47,7 @@ class AlignedModel:
     system_prompt: str | None = None
     budget: Mapping[str, Any] | None = None
     bill: Mapping[str, Any] | None = None
-    encoded: EncodedTriples | None = None
+    encoded: dict[tuple[str | None, str], tuple[array, array, array]] | None = None
 
     @classmethod
     def from_base(cls, ref: ModelRef, *, device: str = "cpu") -> "AlignedModel":
@@ -57,9 +56,7 @@ class AlignedModel:
         return cls(base, base.model)
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, base: "BaseModel | ModelRef | None" = None, device: str = "cpu"
-    ) -> "AlignedModel":
+    def load(cls, path: str | Path, *, base: BaseModel | ModelRef | None = None, device: str = "cpu") -> "AlignedModel":
         """Load an artifact folder; ``base`` overrides where the base is found, but its content must be the same.
 
         Raises ValueError for a folder without aligned.json, an unknown schema, another base, or changed tensors.
@@ -86,10 +83,7 @@ class AlignedModel:
         return aligned
 
     def save(self, path: str | Path) -> None:
-        """Write an artifact folder (see harness.model.artifact); it appears complete or not at all.
-
-        Raises ValueError when ``path`` exists already.
-        """
+        """Write an artifact folder (see `harness.model.artifact.write_artifact`)."""
         steering = self.intervention
         description = {
             "method": self.method,
@@ -98,7 +92,7 @@ class AlignedModel:
             "params": dict(self.params),
             "fingerprint": self.fingerprint,
             "delta": self.delta,
-            "intervention": None if steering is None else {"kind": steering.kind, "params": steering.params()},
+            "intervention": None if steering is None else {"kind": steering.name, "params": steering.params()},
             "system_prompt": self.system_prompt,
             "bill": self.bill,
         }
@@ -125,29 +119,23 @@ class AlignedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the outputs: base, weight delta, intervention, chat format, dtype.
 
         Batch size and device are not in it; provenance neither.
         """
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         parts = [self.base.identity, self.chat.identity, str(self.model.dtype), self.system_prompt, self.delta]
         digest.update(json.dumps(parts).encode())
         if self.delta == "adapter":
             settings = {name: config.to_dict() for name, config in self.model.peft_config.items()}  # type: ignore[union-attr]
             digest.update(_adapter_settings(settings).encode())
-        for name, tensor in sorted(self.delta_tensors().items()):
-            hash_tensor(digest, name, tensor)
+        hash_tensors(digest, self.delta_tensors())
         if self.intervention is not None:
-            kind, identity = self.intervention.kind, self.intervention.identity()
-            digest.update(json.dumps([kind, identity], sort_keys=True).encode())
-            for name, tensor in sorted(self.intervention.tensors().items()):
-                hash_tensor(digest, name, tensor)
+            named = [self.intervention.name, self.intervention.identity()]
+            digest.update(json.dumps(named, sort_keys=True).encode())
+            hash_tensors(digest, self.intervention.tensors())
         return digest.hexdigest()
 
     def delta_tensors(self) -> dict[str, Tensor]:
@@ -163,7 +151,7 @@ class AlignedModel:
         """What generation and scoring need of it."""
         return Runtime(self.model, self.chat, self.base.max_length, self.intervention)
 
-    def steering(self) -> "AbstractContextManager[Steering | None]":
+    def steering(self) -> AbstractContextManager[Steering | None]:
         """Hooks for forwards of ``self.model``; a null context where there is no intervention."""
         return self.runtime.steering()
 
@@ -181,16 +169,10 @@ class AlignedModel:
 
         Raises ValueError when the longer of the two texts does not fit the context: nothing is cut.
         """
-        if self.encoded is None:
-            return self._triple_ids(triple)
         place = self.system_prompt, triple.key
-        if place not in self.encoded:
-            prompt, chosen, rejected = self._triple_ids(triple)
-            self.encoded[place] = array("i", prompt), array("i", chosen), array("i", rejected)
-        prompt, chosen, rejected = self.encoded[place]
-        return list(prompt), list(chosen), list(rejected)
-
-    def _triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
+        if self.encoded is not None and place in self.encoded:
+            prompt, chosen, rejected = self.encoded[place]
+            return list(prompt), list(chosen), list(rejected)
         prompt = self.prompt_ids(triple.prompt)
         chosen, rejected = self.chat.response_ids(triple.chosen), self.chat.response_ids(triple.rejected)
         longest = len(prompt) + max(len(chosen), len(rejected)) + 1
@@ -199,6 +181,8 @@ class AlignedModel:
                 f"triple {triple.key[:12]} ({triple.prompt[-1]['content'][:40]!r}...) has {longest} tokens, more than "
                 f"the context of {self.base.max_length}; leave it out of the triples file"
             )
+        if self.encoded is not None:
+            self.encoded[place] = array("i", prompt), array("i", chosen), array("i", rejected)
         return prompt, chosen, rejected
 
     def generate(

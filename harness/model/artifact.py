@@ -4,7 +4,6 @@
 """
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -34,10 +33,9 @@ def write_artifact(
     tokenizer: PreTrainedTokenizerBase,
     tensors: Mapping[str, Tensor] | None,
 ) -> None:
-    """Write the folder; it appears complete or not at all.
+    """Write the folder, complete or not at all; ValueError when ``path`` exists already.
 
-    ``description["delta"]`` says what of ``model`` is kept; ``tensors`` are the intervention's. Raises ValueError when
-    ``path`` exists already.
+    ``description["delta"]`` says what of ``model`` is kept; ``tensors`` are the intervention's.
     """
     with atomic_folder(path) as folder:
         if tensors is not None:
@@ -49,8 +47,7 @@ def write_artifact(
             model.save_pretrained(folder / "weights")
             tokenizer.save_pretrained(folder / "weights")  # so that the folder is a base model of its own
         readable = folder / "aligned.json"
-        whole = {"schema_version": SCHEMA_VERSION, **description}
-        readable.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        readable.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **description}, indent=2) + "\n", "utf-8")
         for file in folder.rglob("*.safetensors"):
             shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
 
@@ -102,15 +99,8 @@ def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device:
     return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
 
 
-def hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    """Add a tensor's name, dtype, shape and bytes to a hashlib digest."""
-    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) over named tensors, whatever their order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        hash_tensor(digest, name, tensors[name])
-    return digest.hexdigest()
+def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Add the names, dtypes, shapes and bytes of tensors to a hashlib digest, whatever their order."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

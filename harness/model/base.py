@@ -96,7 +96,6 @@ def base_identity(ref: ModelRef) -> str:
     config = cached_file(ref.id, "config.json", revision=ref.revision)
     commit = extract_commit_hash(None if config is None else str(config), None)
     if commit is None:
-        raise ValueError(
-            f"the hub names no commit for {ref.id!r} at revision {ref.revision!r}; name a commit as `revision`"
-        )
+        place = f"{ref.id!r} at revision {ref.revision!r}"
+        raise ValueError(f"the hub names no commit for {place}; name a commit as `revision`")
     return commit

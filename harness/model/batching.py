@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -28,34 +28,18 @@ def positions_of(mask: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def new_token_mask(mask: Any, ids: Tensor) -> Bool[Tensor, "batch pos"]:
-    """Which of this forward's tokens are not padding, from a [batch, past + pos] mask or none."""
-    if mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise ValueError(
-            "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
-        )
-    return mask[:, -ids.shape[1] :].bool()
-
-
 def cut_batches(lengths: Sequence[int], batch_size: int, *, forward: int) -> list[range]:
     """Rows of these lengths, longest first, cut into batches of at most ``batch_size`` so that least is computed.
 
     A batch costs its rows times its longest row, and ``forward`` for being a forward of its own (in tokens).
     """
     assert all(a >= b for a, b in itertools.pairwise(lengths))
-    cost, start = [0], [0]
+    best = [(0, 0)]  # for each number of first rows: their cost, and where their last batch begins
     for stop in range(1, len(lengths) + 1):
-        cheapest = min(
-            (cost[begin] + (stop - begin) * lengths[begin] + forward, begin)
-            for begin in range(max(0, stop - batch_size), stop)
-        )
-        cost.append(cheapest[0])
-        start.append(cheapest[1])
-    batches = []
-    stop = len(lengths)
+        begins = range(max(0, stop - batch_size), stop)
+        best.append(min((best[begin][0] + (stop - begin) * lengths[begin] + forward, begin) for begin in begins))
+    batches, stop = [], len(lengths)
     while stop:
-        batches.append(range(start[stop], stop))
-        stop = start[stop]
+        batches.append(range(best[stop][1], stop))
+        stop = best[stop][1]
     return batches[::-1]

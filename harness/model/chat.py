@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from harness.data.triples import Conversation, Message
 
 ChatKind = Literal["tokenizer", "hh"]
-CHAT_KINDS = ("auto", "tokenizer", "hh")
 _PROBE = "system-turn-probe"
 
 
@@ -29,8 +28,8 @@ class ChatFormat:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, kind: str = "auto") -> "ChatFormat":
         """``auto`` takes the tokenizer's template where it has one, else ``hh``."""
-        if kind not in CHAT_KINDS:
-            raise ValueError(f"unknown chat format {kind!r}; known: {', '.join(CHAT_KINDS)}")
+        if kind not in (known := ("auto", *get_args(ChatKind))):
+            raise ValueError(f"unknown chat format {kind!r}; known: {', '.join(known)}")
         if kind == "tokenizer" and tokenizer.chat_template is None:
             raise ValueError("chat format 'tokenizer' needs a tokenizer with a chat template; use 'hh' or add one")
         if kind == "hh" or tokenizer.chat_template is None:
@@ -40,14 +39,16 @@ class ChatFormat:
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids up to and including the assistant header: what the model answers to."""
         if self.kind == "hh":
-            return self._bos + self._plain_ids(self.hh_text(conversation))
+            bos = self.tokenizer.bos_token_id
+            return ([] if bos is None else [int(bos)]) + self._plain_ids(self.hh_text(conversation))  # type: ignore[arg-type]
         if not self._has_system_turn:
             conversation = _fold_system(conversation)
         return self._rendered_ids(conversation, generation_prompt=True)
 
     def hh_text(self, conversation: Conversation, *, generation_prompt: bool = True) -> str:
         """A conversation in the ``hh`` form as text, BOS left to the tokenizer; else it ends with its last turn."""
-        text = _hh_text(_fold_system(conversation))
+        names = {"user": "Human", "assistant": "Assistant"}
+        text = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in _fold_system(conversation))
         return text + "\n\nAssistant:" if generation_prompt else text
 
     def response_ids(self, response: str) -> list[int]:
@@ -99,10 +100,6 @@ class ChatFormat:
         text = f"{self.kind}\n{self.tokenizer.chat_template if self.kind == 'tokenizer' else ''}\n{self.stop_ids}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def _bos(self) -> list[int]:
-        return [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]  # type: ignore[arg-type]
-
     @cached_property
     def _marker_ids(self) -> set[int]:
         added: dict[str, int] = self.tokenizer.get_added_vocab()  # type: ignore[operator]
@@ -120,9 +117,8 @@ class ChatFormat:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _rendered_ids(self, conversation: Conversation, *, generation_prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            _dicts(conversation), tokenize=False, add_generation_prompt=generation_prompt
-        )
+        turns = _dicts(conversation)
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
         return self._plain_ids(str(text))
 
 
@@ -136,8 +132,3 @@ def _fold_system(conversation: Conversation) -> Conversation:
         return conversation
     system, first, *rest = conversation
     return (Message(role="user", content=f"{system['content']}\n\n{first['content']}"), *rest)
-
-
-def _hh_text(conversation: Conversation) -> str:
-    names = {"user": "Human", "assistant": "Assistant"}
-    return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in conversation)

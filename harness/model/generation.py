@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.model.batching import pad_rows
-from harness.model.runtime import Runtime
-from harness.responder import Completion as Completion
+from harness.model.steering import Runtime
+from harness.responder import Completion
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def generate_batches(
     room = runtime.max_length - max_new_tokens
     long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
     if long:
-        yield Batch(long, tuple(_too_long(len(prompts[i]), max_new_tokens, runtime.max_length) for i in long), None)
+        excess = f"tokens + {max_new_tokens} new ones exceed the context of {runtime.max_length}"
+        sizes = [len(prompts[i]) for i in long]
+        yield Batch(long, tuple(Completion("", (), n, 0, False, f"prompt of {n} {excess}") for n in sizes), None)
     todo = sorted(set(range(len(prompts))) - set(long), key=lambda i: (-len(prompts[i]), i))
     for start in range(0, len(todo), batch_size):
         rows = tuple(todo[start : start + batch_size])
@@ -50,11 +52,6 @@ def generate_batches(
             runtime, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
         )
         yield Batch(rows, tuple(completions), tally)
-
-
-def _too_long(tokens: int, max_new_tokens: int, context: int) -> Completion:
-    reason = f"prompt of {tokens} tokens + {max_new_tokens} new ones exceed the context of {context}"
-    return Completion("", (), tokens, 0, False, reason)
 
 
 def _generate_batch(
@@ -72,7 +69,7 @@ def _generate_batch(
         eos_token_id=list(chat.stop_ids),
     )
     with runtime.steering() as session:
-        output = runtime.model.generate(  # type: ignore[operator]
+        output = runtime.model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,

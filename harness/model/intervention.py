@@ -1,7 +1,7 @@
 """What an inference-time edit of the residual stream is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,8 @@ from torch import Tensor
 from harness.plugins import Registry
 
 Positions = Literal["generation", "all"]
+Residual = Float[Tensor, "batch pos d_model"]
+Mask = Bool[Tensor, "batch pos"]
 RowState = dict[str, Tensor]
 """What an intervention remembers of each row's prompt: tensors whose first dimension is the batch. It belongs to the
 rows: reordered with them, and an intervention may update it in place."""
@@ -44,14 +46,15 @@ class Sums:
 class Intervention(Protocol):
     """Adds a delta to the residual stream (output of decoder layers ``write_layers``) at steered positions.
 
-    ``read_layers`` are the layers whose residual over the prompt ``condition`` needs; all of them must be at or
-    before the first write layer, so that the last prompt token can be steered in the same forward pass.
+    ``name`` is what it is registered as. ``read_layers`` are the layers whose residual over the prompt ``condition``
+    needs; all of them must be at or before the first write layer, so that the last prompt token can be steered in the
+    same forward pass.
 
     An intervention never changes: what is counted while it steers goes to the ``tally`` of the steering session, an
     object that its own `tally` made.
     """
 
-    kind: ClassVar[str]
+    name: ClassVar[str]
 
     @property
     def positions(self) -> Positions: ...
@@ -62,13 +65,7 @@ class Intervention(Protocol):
     @property
     def write_layers(self) -> tuple[int, ...]: ...
 
-    def condition(
-        self,
-        residual: Mapping[int, Float[Tensor, "batch pos d_model"]],
-        prompt: Bool[Tensor, "batch pos"],
-        *,
-        tally: Any = None,
-    ) -> RowState:
+    def condition(self, residual: Mapping[int, Residual], prompt: Mask, *, tally: Any = None) -> RowState:
         """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``).
 
         What was selected is noted in ``tally``; None: nobody counts.
@@ -76,14 +73,8 @@ class Intervention(Protocol):
         ...
 
     def delta(
-        self,
-        layer: int,
-        residual: Float[Tensor, "batch pos d_model"],
-        state: RowState,
-        steered: Bool[Tensor, "batch pos"],
-        *,
-        tally: Any = None,
-    ) -> Float[Tensor, "batch pos d_model"] | None:
+        self, layer: int, residual: Residual, state: RowState, steered: Mask, *, tally: Any = None
+    ) -> Residual | None:
         """What to add to the residual stream: exactly zero where not ``steered`` or where nothing is to be edited.
 
         ``state`` has the rows of ``residual``. None stands for zero everywhere. Called at every decode step (pos = 1),
@@ -124,16 +115,6 @@ class Intervention(Protocol):
         ...
 
 
-_Class = TypeVar("_Class")
 INTERVENTIONS: Registry[Intervention] = Registry("intervention")
-
-
-def register_intervention(name: str):
-    """Class decorator: artifacts that hold this intervention come back as this class."""
-
-    def decorate(cls: type[_Class]) -> type[_Class]:
-        cls.kind = name  # type: ignore[attr-defined]
-        INTERVENTIONS.register(name)(cls)
-        return cls
-
-    return decorate
+register_intervention = INTERVENTIONS.register
+"""Class decorator: artifacts that hold this intervention come back as this class."""

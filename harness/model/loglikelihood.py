@@ -12,16 +12,18 @@ from transformers import DynamicCache
 
 from harness.model.batching import cut_batches, pad_rows, positions_of
 from harness.model.prefix_cache import CachedRows, Family, Tokens, can_share, encode, extend, extended_logits, families
-from harness.model.runtime import Runtime
-from harness.model.steering import Steering
+from harness.model.steering import Runtime, Steering
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
+Scored = tuple[dict[int, Score], dict[str, Any] | None]
+"""Scores by request, and what was counted meanwhile."""
+
+Group = list[tuple[Tokens, list[int]]]
+"""Contexts, each with some of its requests."""
 
 _SLICE = 1024
 """Positions whose logits are normalised at once: as float32 they take 1 GB for a vocabulary of 256,000."""
-
-
 _FORWARD = {"cpu": 64, "cuda": 1024}
 """What a forward costs beside its tokens, in tokens: small batches waste time on it, large ones on padding."""
 
@@ -48,10 +50,6 @@ def score_batches(runtime: Runtime, requests: Sequence[Request], *, batch_size: 
     scored = _score_by_prefix if can_share(runtime) else _score_by_context
     for scores, tally in scored(runtime, requests, batch_size):
         yield ScoredBatch(tuple(scores), tuple(scores.values()), tally)
-
-
-Scored = tuple[dict[int, Score], dict[str, Any] | None]
-"""Scores by request, and what was counted meanwhile."""
 
 
 def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
@@ -107,13 +105,9 @@ def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size:
         yield scores, None if session is None else session.counts()
 
 
-Group = list[tuple[Tokens, list[int]]]
-
-
 def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Group]:
     """Contexts of similar length, longest first, at most ``batch_size`` continuations together."""
-    group: Group = []
-    rows = 0
+    group, rows = [], 0
     for context in sorted(by_context, key=lambda c: (-len(c), c)):
         indices = by_context[context]
         for start in range(0, len(indices), batch_size):
@@ -130,8 +124,8 @@ def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Gr
 def _score_group(
     runtime: Runtime, group: Group, requests: Sequence[Request], session: Steering | None
 ) -> dict[int, Score]:
-    device = runtime.device
-    ids, mask = pad_rows([context for context, _ in group], runtime.chat.pad_id, side="left", device=device)
+    pad, device = runtime.chat.pad_id, runtime.device
+    ids, mask = pad_rows([context for context, _ in group], pad, side="left", device=device)
     cache = DynamicCache(config=runtime.model.config)
     first = runtime.model(
         input_ids=ids,
@@ -146,9 +140,7 @@ def _score_group(
     longer = [(row, i) for row, _, i in places if len(requests[i][1]) > 1]
     if not longer:
         return scores
-    later, later_mask = pad_rows(
-        [requests[i][1][:-1] for _, i in longer], runtime.chat.pad_id, side="right", device=device
-    )
+    later, later_mask = pad_rows([requests[i][1][:-1] for _, i in longer], pad, side="right", device=device)
     rows = torch.tensor([row for row, _ in longer], device=device)
     whole = torch.cat([mask[rows], later_mask], dim=1)
     cache.batch_select_indices(rows)
@@ -180,8 +172,8 @@ def _scores(
         for step, token in enumerate(targets[i])
     ]
     table = torch.tensor(cells, device=logits.device)
-    total = torch.zeros(len(places), dtype=torch.float64, device=logits.device)
-    misses = torch.zeros(len(places), dtype=torch.long, device=logits.device)
+    total = table.new_zeros(len(places), dtype=torch.float64)
+    misses = table.new_zeros(len(places))
     for part in table.split(_SLICE):
         rows, columns, tokens, slots = part.unbind(1)
         scored = logits[rows, columns].float()

@@ -13,12 +13,9 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from harness.model.batching import pad_rows, positions_of
 from harness.model.decoder import find_decoder
-from harness.model.runtime import Runtime
+from harness.model.steering import Runtime
 
 Tokens = tuple[int, ...]
-
-SHORTEST = 16
-"""Tokens below which copying a prefix's cache costs about what encoding the prefix again does."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,16 @@ class Family:
         return self.members[0][: self.shared]
 
 
-def families(sequences: Sequence[Tokens], *, shortest: int = SHORTEST) -> list[Family]:
+def families(sequences: Sequence[Tokens], *, shortest: int = 16) -> list[Family]:
     """Split different sequences into families so that most tokens are saved, one level deep.
 
     A family of n saves (n - 1) times its shared tokens. It is a whole node of the sequences' prefix tree (all that
     begin alike), and of all choices of nodes, none below another, the one is taken that saves most. Sequences in no
-    family of at least ``shortest`` shared tokens come together as the last one, with ``shared`` 0.
+    family of at least ``shortest`` shared tokens come together as the last one, with ``shared`` 0 (below 16 tokens,
+    copying a prefix's cache costs about what encoding the prefix again does).
     """
     ordered = sorted(sequences)
-    found: list[Family] = []
-    alone: list[Tokens] = []
-    position = 0
+    found, alone, position = [], [], 0
     for start, stop, shared in _best_runs(ordered, shortest):
         alone += ordered[position:start]
         found.append(Family(shared, tuple(ordered[start:stop])))
@@ -92,10 +88,8 @@ def _best_runs(ordered: Sequence[Tokens], shortest: int) -> list[Run]:
 
 def _common(one: Tokens, other: Tokens) -> int:
     """Length of the common prefix."""
-    for index, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(one), len(other))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)
@@ -122,13 +116,12 @@ def encode(runtime: Runtime, sequences: Sequence[Tokens]) -> CachedRows:
 
     Padded on the right and without a mask: no token sees what is behind it, and attention is faster so.
     """
-    device = runtime.device
-    ids, _ = pad_rows(sequences, runtime.chat.pad_id, side="right", device=device)
+    ids, _ = pad_rows(sequences, runtime.chat.pad_id, side="right", device=runtime.device)
     layers = _empty_layers(runtime)
     layers[-1] = _LastLayer()
     with suppress(_Filled):
         find_decoder(runtime.model).stack(input_ids=ids, past_key_values=Cache(layers=[*layers]), use_cache=True)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=runtime.device)
     return CachedRows(layers, torch.zeros_like(lengths), lengths)
 
 
@@ -141,53 +134,44 @@ def extend(
     from the parents, the last ``fed`` tokens are encoded. So ``fed`` is what the row with most behind its parent
     needs, and at least 1; the others have some tokens of their parent encoded again, where there would be padding.
     """
-    batch = _Extension(runtime, parents, owner, sequences, fed, stop=True)
+    layers, inputs = _extension(runtime, parents, owner, sequences, fed)
+    layers[-1].__class__ = _LastLayer  # only now: the parents' columns went through its update, too
     with suppress(_Filled):
-        find_decoder(runtime.model).stack(**batch.inputs)
-    return CachedRows(batch.layers, batch.width - batch.lengths, batch.lengths)
+        find_decoder(runtime.model).stack(**inputs)
+    lengths = inputs["attention_mask"].sum(-1)
+    return CachedRows(layers, inputs["attention_mask"].shape[1] - lengths, lengths)
 
 
 def extended_logits(
     runtime: Runtime, parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], *, fed: int
 ) -> Float[Tensor, "row fed vocab"]:
     """The same forward for its logits."""
-    return runtime.model(**_Extension(runtime, parents, owner, sequences, fed, stop=False).inputs).logits
+    return runtime.model(**_extension(runtime, parents, owner, sequences, fed)[1]).logits
 
 
-class _Extension:
-    """The inputs of the forward that `extend` describes."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        parents: CachedRows,
-        owner: Sequence[int],
-        sequences: Sequence[Tokens],
-        fed: int,
-        *,
-        stop: bool,
-    ) -> None:
-        ids, mask = pad_rows(sequences, runtime.chat.pad_id, side="left", device=runtime.device)
-        rows = torch.tensor(owner, device=runtime.device)
-        self.lengths, self.width = mask.sum(-1), ids.shape[1]
-        assert bool((self.lengths - fed <= parents.lengths[rows]).all())
-        kept = max(0, self.width - fed)
-        self.layers = _empty_layers(runtime)
-        if kept:
-            # Columns of padding have no counterpart: whatever is taken for them is masked.
-            before = parents.first[rows] - (self.width - self.lengths)
-            columns = (before[:, None] + torch.arange(kept, device=runtime.device)).clamp(min=0)
-            for layer, parent in zip(self.layers, parents.layers, strict=True):
-                layer.update(_taken(parent.keys, rows, columns), _taken(parent.values, rows, columns))
-        if stop:
-            self.layers[-1].__class__ = _LastLayer  # only now: the columns above went through its update, too
-        self.inputs = {
-            "input_ids": ids[:, kept:],
-            "attention_mask": mask,
-            "position_ids": positions_of(mask)[:, kept:],
-            "past_key_values": Cache(layers=[*self.layers]),
-            "use_cache": True,
-        }
+def _extension(
+    runtime: Runtime, parents: CachedRows, owner: Sequence[int], sequences: Sequence[Tokens], fed: int
+) -> tuple[list[DynamicLayer], dict[str, Any]]:
+    """Cache layers and inputs of the forward that `extend` describes."""
+    ids, mask = pad_rows(sequences, runtime.chat.pad_id, side="left", device=runtime.device)
+    rows = torch.tensor(owner, device=runtime.device)
+    lengths, width = mask.sum(-1), ids.shape[1]
+    assert bool((lengths - fed <= parents.lengths[rows]).all())
+    kept = max(0, width - fed)
+    layers = _empty_layers(runtime)
+    if kept:
+        # Columns of padding have no counterpart: whatever is taken for them is masked.
+        before = parents.first[rows] - (width - lengths)
+        columns = (before[:, None] + torch.arange(kept, device=runtime.device)).clamp(min=0)
+        for layer, parent in zip(layers, parents.layers, strict=True):
+            layer.update(_taken(parent.keys, rows, columns), _taken(parent.values, rows, columns))
+    return layers, {
+        "input_ids": ids[:, kept:],
+        "attention_mask": mask,
+        "position_ids": positions_of(mask)[:, kept:],
+        "past_key_values": Cache(layers=[*layers]),
+        "use_cache": True,
+    }
 
 
 class _Filled(Exception):

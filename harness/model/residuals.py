@@ -101,7 +101,7 @@ def early_residuals(
 
 
 def residual_flops(encoded: Sequence[TripleIds], *, last_layer: int, rates: Rates, batch_size: int) -> int:
-    """FLOPs of `harness.model.residuals.triple_residuals` over all triples, for layers up to ``last_layer``."""
+    """FLOPs of `triple_residuals` over all triples, for layers up to ``last_layer``."""
     body, total = rates.body(last_layer + 1), 0
     for rows in batches_by_length(encoded, batch_size):
         prompt = max(len(encoded[r].prompt) for r in rows)

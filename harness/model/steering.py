@@ -6,13 +6,15 @@ condition is computed from; steered are the positions that predict a generated t
 * A forward on an empty cache is a prefill: its unpadded rows are the prompts, unless lengths were given.
 * A prefill that extends the one just before it (decoding without a cache) raises unless lengths were given.
 * A one-token forward on a cache is a decode step. A row that was fed a stop token is over and no longer steered.
-* Rows follow their cache (harness.model.steering): beam search and other reorderings take the conditions along.
+* Rows follow their cache: beam search and other reorderings take the conditions along.
 * Several tokens on a cache must be announced (`announce_continuation`); unannounced (chunked prefill, assisted
   decoding), on another cache than the last one (classifier-free guidance), and wherever rows no longer match (a changed
   batch), the session raises instead of leaving tokens unsteered.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -20,9 +22,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from harness.model.batching import new_token_mask
+from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder, residual_of, with_residual
-from harness.model.intervention import Intervention, RowState
+from harness.model.intervention import Intervention, Mask, RowState
 
 
 class Steering:
@@ -57,8 +59,8 @@ class Steering:
         self._announced = False
         self._state: RowState | None = None
         self._residual: dict[int, Tensor] = {}
-        self._prompt: Bool[Tensor, "batch pos"] | None = None
-        self._edit: Bool[Tensor, "batch pos"] | None = None
+        self._prompt: Mask | None = None
+        self._edit: Mask | None = None
         self._first = 0
         self._prefill = False
         self._finished: Bool[Tensor, " batch"] | None = None
@@ -74,8 +76,7 @@ class Steering:
         self._steered.add(self._decoder.stack)
         add = self._handles.append
         add(self._decoder.stack.register_forward_pre_hook(self._begin, with_kwargs=True))
-        layers = set(self._intervention.read_layers) | set(self._intervention.write_layers)
-        for layer in sorted(layers):
+        for layer in sorted({*self._intervention.read_layers, *self._intervention.write_layers}):
             add(self._decoder.layers[layer].register_forward_hook(self._layer_hook(layer)))
         add(self._decoder.stack.register_forward_hook(self._end))
         return self
@@ -146,7 +147,12 @@ class Steering:
             raise ValueError("steering does not support packed batches (continuous batching); use padded batches")
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        valid = new_token_mask(kwargs.get("attention_mask"), ids)
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            raise ValueError(
+                "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
+            )
+        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
         if past and cache is not self._cache:
             raise ValueError(
                 "a forward on a cache that this session did not prefill last cannot be steered (classifier-free "
@@ -157,9 +163,10 @@ class Steering:
         self._counts = self._counts + steered.sum(-1)
         self._edit = steered & ~self._special[ids]
 
-    def _begin_prefill(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        before = self._prefilled
-        if self._given is None and before is not None and _extends(ids, before):
+    def _begin_prefill(self, ids: Tensor, valid: Mask) -> Mask:
+        old = self._prefilled
+        extends = old is not None and old.shape[1] < ids.shape[1] and torch.equal(ids[:, : old.shape[1]], old)
+        if self._given is None and extends:
             raise ValueError(
                 "this forward extends the last prefill without a cache, so its answer would count as prompt; "
                 "decode with a cache (use_cache=True), or say where prompts end with prompt_lengths()"
@@ -174,8 +181,7 @@ class Steering:
             raise ValueError(f"prompt lengths {given.tolist()} exceed the rows, which have {tokens.tolist()} tokens")
         order = valid.cumsum(-1) - 1
         prompt = valid & (order < lengths[:, None])
-        everywhere = self._intervention.positions == "all"
-        steered = valid if everywhere else valid & (order >= lengths[:, None] - 1)
+        steered = valid if self._intervention.positions == "all" else valid & (order >= lengths[:, None] - 1)
         # Left-padded prompts are steered in their last column alone: what is in front need not be encoded.
         self._first = int(steered.any(0).int().argmax())
         self._prompt = prompt & ~self._special[ids]
@@ -186,7 +192,7 @@ class Steering:
         self._state = None if self._intervention.read_layers else self._condition({})
         return steered
 
-    def _begin_continuation(self, ids: Tensor, valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    def _begin_continuation(self, ids: Tensor, valid: Mask) -> Mask:
         assert self._state is not None and self._finished is not None
         if len(ids) != len(self._finished):
             raise ValueError(
@@ -213,7 +219,7 @@ class Steering:
         if cache is self._cache:
             return
         if self._cache is not None:
-            unfollow_rows(self._cache)
+            self._cache.__class__ = self._cache._plain
         if cache is not None:
             follow_rows(cache, self._take_rows, self._take_back)
         self._cache = cache
@@ -263,22 +269,12 @@ def _members(ids: Sequence[int], vocabulary: int, device: torch.device) -> Bool[
     return members.to(device)
 
 
-def _extends(ids: Int[Tensor, "batch pos"], before: Int[Tensor, "batch_before pos_before"]) -> bool:
-    if len(ids) != len(before) or ids.shape[1] <= before.shape[1]:
-        return False
-    return torch.equal(ids[:, : before.shape[1]], before)
-
-
-TakeRows = Callable[[Int[Tensor, " row"]], None]
-TakeBack = Callable[[int, int], None]
-
-
-def follow_rows(cache: Any, take: TakeRows, take_back: TakeBack) -> None:
+def follow_rows(cache: Any, take: Callable[[Int[Tensor, " row"]], None], take_back: Callable[[int, int], None]) -> None:
     """From now on ``take(index)`` is called whenever row r of ``cache`` becomes what row ``index[r]`` was, and
     ``take_back(removed, left)`` whenever its newest tokens are removed.
 
-    The cache keeps its identity and type: its class is exchanged for a subclass of it, so that copies still work;
-    what is done to the rows of a copy is not told.
+    The cache keeps its identity and type: its class is exchanged for a subclass of it (``_plain`` is the class it had),
+    so that copies still work; what is done to the rows of a copy is not told.
     """
     plain = type(cache)
 
@@ -311,6 +307,23 @@ def follow_rows(cache: Any, take: TakeRows, take_back: TakeBack) -> None:
     cache.__class__ = RowCache
 
 
-def unfollow_rows(cache: Any) -> None:
-    """Give the cache its own class back."""
-    cache.__class__ = cache._plain
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """All that generation and scoring know of a model. ``max_length``: context length in tokens; ``intervention``:
+    None for a model that is not steered."""
+
+    model: Any  # a PreTrainedModel, or PEFT's, which runs like the model inside
+    chat: ChatFormat
+    max_length: int
+    intervention: Intervention | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def steering(self) -> AbstractContextManager[Steering | None]:
+        """Hooks for forwards of ``model``; a null context where there is no intervention."""
+        if self.intervention is None:
+            return nullcontext()
+        chat = self.chat
+        return Steering(self.model, self.intervention, special_ids=chat.special_ids, stop_ids=chat.stop_ids)

@@ -7,15 +7,15 @@ import torch
 
 import dspa.diagnostics
 from dspa.diagnostics import SelectionTally, edit_counts, edited_share_by_age, selection_figures
+from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import ConditionalDifferenceMap
-from dspa.map.shipped import MapOptions, ShippedMap
 
 
-def shipped() -> ShippedMap:
+def shipped() -> ArtifactMap:
     """Latent 0 fires on every prompt; column 0 always rises, column 1 always falls, column 2 does either."""
     difference = torch.tensor([[0.5, -0.5, 1.0], [0.25, -0.25, -1.0]]).repeat(20, 1)
     full = ConditionalDifferenceMap.estimate(torch.ones(40, 1), difference, gate="strict")
-    return ShippedMap.build(full, MapOptions(truncate=1))
+    return ArtifactMap.build(full, MapOptions(truncate=1))
 
 
 def test_what_was_selected_is_summed_up_and_bootstrapped_only_when_figures_are_asked_for(monkeypatch):
@@ -24,8 +24,8 @@ def test_what_was_selected_is_summed_up_and_bootstrapped_only_when_figures_are_a
     inputs, latents = torch.tensor([[0], [0], [-1]]), torch.tensor([[0, 1], [0, 2], [-1, -1]])
     mean = condition_map.mean_difference
     asked = []
-    interval = ShippedMap.interval
-    monkeypatch.setattr(ShippedMap, "interval", lambda self, *args: asked.append(args) or interval(self, *args))
+    interval = ArtifactMap.interval
+    monkeypatch.setattr(ArtifactMap, "interval", lambda self, *args: asked.append(args) or interval(self, *args))
     tally.selected(inputs, latents, torch.stack([2 * mean, -mean, torch.zeros(3)]))
     counted = tally.read()
     assert asked == [], "no prompt waits for intervals"

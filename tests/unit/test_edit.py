@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dspa.diagnostics import mean_pairwise_jaccard
-from dspa.steering import ablate_set, augment_set, latent_change, movable_latents, top_prompt_latents
+from dspa.steering import latent_change, latent_sets, movable_latents, top_latents
 
 LATENTS = torch.tensor([[[2.0, 0.5, 0.0, 3.0]]])
 STRONGEST = torch.tensor([[5.0]])
@@ -47,10 +47,10 @@ def test_what_is_not_a_number_does_not_spread_to_tokens_that_are_not_steered():
 
 
 def test_sets_hold_only_active_latents_and_only_scores_of_the_right_sign():
-    assert top_prompt_latents(torch.tensor([[0.1, 0.0, 0.4]]), 3).tolist() == [[2, 0, -1]]
+    assert top_latents(torch.tensor([[0.1, 0.0, 0.4]]), 3).tolist() == [[2, 0, -1]]
     scores = torch.tensor([[0.3, -0.2, 0.0, -0.5]])
-    assert ablate_set(scores, 3).tolist() == [[3, 1, -1]]
-    assert augment_set(scores, 2).tolist() == [[0, -1]]
+    assert latent_sets(scores, "ablate", 3)[0].tolist() == [[3, 1, -1]]
+    assert latent_sets(scores, "augment", 2)[0].tolist() == [[0, -1]]
 
 
 def test_jaccard_is_the_mean_over_pairs():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dspa.map.truncated import extreme_columns
+from dspa.map.condiff import extreme_columns
 
 
 def brute_force(row, k, largest):
@@ -12,7 +12,7 @@ def brute_force(row, k, largest):
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("k", [1, 4, 12, 40])
 def test_ties_at_the_cut_off_go_to_the_lower_columns(monkeypatch, largest, k):
-    monkeypatch.setattr("dspa.map.truncated._TIED_NUMBERS", 64)
+    monkeypatch.setattr("dspa.map.condiff._TIED_NUMBERS", 64)
     values = torch.randint(-3, 4, (50, 40), generator=torch.Generator().manual_seed(0)) / 7
     values[values == 0] = 1 / 7
     for row, columns in zip(values.tolist(), extreme_columns(values, k, largest=largest).tolist(), strict=True):

@@ -27,7 +27,7 @@ PAIRS = [
 class Push:
     """Adds a direction that depends on the prompt's mean residual: any wrong context changes the result."""
 
-    kind = "test-push"
+    name = "test-push"
     positions = "generation"
     read_layers = (1,)
     write_layers = (2,)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from dspa.map.packing import pack, unpack
-from dspa.map.sparse import SparseRows
+from dspa.map.sparse import SparseRows, pack, unpack
 
 
 def rows_of(matrix: torch.Tensor) -> SparseRows:

@@ -16,7 +16,7 @@ from harness.model.steering import Steering
 class Marker:
     """Adds 1 to the residual at every steered token, and remembers the prompts it was conditioned on."""
 
-    kind, positions = "marker", "generation"
+    name, positions = "marker", "generation"
 
     def __init__(self, read: int = 1, write: int = 2) -> None:
         self.read_layers, self.write_layers = (read,), (write,)

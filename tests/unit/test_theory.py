@@ -10,9 +10,9 @@ from itertools import combinations
 import pytest
 import torch
 
+from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import ConditionalDifferenceMap
-from dspa.map.shipped import MapOptions, ShippedMap
-from dspa.steering import ablate_set
+from dspa.steering import top_latents
 
 C, M_IN, M_OUT = 0.5, 6, 9
 
@@ -72,7 +72,7 @@ def test_ablating_the_smallest_scores_is_optimal_for_a_linear_utility(k):
         utility = torch.randn(8, generator=torch.Generator().manual_seed(seed))
         subsets = [set(s) for size in range(k + 1) for s in combinations(range(8), size)]
         best = max(subsets, key=lambda s: sum(-float(utility[j]) for j in s))
-        assert {j for j in ablate_set(utility[None], k)[0].tolist() if j >= 0} == best
+        assert {j for j in top_latents(-utility[None], k)[0].tolist() if j >= 0} == best
 
 
 def error_bound(support, d_sae, delta):
@@ -109,9 +109,9 @@ def test_demixing_recovers_effects_that_strong_co_activation_mixes():
     prompts = torch.tensor([[1.0, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [1, 0, 0, 1, 0, 0]])
     truth = prompts @ own.t()
     options = {"truncate": None, "demix_ridge": 1e-6}
-    demixed = ShippedMap.build(full, MapOptions(demix=True, **options)).scores(selected, prompts)
+    demixed = ArtifactMap.build(full, MapOptions(demix=True, **options)).scores(selected, prompts)
     torch.testing.assert_close(demixed, truth, atol=1e-3, rtol=1e-3)
     chosen = torch.where(prompts > 0, selected, -1)
-    plain = ShippedMap.build(full, MapOptions(**options)).scores(chosen, prompts)
+    plain = ArtifactMap.build(full, MapOptions(**options)).scores(chosen, prompts)
     assert (torch.cosine_similarity(plain, truth) < 0.95).any()
     assert (torch.cosine_similarity(demixed, truth) > 0.999).all()

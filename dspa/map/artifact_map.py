@@ -1,19 +1,18 @@
 """The map of an artifact: what steering queries, and what is saved with it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dspa.map.bootstrap import score_intervals
-from dspa.map.condiff import ConditionalDifferenceMap
-from dspa.map.truncated import TruncatedMap
+from dspa.map.condiff import ConditionalDifferenceMap, TruncatedMap, below
+from dspa.map.sparse import OnDevice
 
 _FACTORS = "factors."
+_BLOCK = 1 << 22  # weights of a bootstrap made at a time: resamples x triples
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class MapOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class ShippedMap:
+class ArtifactMap(OnDevice):
     """Scores of prompts, with what explains them: global mean, support, column sums, bootstrap intervals."""
 
     settings: MapOptions
@@ -55,7 +54,7 @@ class ShippedMap:
     """The factors as `ConditionalDifferenceMap.tensors` packs them; unpacked when first needed."""
 
     @classmethod
-    def build(cls, full: ConditionalDifferenceMap, settings: MapOptions) -> "ShippedMap":
+    def build(cls, full: ConditionalDifferenceMap, settings: MapOptions) -> "ArtifactMap":
         """From a fitted map; on its device."""
         scale = None
         if settings.whiten:
@@ -113,7 +112,7 @@ class ShippedMap:
         seed: int = 0,
         level: float = 0.95,
     ) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]] | None:
-        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `dspa.map.bootstrap`).
+        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `score_intervals`).
 
         None when the factors are not kept, and with ``demix``, whose scores are another estimate.
         """
@@ -122,34 +121,17 @@ class ShippedMap:
         home, place = self.mean_difference.device, self.factors.always.device
         options = {"n_resamples": n_resamples, "seed": seed, "level": level}
         low, high = score_intervals(self.factors, selected.to(place), columns.to(place), **options)
-        ends = low.to(home), high.to(home)
-        if self.column_scale is None:
-            return ends
-        scale = self.column_scale[columns.clamp(min=0)]
-        return ends[0] * scale, ends[1] * scale
+        scale = 1.0 if self.column_scale is None else self.column_scale[columns.clamp(min=0)]
+        return low.to(home) * scale, high.to(home) * scale
 
     def candidates(self, k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
         """(augment, ablate): the k output latents with the largest and the smallest column sums, ties to the lower."""
         sums = self.column_sums
         return sums.sort(descending=True, stable=True).indices[:k], sums.sort(stable=True).indices[:k]
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `restore` needs beside ``tensors`` (JSON)."""
-        return asdict(self.settings)
-
-    def to(self, device: torch.device | str) -> "ShippedMap":
+    def to(self, device: torch.device | str) -> "ArtifactMap":
         """The same on another device; the packed factors stay where they are until they are needed."""
-        if self.mean_difference.device == torch.device(device):
-            return self
-        return replace(
-            self,
-            mean_difference=self.mean_difference.to(device),
-            support=self.support.to(device),
-            column_sums=self.column_sums.to(device),
-            column_scale=None if self.column_scale is None else self.column_scale.to(device),
-            truncated=None if self.truncated is None else self.truncated.to(device),
-        )
+        return self if self.mean_difference.device == torch.device(device) else super().to(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""
@@ -166,22 +148,20 @@ class ShippedMap:
         return tensors | {_FACTORS + name: tensor for name, tensor in (self.packed or {}).items()}
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> "ShippedMap":
-        """Inverse of ``tensors`` and ``options``."""
-        mean = tensors["map.mean_difference"]
-        truncated = None
-        if "map.columns" in tensors:
-            truncated = TruncatedMap(tensors["map.columns"], tensors["map.values"], len(mean))
-        packed = {n.removeprefix(_FACTORS): t for n, t in tensors.items() if n.startswith(_FACTORS)}
+    def restore(cls, tensors: Mapping[str, Tensor], settings: MapOptions) -> "ArtifactMap":
+        """Inverse of ``tensors``."""
+        own, truncated = below(tensors, "map."), None
+        if "columns" in own:
+            truncated = TruncatedMap(own["columns"], own["values"], len(own["mean_difference"]))
         return cls(
-            settings=MapOptions(**options),
-            mean_difference=mean,
-            support=tensors["map.support"].long(),
-            column_sums=tensors["map.column_sums"],
-            column_scale=tensors.get("map.column_scale"),
-            n_triples=int(tensors["map.n_triples"]),
+            settings=settings,
+            mean_difference=own["mean_difference"],
+            support=own["support"].long(),
+            column_sums=own["column_sums"],
+            column_scale=own.get("column_scale"),
+            n_triples=int(own["n_triples"]),
             truncated=truncated,
-            packed=packed or None,
+            packed=below(tensors, _FACTORS) or None,
         )
 
     def _demixing_weights(
@@ -204,3 +184,44 @@ class ShippedMap:
             solved = torch.linalg.solve(moments.double(), opened.double())
             weights[row, places] = (solved / (full.row_scale[latents].double() * full.n_triples)).float()
         return weights
+
+
+def score_intervals(
+    full: ConditionalDifferenceMap,
+    selected: Int[Tensor, "batch k"],
+    columns: Int[Tensor, "batch j"],
+    *,
+    n_resamples: int,
+    seed: int,
+    level: float,
+) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]]:
+    """(low, high) of s_j(x) for each row's ``columns`` j and ``selected`` input latents (-1: none; NaN for no column).
+
+    Triples are drawn with replacement, the same draws for every row; thresholds and the set of supported latents stay
+    as they were fitted. Under the strict gate a row is divided by its support among the drawn triples, and is zero in
+    a draw without any. Deterministic for a seed, on every device.
+    """
+    n, device = full.n_triples, full.always.device
+    gates, changes = [], []
+    for latents, wanted in zip(selected, columns, strict=True):
+        latents = latents[latents >= 0]
+        gates.append(full.open_gates(latents[full.row_scale[latents] > 0]))
+        changes.append(full.differences(wanted.clamp(min=0)))
+    generator = torch.Generator().manual_seed(seed)
+    draws: list[list[Tensor]] = [[] for _ in gates]
+    block = max(1, _BLOCK // n)
+    for first in range(0, n_resamples, block):
+        size = min(block, n_resamples - first)
+        drawn = torch.randint(n, (size, n), generator=generator)
+        times = torch.zeros(size, n).scatter_add_(1, drawn, torch.ones(size, n)).to(device)
+        for row, (opened, change) in enumerate(zip(gates, changes, strict=True)):
+            if full.gate == "strict":
+                support = times @ opened.t()
+                per_triple = torch.where(support > 0, 1 / support.clamp(min=1), 0.0) @ opened
+            else:
+                per_triple = opened.sum(0, keepdim=True) / n
+            draws[row].append((times * per_triple) @ change.t())
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], device=device)
+    ends = torch.stack([torch.cat(d).quantile(tails, dim=0) for d in draws], dim=1)
+    low, high = ends.masked_fill((columns < 0)[None], torch.nan)
+    return low, high

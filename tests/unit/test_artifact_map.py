@@ -1,14 +1,14 @@
 """What an artifact's map answers, against the definitions worked out in loops."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
-from dspa.map.condiff import ConditionalDifferenceMap
-from dspa.map.shipped import MapOptions, ShippedMap
-from dspa.map.truncated import TruncatedMap
+from dspa.map.artifact_map import ArtifactMap, MapOptions
+from dspa.map.condiff import ConditionalDifferenceMap, TruncatedMap
 from dspa.method import DSPA
 from harness.method import BaseShape
 
@@ -39,9 +39,9 @@ def deltas_of(full: ConditionalDifferenceMap) -> np.ndarray:
 @pytest.mark.parametrize("gate", ["paper", "strict"])
 def test_exact_scores_are_those_of_the_full_map_and_truncated_ones_those_of_the_kept_entries(gate):
     full = fitted(gate)
-    exact = ShippedMap.build(full, MapOptions(truncate=None)).scores(SELECTED, density())
+    exact = ArtifactMap.build(full, MapOptions(truncate=None)).scores(SELECTED, density())
     torch.testing.assert_close(exact, full.scores(SELECTED))
-    kept = ShippedMap.build(full, MapOptions(truncate=3, keep_factors=False)).scores(SELECTED, density())
+    kept = ArtifactMap.build(full, MapOptions(truncate=3, keep_factors=False)).scores(SELECTED, density())
     expected = torch.zeros_like(kept)
     for row, latents in enumerate(SELECTED.tolist()):
         for a in full.dense()[[i for i in latents if i >= 0]]:
@@ -54,7 +54,7 @@ def test_exact_scores_are_those_of_the_full_map_and_truncated_ones_those_of_the_
 @pytest.mark.parametrize("truncate", [None, D], ids=["factored", "all entries"])
 def test_demixed_scores_follow_the_formula_on_the_supported_latents(gate, truncate):
     full, ridge = fitted(gate), 0.01
-    shipped = ShippedMap.build(full, MapOptions(truncate=truncate, demix=True, demix_ridge=ridge))
+    shipped = ArtifactMap.build(full, MapOptions(truncate=truncate, demix=True, demix_ridge=ridge))
     ours = shipped.scores(SELECTED, density()).numpy()
     g, delta = gates_of(full), deltas_of(full)
     for row, latents in enumerate(SELECTED.tolist()):
@@ -69,7 +69,7 @@ def test_demixed_scores_follow_the_formula_on_the_supported_latents(gate, trunca
 @pytest.mark.parametrize("truncate", [None, 4])
 def test_whitening_divides_each_column_by_its_variance_before_anything_is_cut_off(truncate):
     full = fitted()
-    shipped = ShippedMap.build(full, MapOptions(truncate=truncate, whiten=True, whiten_ridge=0.5))
+    shipped = ArtifactMap.build(full, MapOptions(truncate=truncate, whiten=True, whiten_ridge=0.5))
     variance = deltas_of(full).var(0)
     whitened = full.dense().double().numpy() / (variance + 0.5 * variance.mean())
     ours = shipped.scores(torch.arange(D)[:, None], torch.zeros(D, D)).numpy()
@@ -83,7 +83,7 @@ def test_whitening_divides_each_column_by_its_variance_before_anything_is_cut_of
 @pytest.mark.parametrize("gate", ["paper", "strict"])
 def test_intervals_are_quantiles_of_the_scores_of_maps_refitted_on_drawn_triples(gate):
     full = fitted(gate)
-    shipped = ShippedMap.build(full, MapOptions())
+    shipped = ArtifactMap.build(full, MapOptions())
     columns = torch.tensor([[2, 29, -1], [0, 1, 2], [5, 6, 7]])
     low, high = shipped.interval(SELECTED, columns, n_resamples=200, seed=4, level=0.8)
     drawn = torch.randint(N, (200, N), generator=torch.Generator().manual_seed(4)).numpy()
@@ -111,12 +111,12 @@ def test_scores_of_the_same_numbers_tie_whatever_the_order_they_are_added_in():
 
 def test_an_interval_needs_the_factors_and_says_nothing_of_demixed_scores():
     for options in (MapOptions(keep_factors=False), MapOptions(demix=True)):
-        assert ShippedMap.build(fitted(), options).interval(SELECTED, SELECTED) is None
+        assert ArtifactMap.build(fitted(), options).interval(SELECTED, SELECTED) is None
 
 
 def test_candidates_are_the_ends_of_the_column_sums_of_the_full_map():
     full = fitted()
-    augment, ablate = ShippedMap.build(full, MapOptions(truncate=1, keep_factors=False)).candidates(4)
+    augment, ablate = ArtifactMap.build(full, MapOptions(truncate=1, keep_factors=False)).candidates(4)
     order = full.dense().sum(0).argsort().tolist()
     assert augment.tolist() == order[::-1][:4]
     assert ablate.tolist() == order[:4]
@@ -133,8 +133,8 @@ def test_candidates_are_the_ends_of_the_column_sums_of_the_full_map():
     ids=str,
 )
 def test_a_shipped_map_comes_back_from_tensors_and_json(options):
-    shipped = ShippedMap.build(fitted(), options)
-    again = ShippedMap.restore(shipped.tensors(), json.loads(json.dumps(shipped.options)))
+    shipped = ArtifactMap.build(fitted(), options)
+    again = ArtifactMap.restore(shipped.tensors(), MapOptions(**json.loads(json.dumps(asdict(shipped.settings)))))
     assert again.settings == options
     assert torch.equal(again.scores(SELECTED, density()), shipped.scores(SELECTED, density()))
     assert again.tensors().keys() == shipped.tensors().keys()
@@ -144,11 +144,11 @@ def test_a_shipped_map_comes_back_from_tensors_and_json(options):
 
 
 def test_an_artifact_with_damaged_factors_is_refused_when_they_are_needed():
-    shipped = ShippedMap.build(fitted(), MapOptions(truncate=None))
+    shipped = ArtifactMap.build(fitted(), MapOptions(truncate=None))
     tensors = shipped.tensors()
     del tensors["factors.difference.length"]
     with pytest.raises(ValueError, match="tensor 'length' is missing"):
-        ShippedMap.restore(tensors, shipped.options).scores(SELECTED, density())
+        ArtifactMap.restore(tensors, shipped.settings).scores(SELECTED, density())
 
 
 def test_options_that_make_no_sense_together_are_refused_before_any_work(sae_refs):
