@@ -12,7 +12,7 @@ from reports import costs, tables
 from reports.comparison import drops, findings, sides
 from reports.run import read_run
 from reports.sections import judging_table
-from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
+from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
 
@@ -83,7 +83,8 @@ def test_a_variant_without_triples_has_its_one_result_at_every_budget(comparison
     assert at_100._replace(budget=300) == at_300
 
 
-def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path):
+def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path, monkeypatch):
+    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/prompt__*/records/alpaca_eval.jsonl"):
         path.unlink()
@@ -94,7 +95,8 @@ def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path):
     assert scores["mt_bench"].n > 0
 
 
-def test_a_variant_whose_every_cell_failed_has_an_empty_row(tmp_path):
+def test_a_variant_whose_every_cell_failed_has_an_empty_row(tmp_path, monkeypatch):
+    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/dpo__n100__*/cell.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no"}))
