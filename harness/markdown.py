@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from html import escape as escape_html
+from math import isnan
 from pathlib import Path
 from string import Template
 
@@ -31,43 +32,39 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
 
 
-def number(value: float, digits: int = 1) -> str:
+def number(value: float | None, digits: int = 1) -> str:
     """``value`` with grouped thousands; a dash when it is missing."""
-    return EMPTY if _missing(value) else f"{value:,.{digits}f}"
+    return EMPTY if value is None or isnan(value) else f"{value:,.{digits}f}"
 
 
 def signed(value: float, digits: int = 1) -> str:
-    return EMPTY if _missing(value) else f"{value:+,.{digits}f}"
+    return EMPTY if isnan(value) else f"{value:+,.{digits}f}"
 
 
 def interval(low: float, high: float, digits: int = 1) -> str:
-    return "[no interval]" if _missing(low) else f"[{low:,.{digits}f}, {high:,.{digits}f}]"
+    return "[no interval]" if isnan(low) else f"[{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
 def p_value(p: float) -> str:
-    if _missing(p):
+    if isnan(p):
         return EMPTY
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def flops(value: float) -> str:
     """FLOPs with three digits, e.g. ``1.23e+13``; 0 as ``0``."""
-    if _missing(value):
+    if isnan(value):
         return EMPTY
     return f"{value:.2e}" if value else "0"
 
 
 def bytes_(value: float) -> str:
-    return EMPTY if _missing(value) else f"{value / 2**20:,.0f} MiB"
+    return EMPTY if isnan(value) else f"{value / 2**20:,.0f} MiB"
 
 
 def words(items: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or value != value
 
 
 def budget(name: BudgetName) -> str:

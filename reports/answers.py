@@ -1,7 +1,7 @@
 """A sample of answers: the same prompts, every variant's words next to each other."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.benchmark import Metric, Record, Sample
 from reports.run import Run
@@ -9,8 +9,7 @@ from reports.run import Run
 LENGTH = 600
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One variant's answer; ``text`` is None when there is none, ``note`` says what went wrong."""
 
     label: str
@@ -19,8 +18,7 @@ class Answer:
     note: str | None
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A prompt under a ``heading``, the answers to it in the order of the suite, and a reference or None."""
 
     heading: str
@@ -54,7 +52,7 @@ class _Column:
     """One variant's records of one metric in its first done cell at the largest budget, and the answers they name."""
 
     def __init__(self, run: Run, variant: str, benchmark: str, metric: str) -> None:
-        cell = next((cell for cell in run.cells_of(variant, run.plan.budgets[-1]) if cell.done), None)
+        cell = next(iter(run.cells_of(variant, run.plan.budgets[-1])), None)
         records = cell.records.get(benchmark, ()) if cell else ()
         self.label = run.plan.labels[variant]
         self.done = cell is not None

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.benchmark import Metric
+from reports.comparison import Comparison
 from reports.run import Run
-from reports.tables import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def write_figures(run: Run, table: Rows, folder: Path) -> list[str]:
     if not metrics:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    panels: dict[str, Callable[..., None]] = {"quality_vs_flops.png": _against_flops}
+    panels = {"quality_vs_flops.png": _against_flops}
     if run.plan.triple_budgets:
         panels["quality_vs_data.png"] = _against_data
     for name, panel in panels.items():
@@ -50,7 +50,6 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
 
 
 def _small_multiples(run: Run, table: Rows, metrics: list[Metric], panel: Callable[..., None], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(len(metrics), 3)
@@ -58,23 +57,16 @@ def _small_multiples(run: Run, table: Rows, metrics: list[Metric], panel: Callab
     handles: dict[str, Any] = {}
     # The legend is as wide as the figure, so a figure of one panel must still be wide enough to hold it.
     figure = Figure(figsize=(max(4.1 * columns, 6.0), 3.3 * rows + 0.9), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for index, axis in enumerate(axes):
-        if index >= len(metrics):
-            axis.set_visible(False)
-            continue
-        panel(axis, run, table, metrics[index])
-        _dress(axis, metrics[index])
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(metrics) :]:
+        axis.set_visible(False)
+    for axis, metric in zip(axes, metrics, strict=False):
+        panel(axis, run, table, metric)
+        _dress(axis, metric)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(len(handles), 2 + columns),
-        frameon=False,
-    )
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(handles), 2 + columns), "frameon": False}
+    figure.legend(handles.values(), handles.keys(), **place)
     figure.savefig(path, metadata={"Software": "dspa-bench"})
 
 
@@ -128,26 +120,16 @@ def _series(axis: "Axes", run: Run, variant: str, metric: Metric, x: list[float]
     if not rows:
         return
     index = list(run.plan.labels).index(variant)
+    rounds, colour = divmod(index, len(_COLOURS))
+    # After one round of colours the markers move on by one and the line changes, so that no two look alike.
+    marker, line = _MARKERS[(index + rounds) % len(_MARKERS)], _LINES[rounds % len(_LINES)]
+    style: dict[str, Any] = {"color": _COLOURS[colour], "marker": marker, "linestyle": line, "markersize": 5}
+    style |= {"linewidth": 1.2, "elinewidth": 1, "capsize": 2, "zorder": 3, "label": run.plan.labels[variant]}
     scores = [row.scores[metric.name] for row in rows]
-    mean = [score.mean for score in scores]
     # A mean without an interval (nan) is drawn as a bare marker.
     below = [0.0 if isnan(score.low) else score.mean - score.low for score in scores]
     above = [0.0 if isnan(score.high) else score.high - score.mean for score in scores]
-    axis.errorbar(
-        x,
-        mean,
-        yerr=[below, above],
-        color=_COLOURS[index % len(_COLOURS)],
-        # After one round of colours the markers move on by one and the line changes, so that no two look alike.
-        marker=_MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
-        linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
-        markersize=5,
-        linewidth=1.2,
-        elinewidth=1,
-        capsize=2,
-        zorder=3,
-        label=run.plan.labels[variant],
-    )
+    axis.errorbar(x, [score.mean for score in scores], yerr=[below, above], **style)
 
 
 def _reference(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:

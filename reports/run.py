@@ -1,8 +1,9 @@
 """A run as a report sees it: the plan, and of every cell that is over how it went, what it cost, what was measured."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from harness.benchmark import Metric, Record
@@ -48,20 +49,26 @@ class Run:
         return {name: metric for name, metric in self.plan.metrics.items() if name in measured}
 
     def cells_of(self, variant: str, budget: BudgetName) -> list[Cell]:
-        """The cells of one row of the comparison, by seed; those without triples belong to every budget."""
+        """The done cells of one row of the comparison, by seed; those without triples belong to every budget."""
         return [
-            cell
-            for cell in self.cells
-            if cell.planned.variant == variant
-            and not cell.planned.sweep
-            and (cell.planned.budget == budget or not cell.planned.uses_triples)
+            cell for cell in self._done_cells(variant) if cell.planned.budget == budget or not cell.planned.uses_triples
         ]
 
-    def groups(self, variant: str) -> list[tuple[BudgetName, list[Cell]]]:
-        """The variant's done cells by their own budget, which is 0 without triples; no sweeps."""
-        done = [c for c in self.cells if c.planned.variant == variant and not c.planned.sweep and c.done]
-        budgets = sorted({cell.planned.budget for cell in done}, key=budget_order)
-        return [(budget, [cell for cell in done if cell.planned.budget == budget]) for budget in budgets]
+    def compared(self) -> Iterator[tuple[str, BudgetName, list[Cell]]]:
+        """(variant, budget, done cells) of every row of the comparison."""
+        for variant, budget in product(self.plan.labels, self.plan.budgets):
+            yield variant, budget, self.cells_of(variant, budget)
+
+    def fitted(self) -> Iterator[tuple[str, BudgetName, list[Cell]]]:
+        """(variant, budget, done cells) by the cells' own budget, which is 0 without triples."""
+        for variant in self.plan.labels:
+            done = self._done_cells(variant)
+            for budget in sorted({cell.planned.budget for cell in done}, key=budget_order):
+                yield variant, budget, [cell for cell in done if cell.planned.budget == budget]
+
+    def _done_cells(self, variant: str) -> list[Cell]:
+        """No sweeps."""
+        return [cell for cell in self.cells if cell.planned.variant == variant and not cell.planned.sweep and cell.done]
 
     @property
     def sweeps(self) -> list[list[Cell]]:
@@ -78,10 +85,8 @@ class Run:
         """(cell, benchmark) wherever a cell that is done has no records of a benchmark of the suite."""
         done = [cell for cell in self.cells if cell.done]
         missing = [(c.planned.name, b.name) for c in done for b in self.plan.benchmarks if b.name not in c.records]
-        twice = self.plan.judged_twice
-        return missing + [
-            (c.planned.name, f"{name}, second judge") for c in done for name in twice if name not in c.second
-        ]
+        missed_again = ((c, name) for c in done for name in self.plan.judged_twice if name not in c.second)
+        return missing + [(c.planned.name, f"{name}, second judge") for c, name in missed_again]
 
     @property
     def complete(self) -> bool:
@@ -123,8 +128,7 @@ def _records(home: CellFolder, benchmarks: Iterable[PlannedBenchmark]) -> dict[s
     found = {}
     for benchmark in benchmarks:
         declared = [metric.name for metric in benchmark.metrics]
-        records = home.records(benchmark.name)
-        if records is None:
+        if (records := home.records(benchmark.name)) is None:
             continue
         for record in records:
             if record.metric not in declared:

@@ -2,23 +2,29 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import NoneType
+from typing import Any, TypeVar
 
 from harness import markdown as md
 from harness.benchmark import Metric
-from harness.run_folder.plan import BudgetName, flops_of
-from reports.answers import Prompt
+from harness.measure.agreement import STATISTICS
+from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, flops_of
+from reports.answers import Answer, Prompt
+from reports.comparison import Comparison, Drop, Sides, choice_metrics
 from reports.costs import Compute, Judging, Operator, Stage
-from reports.findings import Drop, Sides, choice_metrics
-from reports.rows import Score, Table, largest_budget
 from reports.run import Run
-from reports.tables import Comparison, Diagnostic, DifferenceRow, Failure, Group
+from reports.tables import Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
 
+R = TypeVar("R")
+Columns = Mapping[str, Callable[[R], str]]
+"""Header -> the cell of a row, as Markdown."""
 FAILURES_SHOWN = 40
 OPERATORS_SHOWN = 5
 EXCESS = 1.05
 """A trained method stops at the first step that reaches the bill; more than this factor is not one step too many."""
 _ARROWS = {"better": " ↑", "worse": " ↓", "overlapping": "", "missing": ""}
+_UNITLESS = ("pearson", "spearman", "kappa", "kendall")
 
 
 def comparison_table(
@@ -29,7 +35,7 @@ def comparison_table(
     choices = choice_metrics(run)
     rows = []
     for row in table.where(budget=budget):
-        cells = [md.escape(run.plan.labels[row.variant]), str(row.n_seeds)]
+        cells = [_label(run, row.variant), str(row.n_seeds)]
         for name in names:
             mark = "" if name in choices else _ARROWS[sides[name, row.variant, budget]]
             mark += " ⚠" if (row.variant, name) in dropped else ""
@@ -46,23 +52,16 @@ def score_of(table: Table[Comparison], variant: str, metric: Metric, budget: Bud
 
 def difference_table(run: Run, differences: Table[DifferenceRow], budget: BudgetName) -> str:
     order = list(run.metrics)
-    rows = []
-    for row in sorted(differences.where(budget=budget), key=lambda row: order.index(row.metric)):
-        digits = run.metrics[row.metric].digits
-        unpaired = f", {row.unpaired} unpaired" if row.unpaired else ""
-        rows.append(
-            [
-                _title(run, row.metric),
-                md.escape(run.plan.labels[row.variant]),
-                md.signed(row.difference, digits),
-                md.interval(row.low, row.high, digits),
-                md.p_value(row.p),
-                md.p_value(row.p_holm),
-                f"{row.n}{unpaired}",
-            ]
-        )
-    headers = ["metric", "variant", "difference", "95 % interval", "p", "p (Holm)", "pairs"]
-    return md.table(headers, rows, text_columns=2)
+    columns: Columns[DifferenceRow] = {
+        "metric": lambda row: _title(run, row.metric),
+        "variant": lambda row: _label(run, row.variant),
+        "difference": lambda row: md.signed(row.difference, run.metrics[row.metric].digits),
+        "95 % interval": lambda row: md.interval(row.low, row.high, run.metrics[row.metric].digits),
+        "p": lambda row: md.p_value(row.p),
+        "p (Holm)": lambda row: md.p_value(row.p_holm),
+        "pairs": lambda row: f"{row.n}, {row.unpaired} unpaired" if row.unpaired else f"{row.n}",
+    }
+    return _table(sorted(differences.where(budget=budget), key=lambda row: order.index(row.metric)), columns, 2)
 
 
 def breakdown_table(run: Run, breakdown: Table[Group], name: str) -> str:
@@ -71,134 +70,139 @@ def breakdown_table(run: Run, breakdown: Table[Group], name: str) -> str:
     values = list(dict.fromkeys(row.value for row in at))
     rows = []
     for variant in dict.fromkeys(row.variant for row in at):
-        found = {row.value: row.score for row in at if row.variant == variant}
-        cells = [_score(found[v], run.metrics[name], counts=False) if v in found else md.EMPTY for v in values]
-        rows.append([md.escape(run.plan.labels[variant]), *cells])
+        cells = {row.value: _score(row.score, run.metrics[name], counts=False) for row in at if row.variant == variant}
+        rows.append([_label(run, variant), *(cells.get(value, md.EMPTY) for value in values)])
     return md.table(["variant", *map(md.escape, values)], rows)
 
 
 def sweep_table(run: Run, sweeps: Table[Comparison]) -> str:
     """The rows of the largest budget (a run that grew has older ones too); empty when there are none."""
-    shown = [index for index, row in enumerate(sweeps) if row.budget in (0, run.plan.budgets[-1])]
-    table = [sweeps.rows[index] for index in shown]
+    table = [row for row in sweeps if row.budget in (0, run.plan.budgets[-1])]
     keys = [key for key in (table[0].sweep if table else ()) if any(row.sweep[key] is not None for row in table)]
-    columns = {key: _alike([row.sweep[key] for row in sweeps]) for key in keys}
+    shown = {key: _swept_values(row.sweep[key] for row in sweeps) for key in keys}
     names = [name for name in run.metrics if any(row.scores[name].n for row in table)]
     rows = [
-        [md.escape(run.plan.labels[row.variant]), md.budget(row.budget)]
-        + [columns[key][index] for key in keys]
+        [_label(run, row.variant), md.budget(row.budget)]
+        + [shown[key](row.sweep[key]) for key in keys]
         + [_score(row.scores[name], run.metrics[name]) for name in names]
-        for index, row in zip(shown, table, strict=True)
+        for row in table
     ]
     headers = ["variant", "triples", *map(md.escape, keys), *(_title(run, name) for name in names)]
     return md.table(headers, rows) if table else ""
 
 
 def drop_table(run: Run, drops: list[Drop]) -> str:
-    rows = [
-        [
-            md.escape(run.plan.labels[drop.variant]),
-            md.budget(drop.budget),
-            md.escape(drop.metric),
-            md.number(drop.value),
-            md.number(drop.baseline),
-            f"{-drop.points:+.1f}",
-        ]
-        for drop in drops
-    ]
-    return md.table(["variant", "triples", "task", "accuracy", "baseline", "difference in points"], rows)
+    columns: Columns[Drop] = {
+        "variant": lambda drop: _label(run, drop.variant),
+        "triples": lambda drop: md.budget(drop.budget),
+        "task": lambda drop: md.escape(drop.metric),
+        "accuracy": lambda drop: md.number(drop.value),
+        "baseline": lambda drop: md.number(drop.baseline),
+        "difference in points": lambda drop: f"{drop.value - drop.baseline:+.1f}",
+    }
+    return _table(drops, columns)
 
 
 def settings_table(run: Run) -> str:
     """What the suite sets for each variant; everything else is the method's default."""
-    rows = []
-    for variant in run.plan.variants:
-        values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in variant.settings.items())
-        rows.append([md.escape(variant.label), f"`{variant.method}`", md.escape(values) or md.EMPTY])
-    return md.table(["variant", "method", "set by the suite"], rows, text_columns=3)
+
+    def settings(variant: PlannedVariant) -> str:
+        return ", ".join(f"{name} = {json.dumps(value)}" for name, value in variant.settings.items())
+
+    columns: Columns[PlannedVariant] = {
+        "variant": lambda variant: md.escape(variant.label),
+        "method": lambda variant: f"`{variant.method}`",
+        "set by the suite": lambda variant: md.escape(settings(variant)) or md.EMPTY,
+    }
+    return _table(run.plan.variants, columns, 3)
 
 
 def failure_table(failures: Table[Failure]) -> str:
-    rows = [
-        [f"`{row.cell}`", md.escape(row.metric), md.escape(row.item), md.escape(row.reason)]
-        for row in failures.rows[:FAILURES_SHOWN]
-    ]
-    return md.table(["cell", "metric", "item", "reason"], rows, text_columns=4)
+    columns: Columns[Failure] = {
+        "cell": lambda row: f"`{row.cell}`",
+        "metric": lambda row: md.escape(row.metric),
+        "item": lambda row: md.escape(row.item),
+        "reason": lambda row: md.escape(row.reason),
+    }
+    return _table(failures[:FAILURES_SHOWN], columns, 4)
 
 
 def answer_table(prompt: Prompt) -> str:
-    rows = []
-    for answer in prompt.answers:
-        score = md.EMPTY if answer.value is None else md.number(answer.value, prompt.metric.digits)
-        text = "*(empty)*" if answer.text == "" else md.escape(answer.text or "")
+    def text(answer: Answer) -> str:
         note = f"*({md.escape(answer.note)})*" if answer.note else ""
-        rows.append([md.escape(answer.label), score, f"{text} {note}".strip()])
-    return md.table(["variant", "score", "answer"], rows, text_columns=3)
+        return f"{'*(empty)*' if answer.text == '' else md.escape(answer.text or '')} {note}".strip()
+
+    columns: Columns[Answer] = {
+        "variant": lambda answer: md.escape(answer.label),
+        "score": lambda answer: md.number(answer.value, prompt.metric.digits),
+        "answer": text,
+    }
+    return _table(prompt.answers, columns, 3)
 
 
 def diagnostic_table(run: Run, diagnostics: Table[Diagnostic]) -> str:
     """Each variant's figures per benchmark at its largest budget, with the methods' legend."""
-    means: dict[tuple[str, str], dict[str, float]] = {}
-    for row in largest_budget(diagnostics):
+    means: dict[tuple[str, str], dict[str, str]] = {}
+    for row in _largest_budget(diagnostics):
         place, _, figure = row.diagnostic.rpartition(".")
-        means.setdefault((row.variant, place), {})[figure] = row.mean
+        means.setdefault((row.variant, place), {})[figure] = f"{row.mean:.3g}"
     figures = list(dict.fromkeys(name for values in means.values() for name in values))
-    lines = [
-        [
-            md.escape(run.plan.labels[variant]),
-            md.escape(place),
-            *(f"{values[name]:.3g}" if name in values else md.EMPTY for name in figures),
-        ]
+    rows = [
+        [_label(run, variant), md.escape(place), *(values.get(name, md.EMPTY) for name in figures)]
         for (variant, place), values in means.items()
     ]
-    legends = run.plan.diagnostics
-    legend = "".join(f"* `{name}`: {legends[name]}\n" for name in figures if name in legends)
-    return md.table(["variant", "benchmark", *map(md.escape, figures)], lines, text_columns=2) + f"\n\n{legend}"
+    table = md.table(["variant", "benchmark", *map(md.escape, figures)], rows, text_columns=2)
+    return f"{table}\n\n{_legend(figures, run.plan.diagnostics)}"
 
 
 def compute_table(run: Run, compute: Table[Compute]) -> str:
     """Variants x costs; accelerator memory has a column where there was one."""
-    gpu = any(not math.isnan(row.cuda_peak_bytes) for row in compute)
-    rows = [
-        [md.escape(run.plan.labels[row.variant]), md.budget(row.budget) if row.budget else "none"]
-        + [md.flops(row.executed_flops), _forecast(row), md.flops(row.formula_flops), md.flops(row.paper_flops)]
-        + [md.number(row.fit_seconds), md.bytes_(row.peak_bytes)]
-        + ([md.bytes_(row.cuda_peak_bytes)] if gpu else [])
-        + [md.number(row.tokens, 0), md.number(row.optimiser_steps, 0)]
-        + [f"{md.number(row.train_params, 0)} ({_share(row.train_share)})"]
-        for row in compute
-    ]
-    headers = ["variant", "triples", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "paper FLOPs"]
-    headers += ["seconds", "peak memory"]
-    headers += ["peak GPU memory"] if gpu else []
-    return md.table([*headers, "tokens", "optimiser steps", "trained parameters"], rows)
+
+    def trained(row: Compute) -> str:
+        share = md.EMPTY if math.isnan(row.train_share) else f"{row.train_share:.3g} %"
+        return f"{md.number(row.train_params, 0)} ({share})"
+
+    columns: dict[str, Callable[[Compute], str]] = {
+        "variant": lambda row: _label(run, row.variant),
+        "triples": lambda row: md.budget(row.budget) if row.budget else "none",
+        "executed FLOPs": lambda row: md.flops(row.executed_flops),
+        "predicted FLOPs": _forecast,
+        "formula FLOPs": lambda row: md.flops(row.formula_flops),
+        "paper FLOPs": lambda row: md.flops(row.paper_flops),
+        "seconds": lambda row: md.number(row.fit_seconds),
+        "peak memory": lambda row: md.bytes_(row.peak_bytes),
+        "peak GPU memory": lambda row: md.bytes_(row.cuda_peak_bytes),
+        "tokens": lambda row: md.number(row.tokens, 0),
+        "optimiser steps": lambda row: md.number(row.optimiser_steps, 0),
+        "trained parameters": trained,
+    }
+    if all(math.isnan(row.cuda_peak_bytes) for row in compute):
+        del columns["peak GPU memory"]
+    return _table(compute, columns)
 
 
 def stop_table(run: Run, compute: Table[Compute]) -> str:
     """Where the fits stopped whose budget was a bill; empty where there is none."""
-    rows = []
-    for row in compute:
-        limit = flops_of(row.budget)
-        if limit is None:
-            continue
-        share = row.executed_flops / limit
-        if share >= 1:
-            why = "bill reached" if share <= EXCESS else "bill exceeded"
-        else:
-            why = "no triples left" if row.triples >= run.environment.triples.n else "bill spent on triples"
-        rows.append(
-            [
-                md.escape(run.plan.labels[row.variant]),
-                md.flops(limit),
-                f"{md.number(100 * share)} %",
-                why,
-                md.number(row.triples * min(1.0, row.epochs), 0),
-                md.number(row.epochs, 2),
-                md.number(row.optimiser_steps, 0),
-            ]
-        )
-    headers = ["variant", "bill", "executed", "stopped because", "triples", "epochs", "optimiser steps"]
-    return md.table(headers, rows) if rows else ""
+    limits = {row.budget: limit for row in compute if (limit := flops_of(row.budget)) is not None}
+
+    def share(row: Compute) -> float:
+        return row.executed_flops / limits[row.budget]
+
+    def reason(row: Compute) -> str:
+        if share(row) >= 1:
+            return "bill reached" if share(row) <= EXCESS else "bill exceeded"
+        return "no triples left" if row.triples >= run.environment.triples.n else "bill spent on triples"
+
+    columns: Columns[Compute] = {
+        "variant": lambda row: _label(run, row.variant),
+        "bill": lambda row: md.flops(limits[row.budget]),
+        "executed": lambda row: f"{md.number(100 * share(row))} %",
+        "stopped because": reason,
+        "triples": lambda row: md.number(row.triples * min(1.0, row.epochs), 0),
+        "epochs": lambda row: md.number(row.epochs, 2),
+        "optimiser steps": lambda row: md.number(row.optimiser_steps, 0),
+    }
+    return _table([row for row in compute if row.budget in limits], columns) if limits else ""
 
 
 def ratio_table(run: Run, compute: Table[Compute]) -> str:
@@ -207,101 +211,153 @@ def ratio_table(run: Run, compute: Table[Compute]) -> str:
     At each variant's largest budget; empty unless two such variants stand at the same one.
     """
     measured = [row for row in compute if flops_of(row.budget) is None]  # a bill makes costs alike
-    priced = [row for row in largest_budget(measured) if row.paper_flops > 0]
+    priced = [row for row in _largest_budget(measured) if row.paper_flops > 0]
     if len({row.budget for row in priced}) != 1 or len({row.paper_flops for row in priced}) < 2:
         return ""
     least = min(priced, key=lambda row: row.paper_flops)
-    rows = [
-        [
-            md.escape(f"{run.plan.labels[row.variant]} : {run.plan.labels[least.variant]}"),
-            md.number(row.executed_flops / least.executed_flops),
-            md.number(row.formula_flops / least.formula_flops),
-            md.number(row.paper_flops / least.paper_flops, 4),
-        ]
-        for row in priced
-        if row.paper_flops > least.paper_flops
-    ]
-    return md.table(["variants", "executed", "formula", "paper"], rows)
+    columns: Columns[Compute] = {
+        "variants": lambda row: f"{_label(run, row.variant)} : {_label(run, least.variant)}",
+        "executed": lambda row: md.number(row.executed_flops / least.executed_flops),
+        "formula": lambda row: md.number(row.formula_flops / least.formula_flops),
+        "paper": lambda row: md.number(row.paper_flops / least.paper_flops, 4),
+    }
+    return _table([row for row in priced if row.paper_flops > least.paper_flops], columns)
 
 
 def stage_table(run: Run, stages: Table[Stage]) -> str:
-    rows = [
-        [
-            md.escape(run.plan.labels[row.variant]),
-            md.escape(row.stage),
-            md.flops(row.executed_flops),
-            md.flops(row.predicted_flops),
-            md.flops(row.formula_flops),
-            md.number(row.seconds),
-            md.bytes_(row.peak_bytes),
-            md.number(row.tokens, 0),
-            md.number(row.steps, 0),
-            md.number(row.sampled_steps, 0),
-        ]
-        for row in largest_budget(stages)
-    ]
-    headers = ["variant", "stage", "executed FLOPs", "predicted FLOPs", "formula FLOPs", "seconds", "peak memory"]
-    return md.table([*headers, "tokens", "steps", "profiled"], rows, text_columns=2)
+    columns: Columns[Stage] = {
+        "variant": lambda row: _label(run, row.variant),
+        "stage": lambda row: md.escape(row.stage),
+        "executed FLOPs": lambda row: md.flops(row.executed_flops),
+        "predicted FLOPs": lambda row: md.flops(row.predicted_flops),
+        "formula FLOPs": lambda row: md.flops(row.formula_flops),
+        "seconds": lambda row: md.number(row.seconds),
+        "peak memory": lambda row: md.bytes_(row.peak_bytes),
+        "tokens": lambda row: md.number(row.tokens, 0),
+        "steps": lambda row: md.number(row.steps, 0),
+        "profiled": lambda row: md.number(row.sampled_steps, 0),
+    }
+    return _table(_largest_budget(stages), columns, 2)
 
 
 def operator_table(run: Run, operators: Table[Operator]) -> str:
     """The operators with most FLOPs of each variant, with their share of the variant's sample."""
-    rows = []
-    for variant in dict.fromkeys(row.variant for row in operators):
-        sample = operators.where(variant=variant)
-        total = sum(row.flops for row in sample)
-        for row in sample[:OPERATORS_SHOWN]:
-            share = 100 * row.flops / total if total else math.nan
-            rows.append(
-                [
-                    md.escape(run.plan.labels[variant]),
-                    md.escape(row.stage),
-                    f"`{row.operator}`",
-                    md.number(row.calls, 0),
-                    md.flops(row.flops),
-                    f"{md.number(share)} %",
-                    md.number(row.seconds, 3),
-                ]
-            )
-    headers = ["variant", "stage", "operator", "calls", "FLOPs", "share of the sample", "seconds"]
-    return md.table(headers, rows, text_columns=3)
+    samples = {variant: operators.where(variant=variant) for variant in dict.fromkeys(row.variant for row in operators)}
+    totals = {variant: sum(row.sample.flops for row in rows) for variant, rows in samples.items()}
+    columns: Columns[Operator] = {
+        "variant": lambda row: _label(run, row.variant),
+        "stage": lambda row: md.escape(row.sample.stage),
+        "operator": lambda row: f"`{row.sample.operator}`",
+        "calls": lambda row: md.number(row.sample.calls, 0),
+        "FLOPs": lambda row: md.flops(row.sample.flops),
+        "share of the sample": lambda row: f"{md.number(100 * row.sample.flops / (totals[row.variant] or math.nan))} %",
+        "seconds": lambda row: md.number(row.sample.seconds, 3),
+    }
+    return _table([row for rows in samples.values() for row in rows[:OPERATORS_SHOWN]], columns, 3)
 
 
 def judging_table(judging: Table[Judging]) -> str:
     """Judges x what was asked, what was sent and what it cost."""
+
+    def price(row: Judging) -> str:
+        """The known cost, and what calls with an unknown bill may have added."""
+        cost, possible = row.account.cost, row.account.possible
+        if cost is None:
+            return "no prices given"
+        return f"{cost:.4f} to {cost + possible:.4f}" if possible else f"{cost:.4f}"
+
+    columns: Columns[Judging] = {
+        "judge": lambda row: md.escape(row.judge),
+        "answered as": lambda row: md.escape(" ".join(sorted(row.account.models))) or md.EMPTY,
+        "verdicts wanted": lambda row: md.number(row.account.requests, 0),
+        "at hand": lambda row: md.number(row.account.reused, 0),
+        "calls": lambda row: md.number(row.account.calls, 0),
+        "answered": lambda row: md.number(row.account.answered, 0),
+        "failed": lambda row: md.number(row.account.calls - row.account.answered, 0),
+        "prompt tokens": lambda row: md.number(row.account.prompt_tokens, 0),
+        "reply tokens": lambda row: md.number(row.account.completion_tokens, 0),
+        "cost": price,
+    }
+    return _table(judging, columns, 2)
+
+
+def agreement_table(run: Run, agreements: Table[Agreed]) -> str:
+    """The figures as a table, and what each of them is."""
+
+    def value(row: Agreed) -> str:
+        if row.statistic is None or not row.n:
+            return "no answer was judged by both"
+        digits = 2 if row.statistic.startswith((*_UNITLESS, "mean")) else 1
+        return f"{md.number(row.value, digits)} {md.interval(row.low, row.high, digits)}"
+
+    columns: Columns[Agreed] = {
+        "metric": lambda row: _title(run, row.metric),
+        "figure": lambda row: f"`{row.statistic}`" if row.n else md.EMPTY,
+        "value": value,
+        "n": lambda row: str(row.n),
+        "failed (first, second judge)": lambda row: f"{row.failed_first}, {row.failed_second}",
+    }
+    shown = {row.statistic for row in agreements}
+    return f"{_table(agreements, columns, 2)}\n\n{_legend([name for name in STATISTICS if name in shown], STATISTICS)}"
+
+
+def judges_means(run: Run, comparison: Table[Comparison], means: Table[SecondMean], name: str) -> str:
+    """Each judge's means of one metric at the largest budget, a row a judge: no row mixes two."""
+    budget, metric = run.plan.budgets[-1], run.metrics[name]
+    first = {row.variant: row.scores[name] for row in comparison.where(budget=budget)}
+    second = {row.variant: row.score for row in means.where(budget=budget, metric=name)}
+    judges = ((run.environment.judge, first), (run.environment.second_judge, second))
     rows = [
-        [
-            md.escape(row.judge),
-            md.escape(row.models) or md.EMPTY,
-            *(md.number(count, 0) for count in (row.requests, row.reused, row.calls, row.answered)),
-            md.number(row.calls - row.answered, 0),
-            *(md.number(count, 0) for count in (row.prompt_tokens, row.completion_tokens)),
-            _price(row.cost, row.possible),
-        ]
-        for row in judging
+        [md.code(judge and judge.label)]
+        + [_mean(scores[v], metric) if v in scores else md.EMPTY for v in run.plan.labels]
+        for judge, scores in judges
     ]
-    headers = ["judge", "answered as", "verdicts wanted", "at hand", "calls", "answered", "failed", "prompt tokens"]
-    return md.table([*headers, "reply tokens", "cost"], rows, text_columns=2)
+    return md.table(["judge", *map(md.escape, run.plan.labels.values())], rows)
+
+
+def _table(rows: Iterable[R], columns: Columns[R], text_columns: int = 1) -> str:
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return md.table(list(columns), cells, text_columns=text_columns)
+
+
+def _legend(names: Iterable[str], legends: Mapping[str, str]) -> str:
+    return "".join(f"* `{name}`: {legends[name]}\n" for name in names if name in legends)
+
+
+def _largest_budget(rows: Iterable[Any]) -> list[Any]:
+    """Of each variant the rows at its largest budget; rows have a ``variant`` and a ``budget``."""
+    largest: dict[str, BudgetName] = {}
+    for row in rows:
+        largest[row.variant] = max(row.budget, largest.get(row.variant, row.budget), key=budget_order)
+    return [row for row in rows if row.budget == largest[row.variant]]
+
+
+def _mean(score: Score, metric: Metric) -> str:
+    """``mean [low, high]``."""
+    if not score.n:
+        return md.EMPTY
+    return f"{md.number(score.mean, metric.digits)} {md.interval(score.low, score.high, metric.digits)}"
 
 
 def _score(score: Score, metric: Metric, *, counts: bool = True) -> str:
     """``mean [low, high] (n, failures)``; without ``counts`` these only where some failed."""
     tally = f" ({score.n}, {score.failed} failed)" if score.failed else f" ({score.n})" if counts else ""
-    if not score.n:
-        return f"{md.EMPTY}{tally}"
-    return f"{md.number(score.mean, metric.digits)} {md.interval(score.low, score.high, metric.digits)}{tally}"
+    return _mean(score, metric) + tally
 
 
 def _title(run: Run, name: str) -> str:
     return md.escape(run.metrics[name].title)
 
 
-def _alike(values: list[Any]) -> list[str]:
-    """A column of swept values: numbers with a point where one of them has a fraction or is missing."""
-    numbers = all(value is None or type(value) in (int, float) for value in values)
-    if numbers and not all(type(value) is int for value in values):
-        values = [value if value is None else float(value) for value in values]
-    return [md.EMPTY if value is None else md.escape(value) for value in values]
+def _label(run: Run, variant: str) -> str:
+    return md.escape(run.plan.labels[variant])
+
+
+def _swept_values(values: Iterable[Any]) -> Callable[[Any], str]:
+    """Writes the values of a column: numbers with a point where one of them has a fraction or is missing."""
+    types = {type(value) for value in values}
+    pointed = types <= {int, float, NoneType} and types != {int}
+    return lambda value: md.EMPTY if value is None else md.escape(float(value) if pointed else value)
 
 
 def _forecast(row: Compute) -> str:
@@ -309,14 +365,3 @@ def _forecast(row: Compute) -> str:
     predicted, executed = row.predicted_flops, row.executed_flops
     error = f" ({100 * (predicted / executed - 1):+.1f} %)" if executed and not math.isnan(predicted) else ""
     return md.flops(predicted) + error
-
-
-def _share(percent: float) -> str:
-    return md.EMPTY if math.isnan(percent) else f"{percent:.3g} %"
-
-
-def _price(cost: float, possible: float) -> str:
-    """The known cost, and what calls with an unknown bill may have added."""
-    if math.isnan(cost):
-        return "no prices given"
-    return f"{cost:.4f}" + (f" to {cost + possible:.4f}" if possible else "")

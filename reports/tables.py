@@ -1,42 +1,63 @@
-"""The tables of a run's scores: comparison, sweeps, differences, breakdowns, diagnostics, failures."""
+"""The tables of a run's scores: differences, breakdowns, diagnostics, failures, and how far two judges agree."""
 
+import csv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from harness.benchmark import Record
+from harness.measure.agreement import Kind, Pair, agreement
 from harness.measure.statistics import Measurement, estimate_mean, holm, paired_difference
+from harness.run_folder import PlannedCell
 from harness.run_folder.plan import BudgetName
-from reports.costs import Cost, mean_cost
-from reports.rows import NAN, Row, Score, Table
 from reports.run import Cell, Run
 
-_PARTS = {"": "mean", "_low": "low", "_high": "high", "_n": "n", "_failed": "failed"}
-"""What follows a metric's name in a column of the comparison -> the field of `Score` in it."""
-_SCORE = [*_PARTS.values()]
+NAN = float("nan")
+R = TypeVar("R", bound=tuple)
+Records = Iterable[tuple[int, Record]]
+"""Records, each with the seed it was measured under."""
+_KINDS: Mapping[str, Kind] = {"ratings": "rating", "verdicts": "verdict"}
+"""What a metric is made of -> the kind of agreement; anything else is a value of which nothing more is known."""
 
 
-@dataclass(frozen=True)
-class Comparison(Row):
-    """One variant at one budget, or one swept point; ``scores`` are by metric, ``n_seeds`` the cells that are done."""
+class Table(list[R]):
+    """Rows of one kind. ``columns`` are those of their CSV file, ``cells`` makes a line of it from a row."""
 
-    variant: str
-    method: str
-    budget: BudgetName
-    n_seeds: int
-    scores: dict[str, Score]
-    cost: Cost
-    sweep: dict[str, Any]
+    def __init__(self, columns: Sequence[str], rows: Iterable[R], cells: Callable[[R], Iterable[Any]] = tuple) -> None:
+        super().__init__(rows)
+        self.columns, self.cells = list(columns), cells
 
-    def cells(self) -> dict[str, Any]:
-        whose = {"variant": self.variant, "method": self.method, "budget": self.budget, "n_seeds": self.n_seeds}
-        scores = {name + end: getattr(s, part) for name, s in self.scores.items() for end, part in _PARTS.items()}
-        return whose | scores | self.cost.cells() | self.sweep
+    def where(self, **equal: Any) -> list[R]:
+        """The rows whose fields have the values given."""
+        return [row for row in self if all(getattr(row, name) == value for name, value in equal.items())]
+
+    def write(self, path: Path) -> None:
+        """Write the CSV file ``path``, in which nan and None are empty."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self.columns)
+            writer.writerows(map(_text, self.cells(row)) for row in self)
 
 
-@dataclass(frozen=True)
-class DifferenceRow(Row):
+def _text(value: Any) -> Any:
+    """15 digits: every whole number (bytes, parameters) stays whole and no rounding noise shows."""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.15g}"
+    return value
+
+
+class Score(NamedTuple):
+    """The mean of a metric with its 95 % interval (nan where nothing was scored), scored and failed records."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    failed: int
+
+
+class DifferenceRow(NamedTuple):
     """``variant`` minus the baseline; ``n`` pairs of the same item under the same seed."""
 
     variant: str
@@ -51,24 +72,17 @@ class DifferenceRow(Row):
     unpaired: int
 
 
-@dataclass(frozen=True)
-class Group(Row):
-    """The score of the records that have ``value`` under ``key`` in their ``raw``."""
+class Group(NamedTuple):
+    """The score of the records that have ``value`` under the table's key in their ``raw``."""
 
     variant: str
     budget: BudgetName
     metric: str
-    key: str
     value: Any
     score: Score
 
-    def cells(self) -> dict[str, Any]:
-        whose = {"variant": self.variant, "budget": self.budget, "metric": self.metric, self.key: self.value}
-        return whose | self.score.cells()
 
-
-@dataclass(frozen=True)
-class Diagnostic(Row):
+class Diagnostic(NamedTuple):
     """One figure that a method reports of itself, averaged over seeds; named ``benchmark.figure``."""
 
     variant: str
@@ -78,8 +92,7 @@ class Diagnostic(Row):
     n_seeds: int
 
 
-@dataclass(frozen=True)
-class Failure(Row):
+class Failure(NamedTuple):
     """One record that has no value. The second judge's benchmark is "<name>, second judge"."""
 
     cell: str
@@ -89,34 +102,27 @@ class Failure(Row):
     reason: str
 
 
-def comparison(run: Run) -> Table[Comparison]:
-    """One row per variant and budget: who it is, ``n_seeds``, five columns per metric, the bill.
+class Agreed(NamedTuple):
+    """One figure of `harness.measure.agreement`; a metric without a pair has one row, with n = 0 and no figure."""
 
-    ``<m>``, ``<m>_low``, ``<m>_high`` are mean and 95 % interval (empty where nothing was scored), ``<m>_n``
-    the scored records over all seeds, ``<m>_failed`` those that failed. Only cells that are done count
-    (``n_seeds`` of them). A variant without triples has its one result at every budget. The bill is the mean
-    over seeds, peak memory the largest.
-    """
-    rows = [
-        _compared(run, variant.name, variant.method, budget, _done(run.cells_of(variant.name, budget)))
-        for variant in run.plan.variants
-        for budget in run.plan.budgets
-    ]
-    return Table(list(rows[0].cells()), rows)
+    metric: str
+    statistic: str | None
+    value: float
+    low: float
+    high: float
+    n: int
+    failed_first: int
+    failed_second: int
 
 
-def sweeps(run: Run) -> Table[Comparison]:
-    """The comparison's columns and the swept keys, one row per swept point."""
-    points = [(cells[0].planned, _done(cells)) for cells in run.sweeps]
-    keys = dict.fromkeys(key for first, _ in points for key in first.sweep or {})
-    rows = [
-        _compared(
-            run, first.variant, first.method, first.budget, done, {key: (first.sweep or {}).get(key) for key in keys}
-        )
-        for first, done in points
-    ]
-    empty = _compared(run, "", "", 0, [], dict.fromkeys(keys))
-    return Table(list(empty.cells()), rows)
+class SecondMean(NamedTuple):
+    """The second judge's mean of one metric. Never mixed with the first one's."""
+
+    judge: str
+    variant: str
+    budget: BudgetName
+    metric: str
+    score: Score
 
 
 def differences(run: Run) -> Table[DifferenceRow]:
@@ -126,12 +132,12 @@ def differences(run: Run) -> Table[DifferenceRow]:
     """
     rows = []
     for budget in run.plan.budgets:
-        base = _done(run.cells_of(run.plan.baseline, budget))
+        base = run.cells_of(run.plan.baseline, budget)
         family = []
         for variant in run.plan.labels:
-            cells = _done(run.cells_of(variant, budget)) if variant != run.plan.baseline else []
+            cells = run.cells_of(variant, budget) if variant != run.plan.baseline else []
             for metric in run.metrics:
-                before, after = (_measurements(_records(side, metric)) for side in (base, cells))
+                before, after = (_measurements(records(side, metric)) for side in (base, cells))
                 if {(m.seed, m.item) for m in before} & {(m.seed, m.item) for m in after}:
                     family.append((variant, metric, paired_difference(after, before)))
         corrected = holm([d.p for _, _, d in family])
@@ -139,32 +145,29 @@ def differences(run: Run) -> Table[DifferenceRow]:
             DifferenceRow(variant, budget, metric, d.mean, d.low, d.high, d.p, p_holm, d.n, d.unpaired)
             for (variant, metric, d), p_holm in zip(family, corrected, strict=True)
         ]
-    return Table.of(DifferenceRow, rows)
+    return Table(DifferenceRow._fields, rows)
 
 
 def breakdown(run: Run, key: str) -> Table[Group]:
     """Scores per value of ``raw[key]`` for the records that carry it; the values are the column ``key``."""
     rows = []
-    for variant in run.plan.labels:
-        for budget in run.plan.budgets:
-            groups: dict[tuple[str, Any], list[tuple[int, Record]]] = defaultdict(list)
-            for seed, record in _records(_done(run.cells_of(variant, budget))):
-                if key in record.raw:
-                    groups[record.metric, record.raw[key]].append((seed, record))
-            rows += [Group(variant, budget, metric, key, v, score(found)) for (metric, v), found in groups.items()]
-    return Table(["variant", "budget", "metric", key, *_SCORE], rows)
+    for variant, budget, cells in run.compared():
+        found = [(seed, record) for seed, record in records(cells) if key in record.raw]
+        scores = _scores(found, lambda record: (record.metric, record.raw[key]))
+        rows += [Group(variant, budget, metric, value, score) for (metric, value), score in scores.items()]
+    columns = ["variant", "budget", "metric", key, *Score._fields]
+    return Table(columns, rows, lambda row: (*row[:-1], *row.score))
 
 
 def diagnostics(run: Run) -> Table[Diagnostic]:
     """What the methods say about themselves, averaged over seeds."""
     rows = []
-    for variant in run.plan.labels:
-        for budget, cells in run.groups(variant):
-            figures = [cell.state.diagnostics for cell in cells]
-            for name in dict.fromkeys(name for found in figures for name in found):
-                values = [found[name] for found in figures if name in found]
-                rows.append(Diagnostic(variant, budget, name, sum(values) / len(values), len(values)))
-    return Table.of(Diagnostic, rows)
+    for variant, budget, cells in run.fitted():
+        figures = [cell.state.diagnostics for cell in cells]
+        for name in dict.fromkeys(name for found in figures for name in found):
+            values = [found[name] for found in figures if name in found]
+            rows.append(Diagnostic(variant, budget, name, sum(values) / len(values), len(values)))
+    return Table(Diagnostic._fields, rows)
 
 
 def failures(run: Run) -> Table[Failure]:
@@ -172,44 +175,84 @@ def failures(run: Run) -> Table[Failure]:
     rows = []
     for cell in run.cells:
         again = {f"{name}, second judge": found for name, found in cell.second.items()}
-        for name, records in (cell.records | again).items():
-            failed = ((r, r.error) for r in records if r.error is not None)
+        for name, found in (cell.records | again).items():
+            failed = ((r, r.error) for r in found if r.error is not None)
             rows += [Failure(cell.planned.name, name, r.metric, r.item, reason) for r, reason in failed]
-    return Table.of(Failure, rows)
+    return Table(Failure._fields, rows)
 
 
-def score(found: Iterable[tuple[int, Record]]) -> Score:
-    """Mean and interval of (seed, record)."""
+def agreements(run: Run) -> Table[Agreed]:
+    """Every figure for each metric that both judges judged, over all done cells but sweeps.
+
+    A model is a variant at a budget.
+    """
+    judged, rows = list(_judged_twice(run)), []
+    for name in dict.fromkeys(a.metric for _, a, _ in judged):
+        found = [(cell, a, b) for cell, a, b in judged if a.metric == name]
+        failed = sum(a.value is None for _, a, _ in found), sum(b.value is None for _, _, b in found)
+        pairs = [
+            Pair(f"{cell.variant} at {cell.budget}", cell.seed, a.cluster, a.value, b.value)
+            for cell, a, b in found
+            if a.value is not None and b.value is not None
+        ]
+        if pairs:
+            figures = agreement(pairs, _KINDS.get(run.metrics[name].made_of, "value"))
+            rows += [Agreed(name, f.statistic, f.value, f.low, f.high, f.n, *failed) for f in figures]
+        else:
+            rows.append(Agreed(name, None, NAN, NAN, NAN, 0, *failed))
+    return Table(Agreed._fields, rows)
+
+
+def second_means(run: Run) -> Table[SecondMean]:
+    """The second judge's means per variant, budget and metric."""
+    rows = []
+    judge = "" if run.environment.second_judge is None else run.environment.second_judge.label
+    for variant, budget, cells in run.compared():
+        found = [(cell.planned.seed, r) for cell in cells for again in cell.second.values() for r in again]
+        scores = _scores(found, lambda record: record.metric)
+        rows += [SecondMean(judge, variant, budget, metric, score) for metric, score in scores.items()]
+    columns = [*SecondMean._fields[:-1], *Score._fields]
+    return Table(columns, rows, lambda row: (*row[:-1], *row.score))
+
+
+def mean_score(found: Records) -> Score:
+    """Mean and interval of the records, and how many were scored and failed."""
     found = list(found)
     scored = _measurements(found)
-    failed = len(found) - len(scored)
     if not scored:
-        return Score(NAN, NAN, NAN, 0, failed)
+        return Score(NAN, NAN, NAN, 0, len(found))
     e = estimate_mean(scored)
-    return Score(e.mean, e.low, e.high, e.n, failed)
+    return Score(e.mean, e.low, e.high, e.n, len(found) - len(scored))
 
 
-def _compared(
-    run: Run, variant: str, method: str, budget: BudgetName, cells: Sequence[Cell], sweep: dict[str, Any] | None = None
-) -> Comparison:
-    scores = {metric: score(_records(cells, metric)) for metric in run.metrics}
-    return Comparison(variant, method, budget, len(cells), scores, mean_cost(cells), sweep or {})
-
-
-def _measurements(found: Iterable[tuple[int, Record]]) -> list[Measurement]:
-    return [Measurement(seed, r.cluster, r.item, float(r.value)) for seed, r in found if r.value is not None]
-
-
-def _records(cells: Iterable[Cell], metric: str | None = None) -> list[tuple[int, Record]]:
-    """(seed, record) of the first judge, of one metric or of all."""
+def records(cells: Iterable[Cell], metric: str | None = None) -> list[tuple[int, Record]]:
+    """The first judge's records, of one metric or of all."""
     return [
         (cell.planned.seed, record)
         for cell in cells
-        for records in cell.records.values()
-        for record in records
+        for found in cell.records.values()
+        for record in found
         if metric in (None, record.metric)
     ]
 
 
-def _done(cells: Iterable[Cell]) -> list[Cell]:
-    return [cell for cell in cells if cell.done]
+def _scores(found: Records, key: Callable[[Record], Any]) -> dict[Any, Score]:
+    """The score of the records of each ``key``."""
+    groups: dict[Hashable, list[tuple[int, Record]]] = defaultdict(list)
+    for seed, record in found:
+        groups[key(record)].append((seed, record))
+    return {value: mean_score(group) for value, group in groups.items()}
+
+
+def _measurements(found: Records) -> list[Measurement]:
+    return [Measurement(seed, r.cluster, r.item, float(r.value)) for seed, r in found if r.value is not None]
+
+
+def _judged_twice(run: Run) -> Iterator[tuple[PlannedCell, Record, Record]]:
+    """The records of both judges about the same item, for every done cell of the comparison."""
+    for cell in run.cells:
+        if cell.done and not cell.planned.sweep:
+            for name, again in cell.second.items():
+                others = {(r.metric, r.item): r for r in again}
+                mine = (r for r in cell.records.get(name, ()) if (r.metric, r.item) in others)
+                yield from ((cell.planned, r, others[r.metric, r.item]) for r in mine)

@@ -1,26 +1,41 @@
 """Makes a run folder with planted effects, as `dspa-bench run` leaves it, for the tests of reports/."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 
+import pytest
 import yaml
 from numpy.random import default_rng
 
 from harness.benchmark import Record
 from harness.compute.bill import Bill
 from harness.files import write_jsonl
+from harness.measure import statistics
 from harness.run_folder import CellState, Environment, Plan, PlannedCell, PlannedVariant, RunFolder
 from harness.run_folder.plan import cell_name
 
 FACTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PLAN = Plan.model_validate(FACTS["plan"] | {"cells": []})
 BUDGETS, SEEDS, VARIANTS = PLAN.budgets, PLAN.seeds, list(PLAN.labels)
+_KEPT = tempfile.TemporaryDirectory()
 NASTY = "<script>alert(1)</script> a | b\n*starred* `tick` _x_ [link](http://x)"
 
 
 def write_run(folder: Path, *, failed_cell: str | None = None, unfinished: str | None = None) -> Path:
-    """A run of six variants; ``failed_cell`` failed before its bill, ``unfinished`` has no cell.json."""
+    """A run of six variants; ``failed_cell`` failed before its bill, ``unfinished`` has no cell.json.
+
+    Made once a session, since its files are synced, and copied to ``folder``.
+    """
+    return Path(shutil.copytree(_made(failed_cell, unfinished), folder))
+
+
+@cache
+def _made(failed_cell: str | None, unfinished: str | None) -> Path:
+    folder = Path(tempfile.mkdtemp(dir=_KEPT.name))
     cells = [
         cell_of(v, b, s) for v in PLAN.variants for b in (BUDGETS if v.uses_triples else (0,)) for s in range(SEEDS)
     ]
@@ -41,6 +56,12 @@ def write_run(folder: Path, *, failed_cell: str | None = None, unfinished: str |
         if cell.name != unfinished:
             home.finish(CellState(status="failed" if error else "done", error=error, diagnostics=figures))
     return folder
+
+
+def few_replicates(patch: pytest.MonkeyPatch) -> None:
+    """Bootstraps are most of a report's time: for tests that are not about them."""
+    for name in ("estimate_mean", "paired_difference"):
+        patch.setattr(f"reports.tables.{name}", partial(getattr(statistics, name), replicates=200))
 
 
 def cell_of(variant: PlannedVariant, budget: int | str, seed: int, sweep: dict | None = None) -> PlannedCell:

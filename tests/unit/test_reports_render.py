@@ -15,7 +15,7 @@ from reports.answers import sample_answers
 from reports.figures import pareto_front
 from reports.render import write_report
 from reports.run import read_run
-from tests.unit.synthetic_run import PLAN, cell_of, write_run
+from tests.unit.synthetic_run import PLAN, cell_of, few_replicates, write_run
 
 FILES = {"suite.yaml", "plan.json", "environment.json", "cells", "report"}
 
@@ -35,7 +35,8 @@ def text(folder):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Drawing is most of the time, and not what these tests are about."""
+    """Drawing and bootstraps are most of the time, and not what these tests are about."""
+    few_replicates(monkeypatch)
     monkeypatch.setattr("reports.render.write_figures", lambda *_: [])
 
 
@@ -130,9 +131,8 @@ def test_a_second_report_replaces_the_first_whole(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_an_error_leaves_the_earlier_report_as_it_was(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "run")
-    first = write_report(folder).read_text(encoding="utf-8")
+def test_an_error_leaves_the_earlier_report_as_it_was(folder, text, tmp_path, monkeypatch):
+    folder = shutil.copytree(folder, tmp_path / "run")
 
     def fail(*_):
         raise OSError("disk full")
@@ -140,7 +140,7 @@ def test_an_error_leaves_the_earlier_report_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("reports.render.write_figures", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(folder)
-    assert (folder / "report" / "report.md").read_text(encoding="utf-8") == first
+    assert (folder / "report" / "report.md").read_text(encoding="utf-8") == text
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -233,10 +233,10 @@ def test_sweeps_of_a_smaller_budget_stay_in_the_csv_only(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_cells_of_different_commits_are_a_warning(tmp_path):
+def test_cells_of_different_commits_are_a_warning(text, tmp_path):
     folder = write_run(tmp_path / "run")
     warning = "the cells come from different commits"
-    assert warning not in write_report(folder).read_text(encoding="utf-8")
+    assert warning not in text
     for path in folder.glob("cells/*/cell.json"):
         commit = "bbbb-dirty" if path.parent.name == "dpo__n300__s0" else "aaaa"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": commit}))
@@ -277,6 +277,7 @@ def test_what_the_suite_sets_is_in_the_report(text):
 
 def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
     """Its perplexity is no accuracy, and less of it is better."""
+    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     declared = Metric(name="perplexity", title="Perplexity", unit="per token", higher_is_better=False, digits=3)
     outside = PlannedBenchmark(name="outside", files="outside", metrics=(declared,))

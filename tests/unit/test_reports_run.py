@@ -31,7 +31,7 @@ def test_cells_come_in_the_order_of_the_suite_then_budget_then_seed(folder):
 def test_a_variant_without_triples_belongs_to_every_budget_and_is_grouped_once(folder):
     run = read_run(folder)
     assert run.cells_of("base", 100) == run.cells_of("base", 300)
-    assert [(budget, len(cells)) for budget, cells in run.groups("base")] == [(0, SEEDS)]
+    assert [(budget, len(cells)) for name, budget, cells in run.fitted() if name == "base"] == [(0, SEEDS)]
 
 
 def test_swept_cells_are_apart_from_the_comparison(folder):

@@ -1,18 +1,18 @@
-"""reports.tables, costs and findings against the records, read again by other means."""
+"""reports.tables, costs and comparison against the records, read again by other means."""
 
 import json
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from harness.judging.ledger import Ledger
+from reports import comparison as compared
 from reports import costs, tables
-from reports.findings import drops, findings, sides
+from reports.comparison import drops, findings, sides
 from reports.run import read_run
 from reports.sections import judging_table
-from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
+from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
 
@@ -30,7 +30,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def comparison(run):
-    return tables.comparison(run)
+    return compared.comparison(run)
 
 
 def _raw(folder, pattern, metric):
@@ -50,7 +50,7 @@ def test_comparison_has_exactly_the_columns_of_the_contract(run, comparison):
     for m in run.metrics:
         expected += [m, f"{m}_low", f"{m}_high", f"{m}_n", f"{m}_failed"]
     assert comparison.columns == expected + BILL
-    assert all(list(row.cells()) == comparison.columns for row in comparison)
+    assert {len(comparison.cells(row)) for row in comparison} == {len(comparison.columns)}
     assert len(comparison) == len(VARIANTS) * len(BUDGETS)
 
 
@@ -79,28 +79,28 @@ def test_failed_and_unfinished_cells_are_left_out_of_the_seeds(comparison):
 
 
 def test_a_variant_without_triples_has_its_one_result_at_every_budget(comparison):
-    at_100, at_300 = (_row(comparison, variant="base", budget=budget).cells() for budget in BUDGETS)
-    assert {k: v for k, v in at_100.items() if k not in ("budget", "paper_flops")} == {
-        k: v for k, v in at_300.items() if k not in ("budget", "paper_flops")
-    }
+    at_100, at_300 = (_row(comparison, variant="base", budget=budget) for budget in BUDGETS)
+    assert at_100._replace(budget=300) == at_300
 
 
-def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path):
+def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path, monkeypatch):
+    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/prompt__*/records/alpaca_eval.jsonl"):
         path.unlink()
-    scores = _row(tables.comparison(read_run(folder)), variant="prompt", budget=300).scores
+    scores = _row(compared.comparison(read_run(folder)), variant="prompt", budget=300).scores
     missing = scores["alpaca_eval"]
     assert all(math.isnan(value) for value in (missing.mean, missing.low, missing.high))
     assert (missing.n, missing.failed) == (0, 0)
     assert scores["mt_bench"].n > 0
 
 
-def test_a_variant_whose_every_cell_failed_has_an_empty_row(tmp_path):
+def test_a_variant_whose_every_cell_failed_has_an_empty_row(tmp_path, monkeypatch):
+    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/dpo__n100__*/cell.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no"}))
-    row = _row(tables.comparison(read_run(folder)), variant="dpo", budget=100)
+    row = _row(compared.comparison(read_run(folder)), variant="dpo", budget=100)
     assert (row.n_seeds, row.scores["mt_bench"].n) == (0, 0)
     assert math.isnan(row.scores["mt_bench"].mean)
     assert math.isnan(row.cost.executed_flops)
@@ -125,13 +125,13 @@ def test_stages_add_up_to_the_bill_and_operators_fall_in_flops(run, comparison):
     stages = costs.stages(run).where(variant="dspa", budget=300)
     executed = sum(stage.executed_flops for stage in stages)
     assert executed == pytest.approx(_row(comparison, variant="dspa", budget=300).cost.executed_flops)
-    flops = [row.flops for row in costs.operators(run).where(variant="dpo")]
+    flops = [row.sample.flops for row in costs.operators(run).where(variant="dpo")]
     assert flops == sorted(flops, reverse=True)
     assert len(flops) == 6
 
 
 def test_sweeps_have_the_comparisons_columns_and_the_swept_keys(run, comparison):
-    sweeps = tables.sweeps(run)
+    sweeps = compared.sweeps(run)
     assert sweeps.columns == [*comparison.columns, "alpha"]
     assert [row.sweep["alpha"] for row in sweeps] == [0.2, 0.5, 1.0]
     assert [row.n_seeds for row in sweeps] == [1, 1, 1]
@@ -143,9 +143,9 @@ def test_a_run_without_sweeps_has_an_empty_table_with_the_same_columns(tmp_path,
     folder = write_run(tmp_path / "run")
     for cell in folder.glob("cells/dspa@*"):
         cell.rename(folder / cell.name)
-    sweeps = tables.sweeps(read_run(folder))
+    sweeps = compared.sweeps(read_run(folder))
     assert sweeps.columns == comparison.columns
-    assert not sweeps.rows
+    assert not sweeps
 
 
 def test_differences_are_item_by_item_and_holm_is_over_one_budget(folder, run):
@@ -187,7 +187,7 @@ def test_failures_are_listed_with_cell_item_and_reason(run):
 def _with(comparison, variant, metric, budget=300, **values):
     """The rows, with another score of one variant."""
     return [
-        replace(row, scores=row.scores | {metric: replace(row.scores[metric], **values)})
+        row._replace(scores=row.scores | {metric: row.scores[metric]._replace(**values)})
         if (row.variant, row.budget) == (variant, budget)
         else row
         for row in comparison
@@ -213,8 +213,8 @@ def test_less_over_refusal_is_better(run, comparison):
 def test_findings_name_who_is_better_and_who_is_not_separated(run, comparison):
     finding = findings(run, comparison, sides(run, comparison), 300)[0]
     assert finding.metric.name == "mt_bench"
-    assert set(finding.better) == {"dspa", "dspa_paper", "dpo"}
-    assert set(finding.overlapping) == {"prompt", "static_sae"}
+    assert set(finding.sides["better"]) == {"dspa", "dspa_paper", "dpo"}
+    assert set(finding.sides["overlapping"]) == {"prompt", "static_sae"}
 
 
 def test_only_multiple_choice_drops_of_more_than_two_points_are_flagged(run, comparison):
@@ -226,11 +226,11 @@ def test_only_multiple_choice_drops_of_more_than_two_points_are_flagged(run, com
             rows = _with(rows, variant, "sandbox_scenes", budget, mean=50.0)
     (drop,) = drops(run, rows)
     assert (drop.variant, drop.budget, drop.metric) == ("static_sae", 300, "sandbox_facts")
-    assert drop.points == pytest.approx(2.1)
+    assert drop.baseline - drop.value == pytest.approx(2.1)
 
 
 def test_a_run_without_a_ledger_has_no_account_of_judging(run):
-    assert costs.judging(run) is None
+    assert not costs.judging(run)
 
 
 def test_judges_with_and_without_prices_and_calls_without_a_bill_are_told_apart(tmp_path):
@@ -242,7 +242,7 @@ def test_judges_with_and_without_prices_and_calls_without_a_bill_are_told_apart(
     free = ledger.send("local", "http://h/v1", most=None, cap=None)
     ledger.end(free, "answered", cost=None, prompt_tokens=5, completion_tokens=6)
     table = costs.judging(SimpleNamespace(folder=tmp_path))
-    assert [math.isnan(row.cost) for row in table] == [False, True]
+    assert [row.account.cost is None for row in table] == [False, True]
     assert judging_table(table).splitlines()[2:] == [
         r"| a\|b | m-2026 | 1,200 | 200 | 3 | 1 | 2 | 3,000 | 6 | 0.2500 to 0.7500 |",
         "| local | – | 0 | 0 | 1 | 1 | 0 | 5 | 6 | no prices given |",
