@@ -2,11 +2,11 @@
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from harness.judging.verdicts import Journal, Row
 
@@ -96,7 +96,7 @@ class Balance:
     def _end(self, row: Row) -> None:
         judge, most = self.open.pop(row["call"])
         account, outcome = self.accounts[judge], row["outcome"]
-        if outcome not in ("answered", "useless", "refused", "lost"):
+        if outcome not in get_args(Outcome):
             raise ValueError(f"unknown outcome {outcome!r}")
         setattr(account, outcome, getattr(account, outcome) + 1)
         account.prompt_tokens += row["prompt_tokens"]
@@ -121,20 +121,20 @@ class Ledger:
 
     def batch(self, judge: str, verb: str, *, requests: int, reused: int) -> None:
         """``requests`` verdicts are wanted, of which ``reused`` need nothing to be sent."""
-        row = {"event": "batch", "judge": judge, "verb": verb, "requests": requests, "reused": reused}
-        self._journal.append(row | _now())
+        self._enter("batch", judge=judge, verb=verb, requests=requests, reused=reused)
 
     def shared(self, judge: str) -> None:
         """One more verdict needs nothing to be sent, because another process was just asking for it."""
-        self._journal.append({"event": "shared", "judge": judge} | _now())
+        self._enter("shared", judge=judge)
 
     def send(self, judge: str, address: str, *, most: float | None, cap: float | None) -> str:
         """Enter a call that is about to be sent and may cost up to ``most``; returns its number.
 
         Raises CapReached when it could bring the sum above ``cap``; open calls count with the most they may cost.
         """
-        with self._journal.locked() as file:
-            for row in self._journal.news_in(file):
+
+        def check(news: list[Row]) -> None:
+            for row in news:
                 self._balance.enter(row)
             spent, pending = self._balance.spent, self._balance.pending
             if cap is not None and spent + pending + (most or 0.0) > cap * (1 + _ROUNDING):
@@ -142,9 +142,9 @@ class Ledger:
                     f"spending cap of {cap:g} reached: {spent:.4g} is spent, {pending:.4g} may be charged for calls "
                     f"without an answer, and the next may cost {most or 0.0:.4g}; run again with a higher max_cost"
                 )
-            call = uuid.uuid4().hex[:12]
-            row = {"event": "sent", "call": call, "judge": judge, "address": address, "most": most}
-            self._journal.append_to(file, row | _now())
+
+        call = uuid.uuid4().hex[:12]
+        self._enter("sent", check, call=call, judge=judge, address=address, most=most)
         return call
 
     def end(
@@ -159,15 +159,14 @@ class Ledger:
         model: str = "",
     ) -> None:
         """Enter what became of a call, and ``why`` it failed; ``cost`` is None when its bill is not known."""
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        row = {"event": "ended", "call": call, "outcome": outcome, "why": why, "cost": cost, "model": model}
-        self._journal.append(row | tokens | _now())
+        row: Row = {"call": call, "outcome": outcome, "why": why, "cost": cost, "model": model}
+        self._enter("ended", **row, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def _enter(self, event: str, check: Callable[[list[Row]], None] | None = None, **row: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._journal.append({"event": event, **row, "at": now}, check)
 
 
 def read_accounts(folder: Path) -> dict[str, Account]:
     """{judge: account} of the ledger in ``folder``, empty where there is none; for when nobody is judging there."""
     return Balance(Journal(folder / FILE).news()).closed()
-
-
-def _now() -> Row:
-    return {"at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -7,6 +7,7 @@ Spearman's ranks and the models' means are worked out anew in every replicate.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -73,28 +74,25 @@ def agreement(pairs: Sequence[Pair], kind: Kind) -> list[Agreement]:
     if not pairs:
         raise ValueError("no answer was judged by both judges, so there is no agreement to measure")
     a, b = _values(pairs)
-    differences: Figures = {
+    differences = {
         "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
         "mean_difference": lambda w: float(np.average(b - a, weights=w)),
     }
     if kind == "verdict":
         decided = [p for p in pairs if EVEN not in (p.first, p.second)]
-        ties: Figures = {
-            "ties_first": lambda w: _percent(a == EVEN, w),
-            "ties_second": lambda w: _percent(b == EVEN, w),
-        }
         found = _estimates(pairs, _classified("equal", "kappa", _verdicts(a), _verdicts(b)))
         found += _estimates(decided, _classified("equal_decided", "kappa_decided", *map(_verdicts, _values(decided))))
+        ties = {f"ties_{who}": partial(_percent, x == EVEN) for who, x in (("first", a), ("second", b))}
         found += _estimates(pairs, ties | differences)
     else:
         found = _estimates(pairs, _correlations(a, b) | differences)
     if kind == "rating":
-        found += _estimates(pairs, _classified("same_side", "kappa_side", *(x > MIDDLE_RATING for x in (a, b))))
+        found += _estimates(pairs, _classified("same_side", "kappa_side", a > MIDDLE_RATING, b > MIDDLE_RATING))
     models = list(dict.fromkeys(p.model for p in pairs))
     if len(models) > 1:
         of_model = np.array([models.index(p.model) for p in pairs])
-        order: Figures = {"kendall": lambda w: _kendall_of_means(a, b, of_model, len(models), w)}
-        found += [replace(figure, n=len(models)) for figure in _estimates(pairs, order)]
+        order = _estimates(pairs, {"kendall": partial(_kendall_of_means, a, b, of_model, len(models))})
+        found.append(replace(order[0], n=len(models)))
     return found
 
 
@@ -106,14 +104,14 @@ def _values(pairs: Sequence[Pair]) -> tuple[Weights, Weights]:
 def _correlations(a: Weights, b: Weights) -> Figures:
     ranks_a, ranks_b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
     return {
-        "pearson": lambda w: pearson(a, b, w),
+        "pearson": partial(pearson, a, b),
         "spearman": lambda w: pearson(_midranks(ranks_a, w), _midranks(ranks_b, w), w),
     }
 
 
 def _classified(share: str, kappa: str, x: np.ndarray, y: np.ndarray) -> Figures:
     """The ``share`` of equal classes, in percent, and Cohen's ``kappa``."""
-    return {share: lambda w: _percent(x == y, w), kappa: lambda w: cohen_kappa(x.astype(int), y.astype(int), w)}
+    return {share: partial(_percent, x == y), kappa: partial(cohen_kappa, x.astype(int), y.astype(int))}
 
 
 def _percent(true: np.ndarray, w: Weights) -> float:
