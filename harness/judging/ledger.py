@@ -12,7 +12,6 @@ from harness.judging.verdicts import Journal, Row
 
 FILE = "ledger.jsonl"
 Outcome = Literal["answered", "useless", "refused", "lost"]
-_ROUNDING = 1e-9
 
 
 class CapReached(Exception):
@@ -23,30 +22,25 @@ class CapReached(Exception):
 class Account:
     """Sums over the calls to one judge; amounts are in the currency of its prices."""
 
-    requests: int = 0
-    """Verdicts that were wanted."""
-    reused: int = 0
-    """Those for which nothing had to be sent."""
-    calls: int = 0
-    """HTTP requests that were sent, or tried to be; the next five are what became of them."""
-    answered: int = 0
-    """They brought a text."""
-    useless: int = 0
-    """They brought something else: an empty text, a part of one, no JSON."""
-    refused: int = 0
-    """An error status came back, or the server was not reached."""
-    lost: int = 0
-    """Nothing came back in time; the server may charge for it."""
-    unsettled: int = 0
-    """The process was killed before anything came back; the server may charge for it."""
+    requests: int = 0  # verdicts that were wanted
+    reused: int = 0  # those for which nothing had to be sent
+    calls: int = 0  # HTTP requests that were sent, or tried to be; the next five are what became of them
+    answered: int = 0  # they brought a text
+    useless: int = 0  # they brought something else: an empty text, a part of one, no JSON
+    refused: int = 0  # an error status came back, or the server was not reached
+    lost: int = 0  # nothing came back in time; the server may charge for it
+    unsettled: int = 0  # the process was killed before anything came back; the server may charge for it
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float | None = None
-    """What was charged, by the server's token counts; None without prices."""
-    possible: float | None = None
-    """What calls whose bill is not known can have cost at most; None without prices."""
-    models: set[str] = field(default_factory=set)
-    """What the server called the model that answered."""
+    cost: float | None = None  # what was charged, by the server's token counts; None without prices
+    possible: float | None = None  # what calls whose bill is not known can have cost at most; None without prices
+    models: set[str] = field(default_factory=set)  # what the server called the model that answered
+
+    def charge(self, most: float | None, cost: float | None) -> None:
+        """Add a call that could cost ``most`` (None: the judge has no prices); ``cost`` is None for an unknown bill."""
+        if most is not None:
+            self.cost = (self.cost or 0.0) + (cost or 0.0)
+            self.possible = (self.possible or 0.0) + (most if cost is None else 0.0)
 
 
 class Balance:
@@ -57,16 +51,6 @@ class Balance:
         self.open: dict[str, tuple[str, float | None]] = {}
         for row in rows:
             self.enter(row)
-
-    @property
-    def spent(self) -> float:
-        """What was charged, and what calls with an unknown bill can have cost."""
-        return sum((a.cost or 0.0) + (a.possible or 0.0) for a in self.accounts.values())
-
-    @property
-    def pending(self) -> float:
-        """What open calls may cost."""
-        return sum(most or 0.0 for _, most in self.open.values())
 
     def enter(self, row: Row) -> None:
         """Add one row; ValueError when it is not a ledger's."""
@@ -89,7 +73,7 @@ class Balance:
         """The accounts when no process is judging any more: open calls are unsettled and may have cost their most."""
         for judge, most in self.open.values():
             self.accounts[judge].unsettled += 1
-            _charge(self.accounts[judge], most, None)
+            self.accounts[judge].charge(most, None)
         self.open.clear()
         return self.accounts
 
@@ -102,14 +86,7 @@ class Balance:
         account.prompt_tokens += row["prompt_tokens"]
         account.completion_tokens += row["completion_tokens"]
         account.models |= {row["model"]} - {""}
-        _charge(account, most, row["cost"])
-
-
-def _charge(account: Account, most: float | None, cost: float | None) -> None:
-    if most is None:  # the judge has no prices
-        return
-    account.cost = (account.cost or 0.0) + (cost or 0.0)
-    account.possible = (account.possible or 0.0) + (most if cost is None else 0.0)
+        account.charge(most, row["cost"])
 
 
 class Ledger:
@@ -136,8 +113,11 @@ class Ledger:
         def check(news: list[Row]) -> None:
             for row in news:
                 self._balance.enter(row)
-            spent, pending = self._balance.spent, self._balance.pending
-            if cap is not None and spent + pending + (most or 0.0) > cap * (1 + _ROUNDING):
+            spent = sum(
+                (account.cost or 0.0) + (account.possible or 0.0) for account in self._balance.accounts.values()
+            )
+            pending = sum(most or 0.0 for _, most in self._balance.open.values())
+            if cap is not None and spent + pending + (most or 0.0) > cap * (1 + 1e-9):  # a rounding error is no excess
                 raise CapReached(
                     f"spending cap of {cap:g} reached: {spent:.4g} is spent, {pending:.4g} may be charged for calls "
                     f"without an answer, and the next may cost {most or 0.0:.4g}; run again with a higher max_cost"

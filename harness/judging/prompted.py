@@ -140,7 +140,6 @@ class PromptedJudge(JudgeConfig, ABC):
         _ = self._fastchat
 
     def at(self, folder: Path) -> Self:
-        """This judge, with its replies kept in ``folder``."""
         judge = self.model_copy()
         judge._kept = Replies(folder)
         return judge

@@ -127,15 +127,11 @@ class Claims:
     def take(self, key: str) -> bool:
         """Whether this process now holds the question; False while another one does."""
         try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
         except (BlockingIOError, PermissionError):
             return False
         return True
 
     def release(self, key: str) -> None:
         """Let others have it."""
-        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, _place(key))
-
-
-def _place(key: str) -> int:
-    return int(key[:15], 16)
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, int(key[:15], 16))

@@ -121,7 +121,7 @@ def estimate_statistic(
         return value, float("nan"), float("nan")
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(2_000):
+    for _ in range(2_000):  # fewer than of means: one statistic costs more
         w = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds)).astype(float)
         v = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters)).astype(float)
         weights = w[of_seed] * v[of_cluster]
