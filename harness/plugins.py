@@ -65,6 +65,6 @@ def load_plugins() -> tuple[str, ...]:
     The harness's own judges are registered with them.
     """
     modules = sorted({entry.value for entry in declared(PLUGINS)})
-    for module in (*modules, "harness.judging.endpoint", "harness.judging.local", "harness.judging.reward.judge"):
+    for module in (*modules, "harness.judging.endpoint", "harness.judging.local", "harness.judging.reward"):
         import_module(module)
     return tuple(modules)

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 score = command_group("Score verdicts that are already there; nothing is generated or judged.")
 
-EVERY = "all"
-"""The name of all models together."""
-
 
 @score.command("mt-bench", epilog="Example: `dspa-bench score mt-bench model_judgment/gpt-4_single.jsonl`")
 def mt_bench(
@@ -42,10 +39,9 @@ def mt_bench(
         raise ValueError(f"{judgments}: --baseline is for pairwise judgments, and these are ratings of one answer each")
     categories = _categories(judgments, questions)
     if pairs:
-        scores = pair_scores(load_pair_judgments(judgments), categories, baseline)
+        write_scores(pair_scores(load_pair_judgments(judgments), categories, baseline))
     else:
-        scores = single_scores(load_judgments(judgments), categories)
-    write_scores(scores)
+        write_scores(single_scores(load_judgments(judgments), categories))
 
 
 def _categories(file: Path, questions: Path | None) -> "Categories":
@@ -54,12 +50,11 @@ def _categories(file: Path, questions: Path | None) -> "Categories":
     from harness.data import data_folder
     from harness.evaluators.fastchat.files import load_questions
 
+    usual = file.absolute().parent.parent / "question.jsonl", data_folder() / "mt_bench" / "question.jsonl"
+    questions = questions or next((path for path in usual if path.is_file()), None)
     if questions is None:
-        usual = file.absolute().parents[1] / "question.jsonl", data_folder() / "mt_bench" / "question.jsonl"
-        questions = next((path for path in usual if path.is_file()), None)
-        if questions is None:
-            print("no scores per category: give --questions, or `dspa-bench data fetch mt_bench`", file=sys.stderr)
-            return {}
+        print("no scores per category: give --questions, or `dspa-bench data fetch mt_bench`", file=sys.stderr)
+        return {}
     return {question.question_id: question.category for question in load_questions(questions)}
 
 
@@ -105,8 +100,8 @@ def agreement(
     matched = match(first, second)
     groups: dict[str, list] = dict(matched.pairs)
     if len(groups) > 1:
-        groups[EVERY] = [pair for pairs in matched.pairs.values() for pair in pairs]
-    failures = matched.failed | {EVERY: sum(matched.failed.values())}
+        groups["all"] = [pair for pairs in matched.pairs.values() for pair in pairs]
+    failures = matched.failed | {"all": sum(matched.failed.values())}
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["model", "metric", "value", "low", "high", "n", "failures"])
     for model, pairs in groups.items():

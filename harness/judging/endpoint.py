@@ -22,9 +22,6 @@ from harness.judging.verdicts import Claims, Replies
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-NO_KEY = "none"
-"""Sent where there is no key, because the client wants one; a server that checks it refuses it."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _POLL_SECONDS = 0.1
 _TOKENS_A_MESSAGE = 16
@@ -101,7 +98,7 @@ class ChatEndpoint:
     def check_key(self) -> None:
         """Raise ValueError when the key cannot be sent, or is missing and the server is not on this machine."""
         key = self._key()
-        if key is None and _host(self.base_url) not in LOOPBACK:
+        if key is None and _host(self.base_url) not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError(f"{self.base_url} needs a key: set the environment variable {self.api_key_env}")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ValueError(f"the key in {self.api_key_env} has characters that no key has; set it again")
@@ -117,7 +114,7 @@ class ChatEndpoint:
         unanswered = 0  # conversations in succession
         async with AsyncOpenAI(
             base_url=self.base_url,
-            api_key=self._key() or NO_KEY,
+            api_key=self._key() or "none",  # the client wants one; a server that checks it refuses it
             timeout=self.timeout,
             http_client=_client(hooks, self.timeout),
         ) as client:
@@ -166,10 +163,8 @@ class ChatEndpoint:
     def _without_key(self, reply: Reply) -> Reply:
         """Some servers repeat the key they were sent."""
         key = self._key()
-        if key is None:
-            return reply
-        texts = {"text": reply.text, "error": reply.error, "raw": reply.raw, "model": reply.model}
-        return replace(reply, **{name: text and text.replace(key, "***") for name, text in texts.items()})
+        texts = {name: text for name, text in vars(reply).items() if isinstance(text, str)}
+        return replace(reply, **{name: text.replace(key, "***") for name, text in texts.items()}) if key else reply
 
 
 def _host(url: str) -> str | None:
@@ -222,22 +217,15 @@ def _reply(completion: object, max_tokens: int) -> Reply:
     except (AttributeError, LookupError, TypeError):
         return Reply(None, f"the endpoint's answer is not a chat completion: {str(completion)[:120]!r}")
     usage, model = getattr(completion, "usage", None), getattr(completion, "model", None)
-    known = {
-        "prompt_tokens": _count(usage, "prompt_tokens"),
-        "completion_tokens": _count(usage, "completion_tokens"),
-        "model": model if isinstance(model, str) else "",
-    }
+    counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
+    known: Any = {name: n if isinstance(n, int) and n > 0 else 0 for name, n in counts.items()}
+    known["model"] = model if isinstance(model, str) else ""
     if reason == "length":
         raw = text if isinstance(text, str) else ""
         return Reply(None, f"the answer was cut off at {max_tokens} tokens", raw=raw, **known)
     if not isinstance(text, str) or not text.strip():
         return Reply(None, f"the answer is empty (finish reason {reason!r})", **known)
     return Reply(text, None, **known)
-
-
-def _count(usage: object, name: str) -> int:
-    count = getattr(usage, name, None)
-    return count if isinstance(count, int) and count > 0 else 0
 
 
 @register_judge("openai")
@@ -321,53 +309,50 @@ class OpenAIJudge(PromptedJudge):
             self._endpoint.ask_all(conversations, queue)
 
 
+@dataclass
 class RequestQueue(RequestHooks):
     """One batch of questions on its way: spares what another process is asking, and keeps to the ledger and the cap."""
 
-    def __init__(
-        self,
-        judge: OpenAIJudge,
-        kept: Replies,
-        ledger: Ledger,
-        claims: Claims,
-        questions: Sequence[Conversation],
-        received: Received,
-    ) -> None:
-        self._judge, self._kept, self._ledger, self._claims = judge, kept, ledger, claims
-        self._questions, self._received = questions, received
-        self._keys = [judge.key(question) for question in questions]
-        self._useless = [kept.get(key) for key in self._keys]
+    judge: OpenAIJudge
+    kept: Replies
+    ledger: Ledger
+    claims: Claims
+    questions: Sequence[Conversation]
+    received: Received
+
+    def __post_init__(self) -> None:
+        self._keys = [self.judge.key(question) for question in self.questions]
+        self._useless = [self.kept.get(key) for key in self._keys]
         self._calls: dict[int, str] = {}
         self._ended = asyncio.Event()
 
     async def ready(self, index: int) -> Reply | None:
         """Wait while another process asks the same, and take the reply that it got."""
         key = self._keys[index]
-        while not self._claims.take(key):
+        while not self.claims.take(key):
             await asyncio.sleep(_POLL_SECONDS)
-        self._kept.refresh()
-        text = self._kept.get(key)
+        self.kept.refresh()
+        text = self.kept.get(key)
         if text is None or text == self._useless[index]:
             return None
-        self._claims.release(key)
-        self._ledger.shared(self._judge.label)
-        self._received(index, Reply(text))
+        self.claims.release(key)
+        self.ledger.shared(self.judge.label)
+        self.received(index, Reply(text))
         return Reply(text)
 
     async def sending(self, index: int) -> None:
         """Enter the call; near the cap, wait for this batch's open calls, which may cost less than they might."""
-        most = self._judge.highest_cost(self._questions[index])
+        most = self.judge.highest_cost(self.questions[index])
         while True:
             try:
-                self._calls[index] = self._ledger.send(
-                    self._judge.label, self._judge.base_url, most=most, cap=self._judge.max_cost
-                )
+                call = self.ledger.send(self.judge.label, self.judge.base_url, most=most, cap=self.judge.max_cost)
             except CapReached as problem:
                 if not self._calls:
                     raise NotAsked(str(problem)) from None
                 self._ended.clear()
                 await self._ended.wait()
             else:
+                self._calls[index] = call
                 return
 
     def refused(self, index: int, why: str) -> None:
@@ -379,20 +364,20 @@ class RequestQueue(RequestHooks):
 
     def came(self, index: int, reply: Reply) -> None:
         """The reply is on disk before the ledger says that it came: a process killed in between has paid for it."""
-        self._received(index, reply)
+        self.received(index, reply)
         if index in self._calls:
             counted = reply.prompt_tokens or reply.completion_tokens
             self._end(
                 index,
                 "useless" if reply.text is None else "answered",
                 why=reply.error or "",
-                cost=self._judge.cost(reply.prompt_tokens, reply.completion_tokens) if counted else None,
+                cost=self.judge.cost(reply.prompt_tokens, reply.completion_tokens) if counted else None,
                 prompt_tokens=reply.prompt_tokens,
                 completion_tokens=reply.completion_tokens,
                 model=reply.model,
             )
-        self._claims.release(self._keys[index])
+        self.claims.release(self._keys[index])
 
     def _end(self, index: int, outcome: Outcome, *, cost: float | None, **more: Any) -> None:
-        self._ledger.end(self._calls.pop(index), outcome, cost=cost, **more)
+        self.ledger.end(self._calls.pop(index), outcome, cost=cost, **more)
         self._ended.set()

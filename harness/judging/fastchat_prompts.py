@@ -10,22 +10,23 @@ from harness.data.triples import Conversation, Message
 from harness.files import read_jsonl
 from harness.judging.judge import Comparison, Rating
 
-_FORMATS = {"single-v1": "[[rating]]", "single-math-v1": "[[rating]]", "pair-v2": "[[A]]", "pair-math-v1": "[[A]]"}
-"""The prompts for one turn, and how their verdicts are marked; those for two have ``-multi-turn`` behind the name."""
+_ANSWERS = {
+    "single-v1": ("answer",),
+    "single-math-v1": ("answer",),
+    "pair-v2": ("answer_a", "answer_b"),
+    "pair-math-v1": ("answer_a", "answer_b"),
+}
+"""The prompts for one turn and their blanks for answers; those for two turns have ``-multi-turn`` behind the name."""
 _TWO_TURNS = "-multi-turn"
-
-
-@dataclass(frozen=True)
-class _Template:
-    system: str
-    text: str
+_TURN = ["user", "assistant"]
 
 
 @dataclass(frozen=True)
 class FastChatPrompts:
     """FastChat's eight prompts: single and pair, with and without references, for one and for two user turns."""
 
-    templates: Mapping[str, _Template]
+    templates: Mapping[str, tuple[str, str]]
+    """{name: (system message, user message with blanks)}."""
 
     @classmethod
     def load(cls, path: Path) -> "FastChatPrompts":
@@ -33,7 +34,7 @@ class FastChatPrompts:
 
         Other prompts in the file are not looked at.
         """
-        wanted = [name + turns for name in _FORMATS for turns in ("", _TWO_TURNS)]
+        wanted = [name + turns for name in _ANSWERS for turns in ("", _TWO_TURNS)]
         templates = {}
         for number, row in read_jsonl(path, "judge prompts"):
             if row.get("name") in wanted:
@@ -48,59 +49,46 @@ class FastChatPrompts:
             )
         return cls(templates)
 
-    @staticmethod
-    def cover(*conversations: Conversation) -> bool:
-        """Whether FastChat has a prompt for them: one or two turns of the user, each answered, and nothing else."""
-        roles = [[message["role"] for message in c] for c in conversations]
-        return all(r in (["user", "assistant"], ["user", "assistant"] * 2) for r in roles)
+    def prompt(self, request: Rating | Comparison) -> Conversation | None:
+        """The system and the user message for ``request``, or None where FastChat has no prompt for it.
 
-    def rating(self, request: Rating) -> Conversation:
-        """The system and the user message for ``request``; ValueError when one turn has a reference, another none."""
-        name = "single-math-v1" if request.references else "single-v1"
-        return self._fill(name, request.references, {"answer": request.conversation})
-
-    def comparison(self, request: Comparison) -> Conversation:
-        """As `rating`, for two conversations."""
-        name = "pair-math-v1" if request.references else "pair-v2"
-        return self._fill(name, request.references, {"answer_a": request.first, "answer_b": request.second})
-
-    def _fill(self, name: str, references: Sequence[str], shown: Mapping[str, Conversation]) -> Conversation:
-        said = [m["content"] for m in next(iter(shown.values())) if m["role"] == "user"]
+        It has them for one or two turns of the user, each answered, and nothing else. Raises ValueError when one turn
+        has a reference, another none.
+        """
+        if isinstance(request, Rating):
+            shown, name = (request.conversation,), "single-math-v1" if request.references else "single-v1"
+        else:
+            shown, name = (request.first, request.second), "pair-math-v1" if request.references else "pair-v2"
+        if not all([m["role"] for m in c] in (_TURN, _TURN * 2) for c in shown):
+            return None
+        said, references = [m["content"] for m in shown[0][::2]], request.references
         if references and len(references) != len(said):
             raise ValueError(f"{name} needs a reference for each of the {len(said)} turns, there are {len(references)}")
-        values = _numbered("question", said)
-        for blank, messages in shown.items():
-            values |= _numbered(blank, [m["content"] for m in messages if m["role"] == "assistant"])
-        values |= {f"ref_answer_{n}": text for n, text in enumerate(references, 1)}
-        template = self.templates[name if len(said) == 1 else name + _TWO_TURNS]
-        return (
-            Message(role="system", content=template.system),
-            Message(role="user", content=template.text.format(**values)),
-        )
+        answers = {blank: [m["content"] for m in c[1::2]] for blank, c in zip(_ANSWERS[name], shown, strict=True)}
+        system, text = self.templates[name if len(said) == 1 else name + _TWO_TURNS]
+        user = text.format(**_blanks(said, answers, references))
+        return Message(role="system", content=system), Message(role="user", content=user)
 
 
-def _numbered(blank: str, texts: Sequence[str]) -> dict[str, str]:
-    """FastChat numbers the blanks of a prompt for two turns, and only these."""
-    return {blank: texts[0]} if len(texts) == 1 else {f"{blank}_{n}": text for n, text in enumerate(texts, 1)}
+def _blanks(said: Sequence[str], answers: Mapping[str, Sequence[str]], references: Sequence[str]) -> dict[str, str]:
+    """{blank: what belongs there}. FastChat numbers references always, all else in prompts for two turns only."""
+    values = {f"ref_answer_{n}": text for n, text in enumerate(references, 1)}
+    for blank, texts in {"question": said, **answers}.items():
+        values |= {blank if len(texts) == 1 else f"{blank}_{n}": text for n, text in enumerate(texts, 1)}
+    return values
 
 
-def _template(row: Mapping[str, Any]) -> _Template:
+def _template(row: Mapping[str, Any]) -> tuple[str, str]:
     name, system, text = row["name"], row.get("system_prompt"), row.get("prompt_template")
     if not isinstance(system, str) or not isinstance(text, str):
         raise ValueError(f"{name}: system_prompt and prompt_template must be strings")
-    marked = _FORMATS[name.removesuffix(_TWO_TURNS)]
+    marked = "[[rating]]" if name.startswith("single") else "[[A]]"
     if row.get("output_format") != marked:
         raise ValueError(f"{name}: output_format must be {marked!r}, got {row.get('output_format')!r}")
     blanks = {blank for _, blank, _, _ in Formatter().parse(text) if blank is not None}
-    wanted = _blanks(name)
-    if blanks != wanted:
+    turns = [""] * (2 if name.endswith(_TWO_TURNS) else 1)
+    answers = dict.fromkeys(_ANSWERS[name.removesuffix(_TWO_TURNS)], turns)
+    wanted = _blanks(turns, answers, turns if "math" in name else [])
+    if blanks != wanted.keys():
         raise ValueError(f"{name}: the blanks must be {', '.join(sorted(wanted))}, got {', '.join(sorted(blanks))}")
-    return _Template(system, text)
-
-
-def _blanks(name: str) -> set[str]:
-    answers = ("answer",) if name.startswith("single") else ("answer_a", "answer_b")
-    turns = (1, 2) if name.endswith(_TWO_TURNS) else (1,)
-    references = {f"ref_answer_{n}" for n in turns} if "math" in name else set()
-    numbers = [f"_{n}" for n in turns] if len(turns) == 2 else [""]
-    return references | {f"{blank}{number}" for blank in ("question", *answers) for number in numbers}
+    return system, text

@@ -72,12 +72,11 @@ class Answer:
 class Verdict:
     """A judge's word on one request: ``value`` is None exactly when ``error`` says why.
 
-    ``raw`` is the judge's own text, ``prompt`` what it was shown (both go into the evaluators' files).
+    ``raw`` is the judge's own text, which goes into the evaluators' files.
     """
 
     value: float | None
     raw: str
-    prompt: str = ""
     error: str | None = None
 
 

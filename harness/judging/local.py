@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -12,11 +12,9 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Conversation
 from harness.judging.judge import register_judge
 from harness.judging.prompted import PromptedJudge, Received, Reply
-from harness.judging.reward.model import AnswerFormat
+from harness.judging.reward_model import AnswerFormat
+from harness.model.aligned import AlignedModel
 from harness.model.base import base_identity, check_device, check_weights
-
-if TYPE_CHECKING:
-    from harness.model.aligned import AlignedModel
 
 
 @register_judge("local")
@@ -76,14 +74,12 @@ class LocalJudge(PromptedJudge):
         if completion.error is not None:
             return Reply(None, completion.error, **counts)
         if not completion.finished:
-            reason = f"the answer was cut off at {self.max_new_tokens} tokens"
-            return Reply(None, reason, raw=completion.text, **counts)
+            error = f"the answer was cut off at {self.max_new_tokens} tokens"
+            return Reply(None, error, raw=completion.text, **counts)
         return Reply(completion.text, None, **counts)
 
     @cached_property
-    def _aligned(self) -> "AlignedModel":
-        from harness.model.aligned import AlignedModel
-
+    def _aligned(self) -> AlignedModel:
         return AlignedModel.from_base(self.model, device=self.device)
 
     @cached_property

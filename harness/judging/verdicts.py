@@ -7,8 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +25,20 @@ class Journal:
         self.path = path
         self._read_up_to, self._lines = 0, 0
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one line, in ASCII."""
-        with self.locked() as file:
-            self.append_to(file, row)
+    def append(self, row: Mapping[str, Any], check: Callable[[list[Row]], None] | None = None) -> None:
+        """Add one line, in ASCII.
+
+        ``check`` gets the `news` before, while no other process can add any; what it raises prevents the line.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if check is not None:
+                check(self._news_in(file))
+            _cut_torn_end(file)
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def news(self) -> list[Row]:
         """The rows that were added since the last call, this object's own included; none without a file.
@@ -36,27 +47,11 @@ class Journal:
         """
         try:
             with self.path.open("rb") as file:
-                return self.news_in(file)
+                return self._news_in(file)
         except FileNotFoundError:
             return []
 
-    @contextmanager
-    def locked(self) -> Iterator[BinaryIO]:
-        """The open file while no other process can add to it; for `append_to` and `news_in`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-
-    def append_to(self, file: BinaryIO, row: Mapping[str, Any]) -> None:
-        """As `append`, within `locked`."""
-        _cut_torn_end(file)
-        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-    def news_in(self, file: BinaryIO) -> list[Row]:
-        """As `news`, within `locked`."""
+    def _news_in(self, file: BinaryIO) -> list[Row]:
         file.seek(self._read_up_to)
         whole = file.read().rpartition(b"\n")[0]
         if not whole:
@@ -114,33 +109,29 @@ class Replies:
 
     @contextmanager
     def claims(self) -> Iterator["Claims"]:
-        """For a batch of questions: lets processes agree who asks which, so that two never pay for the same."""
+        """For a batch of questions: processes agree who asks which, so that two never pay for the same."""
         self._claims.parent.mkdir(parents=True, exist_ok=True)
         with self._claims.open("a+b") as file:
-            yield Claims(file.fileno())
+            yield Claims(file)
 
 
+@dataclass
 class Claims:
     """One lock byte of a file for each question; the system frees those of a process that dies.
 
     Record locks belong to a process, so they hold off other processes only.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    file: BinaryIO
 
     def take(self, key: str) -> bool:
         """Whether this process now holds the question; False while another one does."""
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
         except (BlockingIOError, PermissionError):
             return False
         return True
 
     def release(self, key: str) -> None:
         """Let others have it."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _place(key))
-
-
-def _place(key: str) -> int:
-    return int(key[:15], 16)
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, int(key[:15], 16))

@@ -4,8 +4,10 @@ Every figure comes with a 95 % interval over prompts and seeds (`harness.measure
 Spearman's ranks and the models' means are worked out anew in every replicate.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -38,6 +40,8 @@ STATISTICS = {
 Kind = Literal["rating", "verdict", "value"]
 """Ratings from 1 to 10; verdicts in percent (100 a win, 50 a tie, 0 a loss); numbers of which nothing more is known."""
 Weights = Float[np.ndarray, "pair"]
+Figures = dict[str, Callable[[Weights], float]]
+"""{name: figure of the weights of the pairs}."""
 
 
 @dataclass(frozen=True)
@@ -69,64 +73,57 @@ def agreement(pairs: Sequence[Pair], kind: Kind) -> list[Agreement]:
     """
     if not pairs:
         raise ValueError("no answer was judged by both judges, so there is no agreement to measure")
-    a, b = np.array([p.first for p in pairs], float), np.array([p.second for p in pairs], float)
-    figures = _verdict_figures(a, b) if kind == "verdict" else _value_figures(a, b)
-    if kind == "rating":
-        figures |= _side_figures(a, b)
-    found = [_estimate(pairs, name, figure) for name, figure in figures.items()]
+    a, b = _values(pairs)
+    differences = {
+        "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
+        "mean_difference": lambda w: float(np.average(b - a, weights=w)),
+    }
     if kind == "verdict":
         decided = [p for p in pairs if EVEN not in (p.first, p.second)]
-        found[2:2] = _decided(decided)
+        found = _estimates(pairs, _classified("equal", "kappa", _verdicts(a), _verdicts(b)))
+        found += _estimates(decided, _classified("equal_decided", "kappa_decided", *map(_verdicts, _values(decided))))
+        ties = {f"ties_{who}": partial(_percent, x == EVEN) for who, x in (("first", a), ("second", b))}
+        found += _estimates(pairs, ties | differences)
+    else:
+        found = _estimates(pairs, _correlations(a, b) | differences)
+    if kind == "rating":
+        found += _estimates(pairs, _classified("same_side", "kappa_side", a > MIDDLE_RATING, b > MIDDLE_RATING))
     models = list(dict.fromkeys(p.model for p in pairs))
     if len(models) > 1:
         of_model = np.array([models.index(p.model) for p in pairs])
-        order = _estimate(pairs, "kendall", lambda w: _kendall_of_means(a, b, of_model, len(models), w))
-        found.append(Agreement(order.statistic, order.value, order.low, order.high, len(models)))
+        order = _estimates(pairs, {"kendall": partial(_kendall_of_means, a, b, of_model, len(models))})
+        found.append(replace(order[0], n=len(models)))
     return found
 
 
-def _value_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
+def _values(pairs: Sequence[Pair]) -> tuple[Weights, Weights]:
+    """The first judge's and the second's."""
+    return np.array([p.first for p in pairs], float), np.array([p.second for p in pairs], float)
+
+
+def _correlations(a: Weights, b: Weights) -> Figures:
     ranks_a, ranks_b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
     return {
-        "pearson": lambda w: pearson(a, b, w),
+        "pearson": partial(pearson, a, b),
         "spearman": lambda w: pearson(_midranks(ranks_a, w), _midranks(ranks_b, w), w),
-        "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
-        "mean_difference": lambda w: float(np.average(b - a, weights=w)),
     }
 
 
-def _side_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
-    side_a, side_b = (a > MIDDLE_RATING).astype(int), (b > MIDDLE_RATING).astype(int)
-    return {
-        "same_side": lambda w: 100 * float(np.average(side_a == side_b, weights=w)),
-        "kappa_side": lambda w: cohen_kappa(side_a, side_b, w),
-    }
+def _classified(share: str, kappa: str, x: np.ndarray, y: np.ndarray) -> Figures:
+    """The ``share`` of equal classes, in percent, and Cohen's ``kappa``."""
+    return {share: partial(_percent, x == y), kappa: partial(cohen_kappa, x.astype(int), y.astype(int))}
 
 
-def _verdict_figures(a: Weights, b: Weights) -> dict[str, Callable[[Weights], float]]:
-    x, y = _verdicts(a), _verdicts(b)
-    return {
-        "equal": lambda w: 100 * float(np.average(x == y, weights=w)),
-        "kappa": lambda w: cohen_kappa(x, y, w),
-        "ties_first": lambda w: 100 * float(np.average(a == EVEN, weights=w)),
-        "ties_second": lambda w: 100 * float(np.average(b == EVEN, weights=w)),
-        "mean_abs_difference": lambda w: float(np.average(abs(a - b), weights=w)),
-        "mean_difference": lambda w: float(np.average(b - a, weights=w)),
-    }
+def _percent(true: np.ndarray, w: Weights) -> float:
+    return 100 * float(np.average(true, weights=w))
 
 
-def _decided(pairs: Sequence[Pair]) -> list[Agreement]:
-    """``equal`` and ``kappa`` of the pairs without a tie, undefined (n = 0) where there are none."""
+def _estimates(pairs: Sequence[Pair], figures: Figures) -> list[Agreement]:
+    """Each figure with its interval; undefined (n = 0) where there are no pairs."""
     if not pairs:
-        nan = float("nan")
-        return [Agreement(name, nan, nan, nan, 0) for name in ("equal_decided", "kappa_decided")]
-    figures = _verdict_figures(np.array([p.first for p in pairs]), np.array([p.second for p in pairs]))
-    return [_estimate(pairs, f"{name}_decided", figures[name]) for name in ("equal", "kappa")]
-
-
-def _estimate(pairs: Sequence[Pair], name: str, figure: Callable[[Weights], float]) -> Agreement:
-    value, low, high = estimate_statistic(figure, [p.seed for p in pairs], [p.cluster for p in pairs])
-    return Agreement(name, value, low, high, len(pairs))
+        return [Agreement(name, math.nan, math.nan, math.nan, 0) for name in figures]
+    seeds, clusters = [p.seed for p in pairs], [p.cluster for p in pairs]
+    return [Agreement(name, *estimate_statistic(f, seeds, clusters), len(pairs)) for name, f in figures.items()]
 
 
 def _verdicts(percent: Weights) -> Int[np.ndarray, "pair"]:

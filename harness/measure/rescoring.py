@@ -10,15 +10,12 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.evaluators.fastchat.files import Judgment, PairJudgment, is_pair_file, load_judgments, load_pair_judgments
 from harness.measure.agreement import EVEN, Kind, Pair
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 J = TypeVar("J", Judgment, PairJudgment)
 Categories = Mapping[int, str]
@@ -36,9 +33,9 @@ class Score:
     failures: int
 
 
-def write_scores(scores: Iterable[Score], file: TextIO | None = None) -> None:
-    """CSV with a header to ``file`` (standard output); 15 digits, and an empty value where there is none."""
-    writer = csv.writer(file or sys.stdout, lineterminator="\n")
+def write_scores(scores: Iterable[Score]) -> None:
+    """CSV with a header to standard output; 15 digits, and an empty value where there is none."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(field.name for field in fields(Score))
     for score in scores:
         writer.writerow(f"{v:.15g}" if isinstance(v, float) else v for v in astuple(score))
@@ -50,12 +47,11 @@ def single_scores(judgments: Sequence[Judgment], categories: Categories) -> list
     Raises ValueError for a turn with two ratings, several judges, or a question without a category.
     """
     kept = _once(judgments)
-    scores = []
-    for model in dict.fromkeys(j.model for j in judgments):
-        for metric, found in _groups("mt_bench", [j for j in kept if j.model == model], categories):
-            values = [float(j.score) for j in found if not j.failed]
-            scores.append(_score(model, metric, values, len(found)))
-    return scores
+    return [
+        _score(model, metric, [float(j.score) for j in found if not j.failed], len(found))
+        for model in dict.fromkeys(j.model for j in judgments)
+        for metric, found in _groups("mt_bench", [j for j in kept if j.model == model], categories)
+    ]
 
 
 def pair_scores(judgments: Sequence[PairJudgment], categories: Categories, baseline: str | None) -> list[Score]:
@@ -135,7 +131,8 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
 
     from harness.evaluators.alpaca_eval.evaluate import get_winrate, length_controlled_figures
 
-    scores, notes = [], []
+    scores: list[Score] = []
+    notes = []
     for model in dict.fromkeys(row["generator_2"] for row in annotations):
         of_model = pd.DataFrame([row for row in annotations if row["generator_2"] == model])
         annotators = list(dict.fromkeys(of_model["annotator"]))
@@ -145,58 +142,40 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
                 "give a file for each"
             )
         figures = get_winrate(of_model)
-        predicted, note = _length_controlled(of_model, data)
-        notes.append(f"{model}: {note}")
-        if predicted is not None:
-            preferences = zip(predicted, of_model["preference"], strict=True)
-            figures |= length_controlled_figures([p for p, preference in preferences if not math.isnan(preference)])
-        scores += _annotation_scores(model, of_model, figures)
+        named = {name: figures[name] for name in ("win_rate", "standard_error", "discrete_win_rate")}
+        found = {name: None if math.isnan(value) else float(value) for name, value in named.items()}
+        judged = of_model["preference"].notna()
+        try:
+            control = LengthControl.load(data)
+            predicted = [p for p, known in zip(control.predict(of_model), judged, strict=True) if known]
+            controlled = length_controlled_figures(predicted)
+            found["lc_win_rate"] = controlled["length_controlled_winrate"]
+            found["lc_standard_error"] = controlled["lc_standard_error"]
+            notes.append(f"{model}: {control.statement}")
+        except UnavailableError as problem:
+            notes.append(f"{model}: no length-controlled win rate: {problem}")
+        n = int(figures["n_total"])
+        scores += [Score(model, name, value, n, len(of_model) - n) for name, value in found.items()]
+        length = int(sum(map(len, of_model["output_2"])) / len(of_model))
+        scores.append(Score(model, "avg_length", length, len(of_model), 0))
     return scores, notes
 
 
-def _annotation_scores(model: str, table: "pd.DataFrame", figures: dict[str, float]) -> list[Score]:
-    n = int(figures["n_total"])
-    failures = len(table) - n
-    names = {name: name for name in ("win_rate", "standard_error", "discrete_win_rate")}
-    names |= {"length_controlled_winrate": "lc_win_rate", "lc_standard_error": "lc_standard_error"}
-    known = {name: _number(figures[of_package]) for of_package, name in names.items() if of_package in figures}
-    scores = [Score(model, name, value, n, failures) for name, value in known.items()]
-    length = int(sum(map(len, table["output_2"])) / len(table))
-    return [*scores, Score(model, "avg_length", length, len(table), 0)]
-
-
-def _length_controlled(table: "pd.DataFrame", data: Path) -> tuple[list[float] | None, str]:
-    """Predictions at equal lengths, or None; and how they were made, or why there are none."""
-    try:
-        control = LengthControl.load(data)
-        return control.predict(table), control.statement
-    except UnavailableError as problem:
-        return None, f"no length-controlled win rate: {problem}"
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One judged answer; ``value`` (a rating, or a win rate in percent) is None for a failed verdict.
-
-    ``model`` gave the answer, ``cluster`` is its question, ``what`` tells it from all others of the same file.
-    """
-
-    model: str
-    cluster: Hashable
-    what: tuple[Hashable, ...]
-    value: float | None
+_RATINGS = "FastChat's ratings of single answers"
+_PAIRS = "FastChat's judgments of pairs"
+_ANNOTATIONS = "AlpacaEval's annotations"
+_Key = tuple[str, *tuple[Hashable, ...]]
+"""The model that gave an answer, and what tells the answer from all others of the file."""
+_Verdict = tuple[Hashable, float | None]
+"""The question, and a rating, or a win rate in percent; None for a failed verdict."""
 
 
 @dataclass(frozen=True)
 class Matched:
     """The verdicts of two files on the same answers: ``pairs`` where both have one, ``failed`` where one has none.
 
-    ``models`` are in the order of the first file; ``alone`` counts the answers that only the first or only the second
-    file judges.
+    Models are in the order of the first file; ``alone`` counts the answers that only the first or only the second file
+    judges.
     """
 
     kind: Kind
@@ -212,74 +191,62 @@ def match(first: Path, second: Path) -> Matched:
     """
     (kind, mine), (other_kind, others) = _read(first), _read(second)
     if kind != other_kind:
-        raise ValueError(f"{first} holds {_NAMES[kind]} and {second} {_NAMES[other_kind]}; give two of one kind")
+        raise ValueError(f"{first} holds {kind} and {second} {other_kind}; give two of one kind")
     found = mine.keys() & others.keys()
     if not found:
         raise ValueError(
             f"{first} and {second} have no answer in common (the first is about {_models(mine)}, "
             f"the second about {_models(others)})"
         )
-    both = [(judged, others[key]) for key, judged in mine.items() if key in found]
-    models = dict.fromkeys(judged.model for judged, _ in both)
-    pairs: dict[str, list[Pair]] = {model: [] for model in models}
-    failed = dict.fromkeys(models, 0)
-    for a, b in both:
-        if a.value is None or b.value is None:
-            failed[a.model] += 1
+    both = [key for key in mine if key in found]
+    pairs: dict[str, list[Pair]] = {model: [] for model, *_ in both}
+    failed = dict.fromkeys(pairs, 0)
+    for key in both:
+        model, (cluster, value), (_, other) = key[0], mine[key], others[key]
+        if value is None or other is None:
+            failed[model] += 1
         else:
-            pairs[a.model].append(Pair(a.model, 0, a.cluster, a.value, b.value))
-    return Matched(
-        "rating" if kind == "ratings" else "verdict", pairs, failed, (len(mine) - len(both), len(others) - len(both))
-    )
+            pairs[model].append(Pair(model, 0, cluster, value, other))
+    alone = len(mine) - len(found), len(others) - len(found)
+    return Matched("rating" if kind is _RATINGS else "verdict", pairs, failed, alone)
 
 
-_NAMES = {
-    "ratings": "FastChat's ratings of single answers",
-    "pairs": "FastChat's judgments of pairs",
-    "annotations": "AlpacaEval's annotations",
-}
-_Key = tuple[Hashable, ...]
-
-
-def _read(path: Path) -> tuple[str, dict[_Key, Judged]]:
-    """(key of `_NAMES`, what was judged -> verdict). AlpacaEval's files are JSON lists, FastChat's are JSON lines."""
+def _read(path: Path) -> tuple[str, dict[_Key, _Verdict]]:
+    """What the file holds, and its verdicts. AlpacaEval's files are JSON lists, FastChat's are JSON lines."""
     if path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
-        return "annotations", _by_key(path, _annotations(path))
-    if is_pair_file(path):
-        return "pairs", _by_key(path, _pairs(path))
-    return "ratings", _by_key(path, _ratings(path))
-
-
-def _ratings(path: Path) -> Iterable[Judged]:
-    for j in load_judgments(path):
-        yield Judged(j.model, j.question_id, (j.question_id, j.turn), None if j.failed else float(j.score))
-
-
-def _pairs(path: Path) -> Iterable[Judged]:
-    for j in load_pair_judgments(path):
-        what = (j.question_id, j.turn, j.model_2)
-        yield Judged(j.model_1, j.question_id, what, None if j.failed else j.win_rate(j.model_1))
-
-
-def _annotations(path: Path) -> Iterable[Judged]:
-    """The reference and both texts tell an annotation from others: verdicts on other answers do not compare."""
-    for row in load_annotations(path):
-        preference = row["preference"]
-        what = tuple(row[key] for key in ("instruction", "generator_1", "output_1", "output_2"))
-        value = None if math.isnan(preference) else EVEN if preference == 0 else 100 * (preference - 1)
-        yield Judged(row["generator_2"], row["instruction"], what, value)
-
-
-def _by_key(path: Path, verdicts: Iterable[Judged]) -> dict[_Key, Judged]:
-    found: dict[_Key, Judged] = {}
-    for judged in verdicts:
-        key = (judged.model, *judged.what)
+        kind, verdicts = _ANNOTATIONS, _annotations(path)
+    elif is_pair_file(path):
+        kind, verdicts = _PAIRS, _pairs(path)
+    else:
+        kind, verdicts = _RATINGS, _ratings(path)
+    found: dict[_Key, _Verdict] = {}
+    for key, verdict in verdicts:
         if key in found:
             text = ", ".join(str(part)[:40] for part in key)
             raise ValueError(f"{path}: the same answer is judged twice ({text}); keep one judgment of each answer")
-        found[key] = judged
-    return found
+        found[key] = verdict
+    return kind, found
 
 
-def _models(found: dict[_Key, Judged]) -> str:
-    return ", ".join(sorted({judged.model for judged in found.values()}))
+def _ratings(path: Path) -> Iterator[tuple[_Key, _Verdict]]:
+    for j in load_judgments(path):
+        yield (j.model, j.question_id, j.turn), (j.question_id, None if j.failed else float(j.score))
+
+
+def _pairs(path: Path) -> Iterator[tuple[_Key, _Verdict]]:
+    for j in load_pair_judgments(path):
+        value = None if j.failed else j.win_rate(j.model_1)
+        yield (j.model_1, j.question_id, j.turn, j.model_2), (j.question_id, value)
+
+
+def _annotations(path: Path) -> Iterator[tuple[_Key, _Verdict]]:
+    """The reference and both texts tell an annotation from others: verdicts on other answers do not compare."""
+    for row in load_annotations(path):
+        preference = row["preference"]
+        compared = (row[key] for key in ("instruction", "generator_1", "output_1", "output_2"))
+        value = None if math.isnan(preference) else EVEN if preference == 0 else 100 * (preference - 1)
+        yield (row["generator_2"], *compared), (row["instruction"], value)
+
+
+def _models(found: dict[_Key, _Verdict]) -> str:
+    return ", ".join(sorted({model for model, *_ in found}))

@@ -13,13 +13,14 @@ With three seeds and seed differences that swamp those between prompts, a nomina
 measures both).
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 REPLICATES = 10_000
+LEVEL = 0.95
 _CHUNK_CELLS = 2_000_000  # bounds the memory of one chunk of replicates: replicates x clusters
 
 
@@ -59,7 +60,7 @@ class Difference(Estimate):
 
 
 def estimate_mean(
-    measurements: Sequence[Measurement], *, level: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+    measurements: Sequence[Measurement], *, level: float = LEVEL, replicates: int = REPLICATES
 ) -> Estimate:
     """Mean over all measurements, each counting once, with a pigeonhole-bootstrap percentile interval.
 
@@ -67,17 +68,11 @@ def estimate_mean(
     The same input gives the same interval, in any order of the measurements. Raises ValueError on no
     measurements, a value that is not finite, or one item measured twice under one seed.
     """
-    estimate, _ = _resampled(measurements, level=level, replicates=replicates, seed=seed)
-    return estimate
+    return _resampled(measurements, level, replicates)[0]
 
 
 def paired_difference(
-    treated: Sequence[Measurement],
-    baseline: Sequence[Measurement],
-    *,
-    level: float = 0.95,
-    replicates: int = REPLICATES,
-    seed: int = 0,
+    treated: Sequence[Measurement], baseline: Sequence[Measurement], *, replicates: int = REPLICATES
 ) -> Difference:
     """Mean of ``treated - baseline`` over the items both measured under the same seed, with its p-value.
 
@@ -94,7 +89,7 @@ def paired_difference(
     ]
     if not pairs:
         raise ValueError("no item was measured on both sides under the same seed, so there is no paired difference")
-    estimate, means = _resampled(pairs, level=level, replicates=replicates, seed=seed)
+    estimate, means = _resampled(pairs, LEVEL, replicates)
     units = estimate.n_clusters if estimate.n_clusters > 1 else estimate.n_seeds
     p = float("nan")
     if units > 1:
@@ -108,10 +103,6 @@ def estimate_statistic(
     statistic: Callable[[Float[np.ndarray, "measurement"]], float],
     seeds: Sequence[Hashable],
     clusters: Sequence[Hashable],
-    *,
-    level: float = 0.95,
-    replicates: int = 2_000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """(value, low, high) of any ``statistic`` of measurements, by the pigeonhole bootstrap.
 
@@ -125,14 +116,12 @@ def estimate_statistic(
             f"{len(seeds)} seeds and {len(clusters)} clusters: give one of each per measurement, at least one"
         )
     value = statistic(np.ones(len(seeds)))
-    seed_index, cluster_index = _index(seeds), _index(clusters)
-    of_seed, of_cluster = np.array([seed_index[s] for s in seeds]), np.array([cluster_index[c] for c in clusters])
-    n_seeds, n_clusters = len(seed_index), len(cluster_index)
+    (of_seed, n_seeds), (of_cluster, n_clusters) = _numbered(seeds), _numbered(clusters)
     if n_seeds == n_clusters == 1 or np.isnan(value):
         return value, float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found = []
-    for _ in range(replicates):
+    for _ in range(2_000):  # fewer than of means: one statistic costs more
         w = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds)).astype(float)
         v = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters)).astype(float)
         weights = w[of_seed] * v[of_cluster]
@@ -141,8 +130,7 @@ def estimate_statistic(
     defined = np.array([x for x in found if not np.isnan(x)])
     if not len(defined):
         return value, float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
+    return value, *_interval(defined, LEVEL)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -157,7 +145,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _resampled(
-    measurements: Sequence[Measurement], *, level: float, replicates: int, seed: int
+    measurements: Sequence[Measurement], level: float, replicates: int
 ) -> tuple[Estimate, Float[np.ndarray, "replicate"]]:
     """The estimate and the replicates' means; replicates that drew no measurement at all are left out."""
     _check(measurements)
@@ -169,17 +157,17 @@ def _resampled(
         return Estimate(mean, float("nan"), float("nan"), n, n_seeds, n_clusters), np.full(0, mean)
     if all(m.value == first for m in measurements):
         return Estimate(first, first, first, n, n_seeds, n_clusters), np.full(replicates, first)
-    means = _pigeonhole(sums, counts, replicates=replicates, rng=np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean, float(low), float(high), n, n_seeds, n_clusters), means
+    means = _pigeonhole(sums, counts, replicates)
+    return Estimate(mean, *_interval(means, level), n, n_seeds, n_clusters), means
+
+
+def _interval(replicates: Float[np.ndarray, "replicate"], level: float) -> tuple[float, float]:
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _pigeonhole(
-    sums: Float[np.ndarray, "seed cluster"],
-    counts: Float[np.ndarray, "seed cluster"],
-    *,
-    replicates: int,
-    rng: np.random.Generator,
+    sums: Float[np.ndarray, "seed cluster"], counts: Float[np.ndarray, "seed cluster"], replicates: int
 ) -> Float[np.ndarray, "replicate"]:
     """Means of the replicates: sums over sum of counts, both weighed by w_s v_c with w, v multinomial."""
     n_seeds, n_clusters = sums.shape
@@ -188,6 +176,7 @@ def _pigeonhole(
     kinds, members = np.unique(np.concatenate([sums, counts]).T, axis=0, return_counts=True)
     kind_sums, kind_counts = kinds.T[:n_seeds], kinds.T[n_seeds:]
     chunk = max(1, _CHUNK_CELLS // len(kinds))
+    rng = np.random.default_rng(0)
     means = []
     for start in range(0, replicates, chunk):
         size = min(chunk, replicates - start)
@@ -203,19 +192,21 @@ def _by_seed_and_cluster(
     measurements: Sequence[Measurement],
 ) -> tuple[Float[np.ndarray, "seed cluster"], Float[np.ndarray, "seed cluster"]]:
     """Sum of the values and number of values of every (seed, cluster)."""
-    seed_index = _index(m.seed for m in measurements)
-    cluster_index = _index(m.cluster for m in measurements)
-    sums = np.zeros((len(seed_index), len(cluster_index)))
-    counts = np.zeros_like(sums)
+    of_seed, n_seeds = _numbered([m.seed for m in measurements])
+    of_cluster, n_clusters = _numbered([m.cluster for m in measurements])
+    values = np.array([m.value for m in measurements], dtype=float)
     # Sorted, so that neither the rounding of the sums nor the draws depend on the order of the input.
-    for m in sorted(measurements, key=lambda m: (seed_index[m.seed], cluster_index[m.cluster], m.value)):
-        sums[seed_index[m.seed], cluster_index[m.cluster]] += m.value
-        counts[seed_index[m.seed], cluster_index[m.cluster]] += 1
-    return sums, counts
+    order = np.lexsort((values, of_cluster, of_seed))
+    cells, shape = (of_seed * n_clusters + of_cluster)[order], (n_seeds, n_clusters)
+    sums = np.bincount(cells, weights=values[order], minlength=n_seeds * n_clusters)
+    counts = np.bincount(cells, minlength=n_seeds * n_clusters).astype(float)
+    return sums.reshape(shape), counts.reshape(shape)
 
 
-def _index(keys: Iterable[Hashable]) -> dict[Hashable, int]:
-    return {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: (str(type(key)), str(key))))}
+def _numbered(keys: Sequence[Hashable]) -> tuple[Int[np.ndarray, "key"], int]:
+    """The number of each key among the different ones, in an order that is always the same, and how many these are."""
+    numbers = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: (str(type(key)), str(key))))}
+    return np.array([numbers[key] for key in keys]), len(numbers)
 
 
 def _check(measurements: Sequence[Measurement]) -> None:

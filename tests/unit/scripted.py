@@ -85,8 +85,6 @@ class ScriptedJudge:
         self.asked += requests
         values = [self._functions[kind](request) for request in requests]
         return [
-            Verdict(None, "no rating in here", "shown", "cannot be parsed")
-            if value is None
-            else Verdict(value, f"[[{value}]]", "shown")
+            Verdict(None, "no rating in here", "cannot be parsed") if value is None else Verdict(value, f"[[{value}]]")
             for value in values
         ]

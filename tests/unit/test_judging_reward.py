@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from harness.data.refs import ModelRef
 from harness.data.triples import Message, Triple, conversation, load_triples, split_by_prompt
 from harness.judging import Answer, Comparison, Rating
-from harness.judging.reward.judge import Calibration, RewardJudge
-from harness.judging.reward.model import AnswerFormat, RewardModel
+from harness.judging.reward import Calibration, RewardJudge
+from harness.judging.reward_model import AnswerFormat, RewardModel
 
 QUICK = {"epochs": 5, "learning_rate": 3e-3, "held_out": 0.4}
 
@@ -178,7 +178,7 @@ def test_lora_gives_a_model_of_its_own_that_another_judge_can_take_as_it_is(sett
 
 
 def test_scores_of_equal_rows_are_computed_once_and_come_back_in_order(judge):
-    scorer = RewardModel.load(ModelRef(path=str(folder_of(judge))))
+    scorer = RewardModel(ModelRef(path=str(folder_of(judge))))
     passed = []
     scorer.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: passed.append(len(kwargs["input_ids"])), with_kwargs=True

@@ -174,8 +174,8 @@ class LikesLong(JudgeConfig):
     def _say(self, conversation, value):
         self.asked.append(conversation)
         if self.silent_on and self.silent_on in conversation[-2]["content"]:
-            return Verdict(None, "?", "shown", "cannot be parsed")
-        return Verdict(float(value), self.reason, "shown")
+            return Verdict(None, "?", "cannot be parsed")
+        return Verdict(float(value), self.reason)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
@@ -17,10 +17,15 @@ from harness.data.refs import InputPath, ModelRef
 from harness.data.triples import Conversation, Triple, load_triples, split_by_prompt, triples_hash
 from harness.files import atomic_folder, read_text, write_text
 from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
-from harness.judging.reward.training import Training, answer_rows, train_reward_model
-
-if TYPE_CHECKING:  # a report states who judged; it needs neither torch nor transformers, which these import
-    from harness.judging.reward.model import AnswerFormat, RewardModel
+from harness.judging.reward_model import (
+    AnswerFormat,
+    RewardModel,
+    Training,
+    check_can_score,
+    check_scores_answers,
+    train_reward_model,
+)
+from harness.model.base import base_identity, check_device, check_weights
 
 LEAST_HELD_OUT = 10
 """Held-out triples below this say nothing about accuracy and give no scale for ratings."""
@@ -59,16 +64,12 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":
-        """What `write` wrote; ValueError naming the file when it is missing or damaged."""
+        """That of a reward.json; ValueError naming the file when it is missing or damaged."""
         try:
             values = json.loads(read_text(path, "reward model's calibration"))["calibration"]
             return cls(**(values | {"scores": tuple(values["scores"])}))
         except (KeyError, TypeError, json.JSONDecodeError) as problem:
             raise ValueError(f"{path}: damaged ({problem}); remove its folder and run again") from None
-
-    def write(self, path: Path, **more: Any) -> None:
-        """JSON with ``more`` beside it."""
-        write_text(path, json.dumps({**more, "calibration": asdict(self)}, indent=2) + "\n")
 
     def share_below(self, score: float) -> float:
         """Where ``score`` stands among the known ones: 0 at the lowest or below, 1 at the highest or above.
@@ -120,15 +121,12 @@ class RewardJudge(JudgeConfig):
 
     def check(self) -> None:
         """Read files and configurations: triples that fit, enough of them held out, a model that can score."""
-        from harness.judging.reward.model import check_can_score, check_scores_answers
-        from harness.model.base import check_device, check_weights
-
         check_device(self.device)
         check_weights(self._ref)
-        if self.model is not None:
-            check_scores_answers(self.model)
+        if self.base is not None:
+            check_can_score(self.base)
         else:
-            check_can_score(self._ref)
+            check_scores_answers(self._ref)
         trained, held_out = self._parts
         if len(held_out) < LEAST_HELD_OUT or (self.base is not None and not trained):
             raise ValueError(
@@ -136,7 +134,7 @@ class RewardJudge(JudgeConfig):
                 f"{len(trained)} left to train on; at least {LEAST_HELD_OUT} must be held out and 1 left: give more "
                 "triples, or change `training.held_out`"
             )
-        answer_rows(self._form, [*trained, *held_out])
+        self._form.rows([*trained, *held_out])
 
     def prompts(self) -> list[str]:
         """The user turns of its triples: no method may be trained on them."""
@@ -150,8 +148,6 @@ class RewardJudge(JudgeConfig):
 
     def prepare(self) -> None:
         """Train (unless ``model``) and measure on the held-out triples; nothing where the folder has it already."""
-        from harness.judging.reward.model import RewardModel
-
         folder = self._home
         if folder.is_dir():
             _ = self.calibration  # a damaged folder is refused now
@@ -161,16 +157,16 @@ class RewardJudge(JudgeConfig):
         with atomic_folder(folder) as partial:
             if self.base is not None:
                 train_reward_model(self.base, self._form, trained, self.training, partial, device=self.device)
-            scorer = RewardModel.load(self._trained_ref(partial), device=self.device)
-            rows = [ids for pair in answer_rows(self._form, held_out) for ids in pair]
+            scorer = RewardModel(self._trained_ref(partial), device=self.device)
+            rows = [ids for pair in self._form.rows(held_out) for ids in pair]
             scores = scorer.scores(rows, batch_size=self.score_batch_size)
             if not all(map(math.isfinite, scores)):
                 cure = "lower `training.learning_rate`" if self.base else "give another `model`, or it another `dtype`"
                 raise ValueError(f"reward model {self.label} gives scores that are no finite numbers; {cure}")
-            n_trained = len(trained) if self.base else 0
-            calibration = Calibration.of(held_out, scores[::2], scores[1::2], trained_on=n_trained)
+            calibration = Calibration.of(held_out, scores[::2], scores[1::2], trained_on=len(trained))
             seconds = round(time.monotonic() - start, 1)
-            calibration.write(partial / "reward.json", settings=self._settings, seconds=seconds)
+            written = {"settings": self._settings, "seconds": seconds, "calibration": asdict(calibration)}
+            write_text(partial / "reward.json", json.dumps(written, indent=2) + "\n")
 
     @cached_property
     def label(self) -> str:
@@ -248,21 +244,15 @@ class RewardJudge(JudgeConfig):
         return self._folder
 
     def _trained_ref(self, folder: Path) -> ModelRef:
-        if self.model is not None:
-            return self.model
-        return ModelRef(path=str(folder), id=None, revision=None, dtype=self._ref.dtype, chat=self._ref.chat)
+        return self.model or self._ref.model_copy(update={"path": str(folder), "id": None, "revision": None})
 
     @cached_property
-    def _scorer(self) -> "RewardModel":
-        from harness.judging.reward.model import RewardModel
-
+    def _scorer(self) -> RewardModel:
         _ = self.calibration
-        return RewardModel.load(self._trained_ref(self._home), device=self.device)
+        return RewardModel(self._trained_ref(self._home), device=self.device)
 
     @cached_property
-    def _form(self) -> "AnswerFormat":
-        from harness.judging.reward.model import AnswerFormat
-
+    def _form(self) -> AnswerFormat:
         return AnswerFormat.of(self._ref)
 
     @cached_property
@@ -274,8 +264,6 @@ class RewardJudge(JudgeConfig):
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """All that the weights and the scale depend on, by content."""
-        from harness.model.base import base_identity
-
         ref = {**self._ref.model_dump(include={"dtype", "chat"}), "content": base_identity(self._ref)}
         triples = triples_hash([triple for part in self._parts for triple in part], in_order=True)
         training = {"base": ref, "training": self.training.model_dump()} if self.base else {"model": ref}

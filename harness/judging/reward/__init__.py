@@ -1,1 +1,0 @@
-"""Reward models as judges: the judge, the model that scores, and its training."""
