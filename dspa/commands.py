@@ -125,15 +125,9 @@ def steering(
     from dspa.perf.steering import SteeringOptions, measure_steering
     from harness.speed.report import measure_and_keep
 
+    ratios, batches = tuple(ratio or _RATIOS), tuple(batch or _BATCHES)
     options = SteeringOptions(
-        shape=shape,
-        ratios=tuple(ratio or _RATIOS),
-        batches=tuple(batch or _BATCHES),
-        rounds=rounds,
-        steps=steps,
-        dtype=dtype,
-        device=device,
-        seed=seed,
+        shape, ratios, rounds, dtype=dtype, device=device, seed=seed, batches=batches, steps=steps
     )
     measure_and_keep("DSPA while decoding", options, measure_steering, threads, out)
 
@@ -165,20 +159,11 @@ def fit(
     from dspa.perf.fit import FitOptions, measure_fit
     from harness.speed.report import measure_and_keep
 
-    options = FitOptions(
-        shape=shape,
-        ratios=tuple(ratio or _RATIOS),
-        triples=triples,
-        batch_size=batch_size,
-        prompt_tokens=prompt_tokens,
-        answer_tokens=answer_tokens,
-        rounds=rounds,
-        map_triples=map_triples,
-        map_width=map_width,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-    )
+    ratios = tuple(ratio or _RATIOS)
+    texts = {"triples": triples, "batch_size": batch_size}
+    texts |= {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    of_map = {"map_triples": map_triples, "map_width": map_width}
+    options = FitOptions(shape, ratios, rounds, dtype=dtype, device=device, seed=seed, **texts, **of_map)
     measure_and_keep("Fitting DSPA", options, measure_fit, threads, out)
 
 
@@ -222,7 +207,10 @@ def lm_eval(
     The first line of each table is the control: `hf` against itself. Goals are shown beside the ratios; the exit
     code does not depend on them.
     """
-    from harness.speed.lm_eval import lm_eval_command
+    from harness.data import data_folder
+    from harness.speed.lm_eval import TASKS, LMEvalOptions, measure_lm_eval
+    from harness.speed.report import measure_and_keep
 
-    settings = {"limit": limit, "batch_size": batch_size, "rounds": rounds, "device": device, "seed": seed}
-    lm_eval_command(model, tuple(task or ()), threads, out, **settings)
+    folder = model or str(data_folder() / "models" / "stories260K")
+    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed)
+    measure_and_keep("Scoring multiple choice against lm-eval's hf", options, measure_lm_eval, threads, out)

@@ -36,8 +36,10 @@ def package_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in sorted(names)}
 
 
+@cache
 def git_state() -> dict[str, Any] | None:
-    """Commit this code runs from and whether the checkout has uncommitted changes; None outside of one."""
+    """Commit this code runs from and whether the checkout has uncommitted changes, as it was when this process first
+    asked; None outside of one."""
 
     def git(*args: str) -> str | None:
         try:
@@ -52,9 +54,8 @@ def git_state() -> dict[str, Any] | None:
     return commit and {"commit": commit, "dirty": bool(git("status", "--porcelain"))}  # type: ignore[return-value]
 
 
-@cache
 def code_commit() -> str | None:
-    """`git_state` as one word, with "-dirty" for uncommitted changes; as it was when this process first asked."""
+    """`git_state` as one word, with "-dirty" for uncommitted changes."""
     state = git_state()
     return None if state is None else f"{state['commit']}{'-dirty' if state['dirty'] else ''}"
 

@@ -1,28 +1,26 @@
 """The audit of a DSPA artifact (arXiv 2603.21461): everything measured, before anything is written."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
 from random import Random
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dspa.audit.coverage import Coverage, measure_coverage
-from dspa.audit.explain import Endpoint, Explanation, category_counts, explain
-from dspa.audit.prompts import Conditionality, measure_conditionality
-from dspa.audit.ranking import SETS, Ranking, rank_latents
-from dspa.audit.scan import Measurement, residual_batches
-from dspa.audit.snippets import Snippet, SnippetCollector
-from dspa.audit.texts import KINDS, Corpus
-from dspa.audit.truth import Labels, measure_labels
-from dspa.saes.sae import ResidualSAE
+from dspa.audit.explain import Ask, Explanation, category_counts, explain
+from dspa.audit.prompts import Conditionality, Coverage, measure_conditionality, measure_coverage
+from dspa.audit.scan import KINDS, Corpus, Measurement, residual_batches
+from dspa.audit.snippets import Snippet, SnippetCollector, top_tokens
+from dspa.audit.truth import Labels, count_by_label, measure_labels
 from dspa.steering import DSPASteering
 from harness.model.aligned import AlignedModel
 from harness.truth import GroundTruth
 
-MOST_EDITED = 20  # latents listed by number of edits
-_ALL = "all prompts"
+SETS = ("ablate", "augment", "random")
 
 
 @dataclass(frozen=True)
@@ -44,22 +42,23 @@ class AuditSettings:
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What was found. ``coverage``: group of prompts -> its edits (one group where there is no ground truth)."""
+    """What was found. ``ranking``: set -> its latents by rank; ``edited``: None when nothing was generated; with a
+    ground truth ``by_label`` counts latents per set (``labels``) and by side per group of prompts (``prompts``)."""
 
     model: AlignedModel
     settings: AuditSettings
     corpus: Corpus
     saes: dict[str, Measurement]
-    column_sums: Float[Tensor, " d_sae"]
-    ranking: Ranking
+    ranking: Mapping[str, Sequence[int]]
     conditionality: Conditionality | None
-    coverage: Mapping[str, Coverage]
+    edited: Coverage | None
     snippets: Mapping[int, Sequence[Snippet]]
     gate_snippets: Mapping[int, Sequence[Snippet]]
     explanations: Mapping[int, Explanation] | None
     judge_tokens: int
     truth: GroundTruth | None
     labels: Labels | None
+    by_label: dict[str, Any] | None
 
     @property
     def steering(self) -> DSPASteering:
@@ -71,32 +70,40 @@ class Audit:
         return self.saes["output"]
 
     @property
-    def edited(self) -> Coverage | None:
-        """Coverage over all groups; None when nothing was generated."""
-        parts = list(self.coverage.values())
-        return None if not parts else sum(parts[1:], parts[0])
-
-    @property
     def categories(self) -> dict[str, dict[str, int]] | None:
         """Category -> set -> count; None without a judge."""
-        if self.explanations is None:
-            return None
-        return category_counts(self.explanations, {name: self.ranking.members(name) for name in SETS})
+        return None if self.explanations is None else category_counts(self.explanations, self.ranking)
 
     @property
     def unjudged(self) -> int:
         """Latents that were shown to the judge and have no explanation or no category."""
         return sum(e.error is not None and bool(self.snippets[i]) for i, e in (self.explanations or {}).items())
 
-    def selected_share(self, latent: int) -> float:
-        """Share of the prompts for which a latent is selected."""
-        assert self.conditionality is not None
-        sets = zip(self.conditionality.ablated, self.conditionality.augmented, strict=True)
-        return sum(latent in a or latent in b for a, b in sets) / len(self.corpus.prompts)
-
-    def most_edited(self) -> list[int]:
-        """The latents with the most edits, at most `MOST_EDITED` of them."""
-        return [] if self.edited is None else _most_edited(self.edited.edits)
+    @cached_property
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Latent -> everything about it (JSON): the audited, the most edited and those of the prompts in full."""
+        sums, density = self.steering.condition_map.column_sums.tolist(), self.output.density.tolist()
+        kinds = zip(KINDS, self.output.density_by_kind.tolist(), self.output.tokens.tolist(), strict=True)
+        by_kind = [(kind, shares) for kind, shares, tokens in kinds if tokens]
+        neuronpedia = getattr(self.output.sae.sae.cfg.metadata, "neuronpedia_id", None)
+        found = {}
+        for latent, snippets in self.snippets.items():
+            explained = None if self.explanations is None else self.explanations.get(latent)
+            found[latent] = {
+                "feature": latent,
+                "sets": [name for name, members in self.ranking.items() if latent in members],
+                "column_sum": sums[latent],
+                "density": density[latent],
+                "density_by_kind": {kind: shares[latent] for kind, shares in by_kind},
+                "selected_share": None if self.conditionality is None else self.conditionality.share(latent),
+                "edits": None if self.edited is None else int(self.edited.edits[latent]),
+                "label": None if self.labels is None else self.labels.label_of(latent),
+                "top_tokens": top_tokens(snippets),
+                "explanation": None if explained is None else asdict(explained),
+                "url": f"https://www.neuronpedia.org/{neuronpedia}/{latent}" if neuronpedia else None,
+                "snippets": [asdict(snippet) for snippet in snippets],
+            }
+        return found
 
 
 def audit(
@@ -104,30 +111,30 @@ def audit(
     corpus: Corpus,
     settings: AuditSettings,
     *,
-    endpoint: Endpoint | None = None,
+    ask: Ask | None = None,
     truth: GroundTruth | None = None,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> Audit:
-    """Measure a loaded DSPA artifact on ``corpus``; ``progress`` is told of each stage.
+    """Measure a loaded DSPA artifact on ``corpus``; a judge explains when there is one to ``ask``; ``progress`` is told
+    of each stage.
 
     Raises ValueError for another method's artifact and for texts without a single counted token.
     """
     steering = model.intervention
     if not isinstance(steering, DSPASteering):
         raise ValueError(f"only DSPA artifacts can be audited, this one is of method {model.method!r}")
-    saes: dict[str, ResidualSAE] = dict(zip(("input", "output"), steering.saes, strict=True))
-    limits: dict[str, float | None] = dict(zip(saes, steering.settings.norm_limits, strict=True))
-    layers = {sae.layer for sae in saes.values()}
 
     progress("densities")
-    measured = {role: Measurement(sae, len(KINDS), limits[role]) for role, sae in saes.items()}
-    for batch in residual_batches(model, corpus.texts, layers):
-        for one in measured.values():
+    roles = zip(("input", "output"), steering.saes, steering.settings.norm_limits, strict=True)
+    saes = {role: Measurement(sae, len(KINDS), limit) for role, sae, limit in roles}
+    for batch in residual_batches(model, corpus.texts, {one.sae.layer for one in saes.values()}):
+        for one in saes.values():
             one.add(batch)
-    if not int(measured["output"].tokens.sum()):
+    if not int(saes["output"].tokens.sum()):
         raise ValueError("the texts have no token that counts (only special ones); give other texts")
-    sums = steering.condition_map.column_sums.cpu()
-    ranking = rank_latents(sums, measured["output"].density > 0, settings.top, settings.seed)
+    live = saes["output"].density > 0
+    ranking = rank_latents(steering.condition_map.column_sums.cpu(), live, settings.top, settings.seed)
+    ranked = list(dict.fromkeys(chain.from_iterable(ranking.values())))
 
     conditionality = None
     if corpus.prompts:
@@ -135,26 +142,53 @@ def audit(
         conditionality = measure_conditionality(model, corpus.prompts, examples=settings.examples, seed=settings.seed)
     progress("answers")
     coverage = _coverage(model, corpus, settings, truth)
-    edits = sum((one.edits for one in coverage.values()), torch.zeros(len(sums), dtype=torch.long))
+    parts = list(coverage.values())
+    edited = sum(parts[1:], parts[0]) if parts else None
 
     progress("snippets")
     examples = conditionality.examples if conditionality else ()
-    wanted = [*ranking.all, *_most_edited(edits), *(s.latent for e in examples for s in e.selected)]
-    gates = sorted({gate.latent for e in examples for gate in e.gates})
-    found = _snippets(model, corpus, settings.snippets, saes, limits, {"output": wanted, "input": gates})
+    wanted = [*ranked, *(edited.most_edited() if edited else ()), *(s.latent for e in examples for s in e.selected)]
+    gates = [gate.latent for e in examples for gate in e.gates]
+    collectors = {
+        role: SnippetCollector(saes[role].sae, sorted(set(latents)), settings.snippets, saes[role].limit)
+        for role, latents in (("output", wanted), ("input", gates))
+    }
+    for batch in residual_batches(model, corpus.texts, {one.sae.layer for one in saes.values()}):
+        for collector in collectors.values():
+            collector.add(batch)
+    snippets, gate_snippets = (collector.snippets(model.tokenizer) for collector in collectors.values())
 
     explanations, spent = None, 0
-    if endpoint is not None:
+    if ask is not None:
         progress("explanations")
-        explanations, spent = explain(endpoint, {i: found["output"][i] for i in ranking.all})
-    labels = None
+        explanations, spent = explain(ask, {i: snippets[i] for i in ranked})
+    labels, by_label = None, None
     if truth is not None:
         progress("ground truth")
-        labels = measure_labels(model, truth, saes["output"], limits["output"])
+        labels = measure_labels(model, truth, saes["output"])
+        by_label = count_by_label(labels, truth, corpus.prompts, live, ranking, conditionality, coverage)
     return Audit(
-        model, settings, corpus, measured, sums, ranking, conditionality, coverage, found["output"], found["input"],
-        explanations, spent, truth, labels,
+        model, settings, corpus, saes, ranking, conditionality, edited, snippets, gate_snippets, explanations, spent,
+        truth, labels, by_label,
     )  # fmt: skip
+
+
+def rank_latents(
+    column_sums: Float[Tensor, " d_sae"], live: Bool[Tensor, " d_sae"], top: int, seed: int
+) -> dict[str, list[int]]:
+    """Set -> its latents, strongest first, the random ones by number.
+
+    The ``top`` smallest (ablate; below 0) and largest (augment; above 0) column sums sum_i A_ij, ties to the lower
+    latent, and as many ``live`` latents drawn with ``seed`` (from all of them, so they may be among the others too).
+    """
+    ascending, descending = column_sums.sort(stable=True), column_sums.sort(descending=True, stable=True)
+    candidates = live.nonzero()[:, 0]
+    drawn = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:top]]
+    return {
+        "ablate": ascending.indices[:top][ascending.values[:top] < 0].tolist(),
+        "augment": descending.indices[:top][descending.values[:top] > 0].tolist(),
+        "random": sorted(drawn.tolist()),
+    }
 
 
 def _coverage(
@@ -164,32 +198,9 @@ def _coverage(
     count = min(settings.generate, len(corpus.prompts))
     groups: dict[str, list] = {}
     for prompt in Random(settings.seed).sample(corpus.prompts, count):
-        group = _ALL if truth is None else truth.group(prompt) or "other prompts"
+        group = "all prompts" if truth is None else truth.group(prompt) or "other prompts"
         groups.setdefault(group, []).append(prompt)
     return {
         group: measure_coverage(model, prompts, max_new_tokens=settings.max_new_tokens)
         for group, prompts in sorted(groups.items())
     }
-
-
-def _snippets(
-    model: AlignedModel,
-    corpus: Corpus,
-    count: int,
-    saes: Mapping[str, ResidualSAE],
-    limits: Mapping[str, float | None],
-    wanted: Mapping[str, Sequence[int]],
-) -> dict[str, dict[int, list[Snippet]]]:
-    collectors = {
-        role: SnippetCollector(saes[role], sorted(set(latents)), count, limits[role])
-        for role, latents in wanted.items()
-    }
-    for batch in residual_batches(model, corpus.texts, {sae.layer for sae in saes.values()}):
-        for collector in collectors.values():
-            collector.add(batch)
-    return {role: one.snippets(corpus.texts, model.tokenizer) for role, one in collectors.items()}
-
-
-def _most_edited(edits: Int[Tensor, " d_sae"]) -> list[int]:
-    ordered = edits.sort(descending=True, stable=True)
-    return ordered.indices[:MOST_EDITED][ordered.values[:MOST_EDITED] > 0].tolist()

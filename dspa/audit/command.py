@@ -1,14 +1,20 @@
-"""The body of `audit`: puts together the artifact, the texts, a judge and (in the sandbox) the ground truth."""
+"""The body of `audit`: puts together the artifact, the texts, a judge and (in the sandbox) the ground truth, and writes
+what was found as a page and as data."""
 
+import csv
+import io
+import json
+import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from dspa.audit.audit import AuditSettings, audit
-from dspa.audit.export import to_csv, to_json
+from dspa.audit.audit import Audit, AuditSettings, audit
 from dspa.audit.page import to_markdown
-from dspa.audit.texts import read_corpus
+from dspa.audit.scan import KINDS, read_corpus
 from harness.files import atomic_folder, check_can_make
 from harness.judging.endpoint import ChatEndpoint
 from harness.markdown import html_page
@@ -34,7 +40,11 @@ def audit_command(
     Returns the exit code.
     """
     without_progress_bars()
-    endpoint = _endpoint(judge_url, judge_model, judge_key)
+    if (judge_url is None) != (judge_model is None):
+        raise ValueError("--judge-url and --judge-model belong together; give both, or neither for snippets only")
+    endpoint = None
+    if judge_url is not None and judge_model is not None:
+        endpoint = ChatEndpoint(judge_url, judge_model, api_key_env=judge_key)
     method = read_description(artifact)["method"]
     if method != "dspa":
         raise ValueError(f"{artifact} is of method {method!r}; only DSPA artifacts have a map to audit")
@@ -48,18 +58,18 @@ def audit_command(
     if not texts.is_file():
         raise ValueError(f"texts file {str(texts)!r} does not exist")
     model = AlignedModel.load(artifact, device=device)
-    corpus = read_corpus(texts, model)
     console = Console(soft_wrap=True, highlight=False)
     found = audit(
         model,
-        corpus,
+        read_corpus(texts, model),
         settings,
-        endpoint=endpoint,
+        ask=None if endpoint is None else endpoint.ask_all,
         truth=ground_truth(model.base.identity),
         progress=lambda stage: console.print(f"{stage} ..."),
     )
-    judge = None if endpoint is None else f"{endpoint.model} at {endpoint.base_url}"
-    text = to_markdown(found, name, str(texts), judge)
+    text = to_markdown(
+        found, name, str(texts), None if endpoint is None else f"{endpoint.model} at {endpoint.base_url}"
+    )
     files = {
         "audit.md": text,
         "audit.html": html_page(f"Audit of {name}", text),
@@ -75,7 +85,70 @@ def audit_command(
     return 1 if found.unjudged else 0
 
 
-def _endpoint(url: str | None, model: str | None, key: str) -> ChatEndpoint | None:
-    if (url is None) != (model is None):
-        raise ValueError("--judge-url and --judge-model belong together; give both, or neither for snippets only")
-    return None if url is None or model is None else ChatEndpoint(url, model, api_key_env=key)
+def to_json(audit: Audit) -> str:
+    """features.json: which artifact, on what it was measured, and everything that was found."""
+    model, conditional, edited = audit.model, audit.conditionality, audit.edited
+    content = {
+        "method": model.method,
+        "fingerprint": model.fingerprint,
+        "base": model.base.ref.path or model.base.ref.id,
+        "base_identity": model.base.identity,
+        "budget": model.budget,
+        "params": dict(model.params),
+        "settings": asdict(audit.settings),
+        "texts": len(audit.corpus.texts),
+        "prompts": len(audit.corpus.prompts),
+        "tokens": {kind: n for kind, n in zip(KINDS, audit.output.tokens.tolist(), strict=True) if n},
+        "saes": {
+            role: {
+                "layer": one.sae.layer,
+                "d_sae": one.sae.d_sae,
+                "l0": one.l0,
+                "explained_variance": one.explained_variance,
+                "live": int((one.density > 0).sum()),
+                "skipped_tokens": one.skipped,
+            }
+            for role, one in audit.saes.items()
+        },
+        "conditionality": conditional and conditional.figures,
+        "examples": [asdict(example) for example in conditional.examples] if conditional else [],
+        "coverage": edited
+        and {
+            "prompts": edited.prompts,
+            "tokens": edited.tokens,
+            "edits": edited.total,
+            "skipped": edited.skipped,
+            "edits_by_latent": {str(i): n for i, n in enumerate(edited.edits.tolist()) if n},
+        },
+        "categories": audit.categories,
+        "judge_tokens": audit.judge_tokens,
+        "ground_truth": audit.by_label,
+        "features": list(audit.records.values()),
+    }
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(audit: Audit) -> str:
+    """features.csv: one row for each place in a set."""
+    out = io.StringIO()
+    columns = ["set", "rank", "feature", "column_sum", "density", *(f"density_{kind}" for kind in KINDS)]
+    columns += ["selected_share", "edits", "label", "top_tokens", "reliable", "explanation", "category", "error", "url"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for name, members in audit.ranking.items():
+        for rank, latent in enumerate(members, 1):
+            record = audit.records[latent]
+            densities = {f"density_{kind}": value for kind, value in record["density_by_kind"].items()}
+            own = {"set": name, "rank": rank, "top_tokens": " ".join(record["top_tokens"])}
+            judged = record["explanation"] or {}
+            writer.writerow(record | {"explanation": None} | densities | judged | own)
+    return out.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is missing is null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

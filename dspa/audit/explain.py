@@ -1,9 +1,9 @@
 """What a judge model makes of the latents: an explanation from the snippets, then one of six categories."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,15 +12,17 @@ from harness.data.triples import Message
 from harness.judging.prompted import Reply
 
 Category = Literal["Safety", "Discourse", "Intent", "Structure", "Grammatical", "Content"]
-FOLDED = {"Safety": "Content", "Intent": "Discourse"}
-CATEGORIES = ("Content", "Discourse", "Grammatical", "Structure")
-"""The rows of the table, after Safety and Intent are folded (arXiv 2603.21461)."""
+_FOLDED = {"Safety": "Content", "Intent": "Discourse"}
 PAPER_COUNTS = {
     "Content": {"ablate": 5, "augment": 7, "random": 18},
     "Discourse": {"ablate": 34, "augment": 28, "random": 15},
     "Grammatical": {"ablate": 10, "augment": 10, "random": 11},
     "Structure": {"ablate": 1, "augment": 5, "random": 6},
 }
+"""The rows of the table, after Safety and Intent are folded (arXiv 2603.21461)."""
+UNCLASSIFIED = "not classified"
+Ask = Callable[[Sequence[Sequence[Message]]], list[Reply]]
+"""See `harness.judging.endpoint.ChatEndpoint.ask_all`."""
 
 _EXPLAIN = """\
 A feature is one direction that was found inside a language model. You see passages in which it is active, the strongest
@@ -73,84 +75,68 @@ class Explanation:
     error: str | None = None
 
 
-@runtime_checkable
-class Endpoint(Protocol):
-    """See `harness.judging.endpoint.ChatEndpoint`."""
-
-    def ask_all(self, conversations: Sequence[Sequence[Message]]) -> list[Reply]: ...
-
-
-def explain(endpoint: Endpoint, snippets: Mapping[int, Sequence[Snippet]]) -> tuple[dict[int, Explanation], int]:
+def explain(ask: Ask, snippets: Mapping[int, Sequence[Snippet]]) -> tuple[dict[int, Explanation], int]:
     """(latent -> explanation, tokens the endpoint counted). A latent without snippets gets an error, no request.
 
     What cannot be read is an error and never guessed; a latent without an explanation is not classified.
     """
-    found = {i: Explanation(error="it fires nowhere in the texts") for i, shown in snippets.items() if not shown}
-    asked = [i for i in snippets if i not in found]
-    replies = endpoint.ask_all([_conversation(_EXPLAIN, passages(snippets[i])) for i in asked])
-    spent = sum(r.prompt_tokens + r.completion_tokens for r in replies)
-    described: dict[int, _Explained] = {}
-    for latent, reply in zip(asked, replies, strict=True):
-        answer = _read(reply, _Explained)
-        if isinstance(answer, str):
-            found[latent] = Explanation(error=f"explanation: {answer}")
-        else:
-            described[latent] = answer
-    replies = endpoint.ask_all(
-        [_conversation(_CLASSIFY, _described(e, passages(snippets[i]))) for i, e in described.items()]
-    )
-    spent += sum(r.prompt_tokens + r.completion_tokens for r in replies)
-    for (latent, answer), reply in zip(described.items(), replies, strict=True):
-        category = _read(reply, _Classified)
-        evidence = [answer.evidence] if isinstance(answer.evidence, str) else answer.evidence
+    passages = {i: _passages(shown) for i, shown in snippets.items() if shown}
+    found = {i: Explanation(error="it fires nowhere in the texts") for i in snippets if i not in passages}
+    described, unread, spent = _asked(ask, _EXPLAIN, passages, _Explained)
+    found |= {i: Explanation(error=f"explanation: {why}") for i, why in unread.items()}
+    questions = {}
+    for latent, answer in described.items():
+        doubt = "" if answer.reliable else " (The describer was not sure.)"
+        questions[latent] = f"Description: {answer.explanation}{doubt}\n\nPassages:\n{passages[latent]}"
+    classified, unread, more = _asked(ask, _CLASSIFY, questions, _Classified)
+    for latent, answer in described.items():
         found[latent] = Explanation(
             answer.reliable,
             " ".join(answer.explanation.split()),
-            tuple(evidence),
-            None if isinstance(category, str) else category.category,
-            f"category: {category}" if isinstance(category, str) else None,
+            (answer.evidence,) if isinstance(answer.evidence, str) else tuple(answer.evidence),
+            classified[latent].category if latent in classified else None,
+            f"category: {unread[latent]}" if latent in unread else None,
         )
-    return found, spent
+    return found, spent + more
 
 
-def passages(snippets: Sequence[Snippet]) -> str:
+def _asked(
+    ask: Ask, instruction: str, shown: Mapping[int, str], shape: type[_Shape]
+) -> tuple[dict[int, _Shape], dict[int, str], int]:
+    """(latent -> answer, latent -> why there is none that can be read, tokens counted)"""
+    asked = [[Message(role="system", content=instruction), Message(role="user", content=s)] for s in shown.values()]
+    replies = ask(asked)
+    read: dict[int, _Shape] = {}
+    unread: dict[int, str] = {}
+    for latent, reply in zip(shown, replies, strict=True):
+        try:
+            read[latent] = _read(reply, shape)
+        except ValueError as problem:
+            unread[latent] = str(problem)
+    return read, unread, sum(r.prompt_tokens + r.completion_tokens for r in replies)
+
+
+def _passages(snippets: Sequence[Snippet]) -> str:
     """Snippets as the judge is shown them: one a line, numbered, with their activation."""
-    lines = (" ".join(s.text.split()) for s in snippets)
-    return "\n".join(
-        f"{n}. ({s.activation:.2f}) {line}" for n, (s, line) in enumerate(zip(snippets, lines, strict=True), 1)
-    )
-
-
-def folded(category: Category) -> str:
-    """The row of the table a category counts in."""
-    return FOLDED.get(category, category)
+    return "\n".join(f"{n}. ({s.activation:.2f}) {s.line}" for n, s in enumerate(snippets, 1))
 
 
 def category_counts(
     explanations: Mapping[int, Explanation], sets: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[str, int]]:
     """Row -> set -> number of latents; the last row counts those without a category."""
-    rows = {row: dict.fromkeys(sets, 0) for row in (*CATEGORIES, "not classified")}
+    rows = {row: dict.fromkeys(sets, 0) for row in (*PAPER_COUNTS, UNCLASSIFIED)}
     for name, latents in sets.items():
         for latent in latents:
-            category = explanations[latent].category
-            rows["not classified" if category is None else folded(category)][name] += 1
+            category = explanations[latent].category or UNCLASSIFIED
+            rows[_FOLDED.get(category, category)][name] += 1
     return rows
 
 
-def _conversation(instruction: str, shown: str) -> list[Message]:
-    return [Message(role="system", content=instruction), Message(role="user", content=shown)]
-
-
-def _described(answer: _Explained, shown: str) -> str:
-    doubt = "" if answer.reliable else " (The describer was not sure.)"
-    return f"Description: {answer.explanation}{doubt}\n\nPassages:\n{shown}"
-
-
-def _read(reply: Reply, shape: type[_Shape]) -> _Shape | str:
-    """The JSON object in an answer, or why there is none that fits."""
+def _read(reply: Reply, shape: type[_Shape]) -> _Shape:
+    """The JSON object in an answer; ValueError saying why when there is none that fits."""
     if reply.text is None:
-        return str(reply.error)
+        raise ValueError(reply.error)
     text = reply.text.rpartition("</think>")[2]  # what a reasoning model thinks first may hold JSON, too
     problem = "no JSON object in the answer"
     for start in (i for i, character in enumerate(text) if character == "{"):
@@ -162,4 +148,4 @@ def _read(reply: Reply, shape: type[_Shape]) -> _Shape | str:
             first = invalid.errors()[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             break
-    return f"{problem} ({reply.text[:80]!r})"
+    raise ValueError(f"{problem} ({reply.text[:80]!r})")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from dspa.audit import tables, truth_tables
+from dspa.audit import tables
 from dspa.audit.audit import Audit
-from dspa.audit.ranking import SETS
+from dspa.audit.scan import KINDS
 from dspa.audit.snippets import WINDOW
-from dspa.audit.texts import KINDS
+from dspa.audit.truth import MIN_TOKENS, SELECTIVE
+from dspa.diagnostics import edited_share, edited_share_by_age
 from harness import markdown as md
 
 _TITLES = {
@@ -41,11 +42,9 @@ def _header(audit: Audit, texts: str, judge: str | None) -> Iterator[str]:
         "share counts once. L0: mean number of features that fire on a token. Explained variance: of the base's "
         "residual stream on these tokens."
     )
-    skipped = audit.output.skipped
-    if skipped:
+    if skipped := audit.output.skipped:
         yield f"{skipped:,} tokens are left out by the output SAE's norm filter."
-    low = [role for role, one in audit.saes.items() if one.explained_variance < tables.LOW_VARIANCE]
-    if low:
+    if low := [role for role, one in audit.saes.items() if one.explained_variance < tables.LOW_VARIANCE]:
         yield (
             f"> **The {md.words(low)} SAE does not describe this base here:** it explains less than "
             f"{tables.LOW_VARIANCE:.0%} of the residual stream's variance. Its features may mean little on these "
@@ -64,18 +63,25 @@ def _conditionality(audit: Audit) -> Iterator[str]:
         f"The artifact's own steering, conditioned on the {len(audit.corpus.prompts):,} prompts (pairwise figures on "
         "the first 512, intervals on the first 32)."
     )
-    yield tables.conditionality_table(audit)
+    yield tables.conditionality_table(audit, audit.conditionality)
 
 
 def _truth(audit: Audit) -> Iterator[str]:
-    if audit.labels is None or audit.truth is None:
+    if audit.labels is None or audit.truth is None or audit.by_label is None:
         return
     yield "## Ground truth"
     yield audit.truth.statement
-    yield truth_tables.rule(audit)
-    yield truth_tables.label_table(audit)
-    yield truth_tables.summary(audit)
-    yield truth_tables.group_table(audit)
+    yield (
+        "What a feature stands for is measured, not assumed: answers to the same requests with the same content in "
+        f"each label are read, unsteered. A feature belongs to a label when at least {SELECTIVE:.0%} of its firing is "
+        "in that label's answers (against the mean of the others in the same groups, so 50 % is chance) and it fires "
+        f"on at least {MIN_TOKENS} of their tokens; else to none. Without any threshold, the leaning: the share of a "
+        "feature's firing within a group that is in answers of the dispreferred labels, against the preferred one "
+        "(50 %: it does not tell them apart); silent features never fire in that group's answers."
+    )
+    yield tables.label_table(audit.labels, audit.by_label["labels"])
+    yield tables.sides_line(audit.by_label["prompts"])
+    yield tables.side_table(audit.by_label["prompts"])
 
 
 def _coverage(audit: Audit) -> Iterator[str]:
@@ -92,14 +98,18 @@ def _coverage(audit: Audit) -> Iterator[str]:
         yield f"{len(edited.skipped)} prompts got no answer: {md.escape('; '.join(sorted(set(edited.skipped))))}."
     if edited.total == 0:
         return
-    yield tables.edited_share_line(audit)
-    yield tables.coverage_table(audit)
-    yield f"The {len(audit.most_edited())} most edited features:"
-    yield tables.most_edited_table(audit)
+    places = "; ".join(
+        f"{first if first == last else f'{first}-{last}'}: {100 * share:.0f} %"
+        for first, last, share in edited_share_by_age(edited.tallies)
+    )
+    yield f"{100 * edited_share(edited.tallies):.1f} % of these tokens were changed; by place in the answer: {places}."
+    yield tables.coverage_table(audit, edited)
+    yield f"The {len(edited.most_edited())} most edited features:"
+    yield tables.most_edited_table(audit, edited)
 
 
 def _categories(audit: Audit, judge: str | None) -> Iterator[str]:
-    if audit.categories is None or audit.explanations is None:
+    if audit.explanations is None:
         return
     yield "## Categories"
     yield (
@@ -110,8 +120,7 @@ def _categories(audit: Audit, judge: str | None) -> Iterator[str]:
     yield tables.category_table(audit)
     reliable = [e for e in audit.explanations.values() if e.explanation is not None]
     yield f"{sum(bool(e.reliable) for e in reliable)} of {len(reliable)} explanations are called reliable by the judge."
-    failed = {i: e.error for i, e in audit.explanations.items() if e.error is not None}
-    if failed:
+    if failed := {i: e.error for i, e in audit.explanations.items() if e.error is not None}:
         yield f"{len(failed)} features have no explanation or no category; nothing was put in its place:"
         yield "\n".join(f"* {i}: {md.escape(error)}" for i, error in sorted(failed.items()))
 
@@ -125,10 +134,9 @@ def _rankings(audit: Audit) -> Iterator[str]:
         "it fires most strongly. Selected: share of prompts for which it is; what is done to it is decided prompt by "
         f"prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
     )
-    for name in SETS:
+    for name, members in audit.ranking.items():
         yield f"### {_TITLES[name]}"
-        members = audit.ranking.members(name)
-        yield tables.ranking_table(audit, name) if members else "None."
+        yield tables.ranking_table(audit, members) if members else "None."
 
 
 def _examples(audit: Audit) -> Iterator[str]:
@@ -154,13 +162,14 @@ def _snippets(audit: Audit) -> Iterator[str]:
         f"For each feature the passages with its strongest activations, up to {WINDOW} tokens to either side; active "
         "tokens in [[double brackets]], before them the activation and the kind of text."
     )
-    for name in SETS:
+    for name, members in audit.ranking.items():
         yield f"### {_TITLES[name].split(':')[0]}"
-        for latent in audit.ranking.members(name):
+        for latent in members:
             yield f"#### {tables.feature_link(audit, latent)}"
             explained = None if audit.explanations is None else audit.explanations[latent]
             if explained is not None and explained.explanation is not None:
                 doubt = "" if explained.reliable else " (not reliable)"
                 category = explained.category or "no category"
                 yield f"{md.escape(explained.explanation)} *{category}{doubt}*"
-            yield tables.snippet_list(audit.snippets[latent]) or "It fires nowhere in the texts."
+            passages = [f"* {s.activation:.2f}, {s.kind}: {md.code(s.line)}" for s in audit.snippets[latent]]
+            yield "\n".join(passages) or "It fires nowhere in the texts."

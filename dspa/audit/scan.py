@@ -1,21 +1,96 @@
-"""One pass over texts up to the deepest layer that is needed, batch by batch: memory does not grow with the texts."""
+"""What an audit reads: texts as token ids, passed once as far as the deepest layer needed; memory stays flat."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.audit.texts import Text
 from dspa.saes.quality import reconstruct
 from dspa.saes.sae import ResidualSAE
+from harness.data.triples import Conversation, load_triples
+from harness.files import read_jsonl, read_text
 from harness.model.aligned import AlignedModel
 from harness.model.batching import pad_rows
 from harness.model.decoder import find_decoder
 from harness.model.residuals import early_residuals
 
+KINDS = ("prompt", "chosen", "rejected", "text")
+NOT_COUNTED = -1
 _TOKENS_A_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and for each its kind (an index; -1: not counted, as BOS, EOS and what another text counts)."""
+
+    ids: tuple[int, ...]
+    kinds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """``texts`` with kinds from `KINDS`, and the different ``prompts`` among them (none in plain texts)."""
+
+    texts: tuple[Text, ...]
+    prompts: tuple[Conversation, ...]
+
+
+def text_of(model: AlignedModel, parts: list[tuple[list[int], int]]) -> Text:
+    """One text of (token ids, kind) parts; special tokens are not counted."""
+    special = set(model.chat.special_ids)
+    ids = tuple(i for part, _ in parts for i in part)
+    return Text(ids, tuple(NOT_COUNTED if i in special else kind for part, kind in parts for i in part))
+
+
+def read_corpus(path: Path, model: AlignedModel) -> Corpus:
+    """Triples (JSONL with prompt, chosen, rejected) or plain texts (JSONL with text, or .txt with one a line).
+
+    Raises ValueError, with file:line where there is one, for what is neither, and for triples that do not fit the
+    model's context. Longer plain texts are read in windows of the context's length.
+    """
+    if path.suffix == ".txt":
+        lines = [line.strip() for line in read_text(path, "texts").split("\n") if line.strip()]
+        if not lines:
+            raise ValueError(f"{path}: the texts file is empty")
+        return _plain(lines, model)
+    rows = read_jsonl(path, "texts")
+    if "chosen" in rows[0][1]:
+        return _triples(path, model)
+    for number, row in rows:
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise ValueError(f"{path}:{number}: needs a non-empty 'text', or prompt, chosen and rejected on every line")
+    return _plain([row["text"] for _, row in rows], model)
+
+
+def _triples(path: Path, model: AlignedModel) -> Corpus:
+    texts, prompts = [], {}
+    for triple in load_triples(path):
+        try:
+            prompt, chosen, rejected = model.triple_ids(triple)
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
+        key = json.dumps(triple.prompt, sort_keys=True)
+        # A prompt's tokens count once, however many answers follow it.
+        first = NOT_COUNTED if key in prompts else KINDS.index("prompt")
+        texts.append(text_of(model, [(prompt, first), (chosen, KINDS.index("chosen"))]))
+        texts.append(text_of(model, [(prompt, NOT_COUNTED), (rejected, KINDS.index("rejected"))]))
+        prompts[key] = triple.prompt
+    return Corpus(tuple(texts), tuple(prompts.values()))
+
+
+def _plain(lines: list[str], model: AlignedModel) -> Corpus:
+    tokenizer, texts = model.tokenizer, []
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]  # type: ignore[arg-type]
+    room = model.base.max_length - len(bos)
+    for line in lines:
+        ids = list(tokenizer.encode(line, add_special_tokens=False))
+        for start in range(0, len(ids), room):
+            texts.append(text_of(model, [(bos + ids[start : start + room], KINDS.index("text"))]))
+    return Corpus(tuple(texts), ())
 
 
 @dataclass(frozen=True)
@@ -38,12 +113,11 @@ def residual_batches(model: AlignedModel, texts: Sequence[Text], layers: set[int
     """The residual stream of the unsteered model over all texts, texts of similar length together."""
     decoder = find_decoder(model.model)
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i].ids), i))
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, _TOKENS_A_BATCH // len(texts[order[start]].ids))]
-        start += len(rows)
+    while order:
+        count = max(1, _TOKENS_A_BATCH // len(texts[order[0]].ids))
+        rows, order = order[:count], order[count:]
         ids, mask = pad_rows([texts[r].ids for r in rows], model.chat.pad_id, side="right", device=model.device)
-        kind, _ = pad_rows([texts[r].kinds for r in rows], -1, side="right", device=model.device)
+        kind, _ = pad_rows([texts[r].kinds for r in rows], NOT_COUNTED, side="right", device=model.device)
         with torch.no_grad():
             residual = early_residuals(decoder, layers, ids, mask)
         yield Batch(rows, [len(texts[r].ids) for r in rows], ids, kind, residual)
@@ -53,7 +127,7 @@ class Measurement:
     """What one SAE does on the texts, added up batch by batch.
 
     ``active``: [kind, d_sae], tokens of each kind on which a latent fires; ``tokens``: [kind]; ``skipped``: tokens
-    that the SAE's norm filter leaves out.
+    that the SAE's norm filter (``limit``) leaves out.
     """
 
     def __init__(self, sae: ResidualSAE, n_kinds: int, limit: float | None = None) -> None:
@@ -98,6 +172,5 @@ class Measurement:
     @property
     def explained_variance(self) -> float:
         """1 - squared error of the reconstruction / variance of the residual stream around its mean."""
-        count = int(self.tokens.sum())
-        variance = self._squares - float(self._sum.pow(2).sum()) / count
+        variance = self._squares - float(self._sum.pow(2).sum()) / int(self.tokens.sum())
         return 1 - self._error / variance

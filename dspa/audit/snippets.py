@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from dspa.audit.scan import Batch
-from dspa.audit.texts import Text
+from dspa.audit.scan import KINDS, Batch
 from dspa.saes.sae import ResidualSAE
 
 WINDOW = 16  # tokens shown to either side of the strongest one
@@ -23,88 +21,67 @@ class Snippet:
     text: str
     token: str
     activation: float
-    kind: int
+    kind: str
+
+    @property
+    def line(self) -> str:
+        """The text without its line breaks."""
+        return " ".join(self.text.split())
 
 
 @dataclass(frozen=True)
 class _Found:
+    """A window of text number ``row``, its strongest token at ``peak``."""
+
     activation: float
     row: int
-    peak: int
     kind: int
-    start: int
+    peak: int
     active: tuple[bool, ...]
 
 
 class SnippetCollector:
     """Keeps, for each of ``latents``, the ``count`` strongest places, at most one in a text."""
 
-    def __init__(self, sae: ResidualSAE, latents: Sequence[int], count: int, limit: float | None = None) -> None:
-        self.sae, self.latents, self.count, self.limit = sae, list(latents), count, limit
-        self._index: Int[Tensor, "1 k"] = torch.tensor([self.latents], dtype=torch.long)
-        self._rows = sae.encoder.gather(self._index) if self.latents else {}
-        self._found: list[dict[tuple[int, ...], _Found]] = [{} for _ in self.latents]
+    def __init__(self, sae: ResidualSAE, latents: Sequence[int], count: int, limit: float | None) -> None:
+        self.sae, self.latents, self.count, self.limit = sae, latents, count, limit
+        self._rows = sae.encoder.gather(torch.tensor([latents])) if latents else {}
+        self._found: list[dict[tuple[int, ...], _Found]] = [{} for _ in latents]  # by the ids in the window
 
     def add(self, batch: Batch) -> None:
         """Look through one batch."""
         if not self.latents:
             return
         counted = batch.counted(self.sae, self.limit)
-        size = len(batch.ids)
-        rows = {name: value.expand(size, *value.shape[1:]) for name, value in self._rows.items()}
+        rows = {name: value.expand(len(batch.ids), *value.shape[1:]) for name, value in self._rows.items()}
         values = self.sae.encoder.encode_selected(batch.residual[self.sae.layer], rows)[0]
         # Only counted tokens can be the strongest; the others are shown active where they are.
-        strongest, peaks = values.masked_fill(~counted[..., None], 0.0).max(1)
-        active = (values > 0).cpu()
-        strongest, peaks, kind, ids = strongest.cpu(), peaks.cpu(), batch.kind.cpu(), batch.ids.cpu()
-        for position in range(len(self.latents)):
-            floor = self._floor(position)
+        strongest, peaks = (found.cpu() for found in values.masked_fill(~counted[..., None], 0.0).max(1))
+        active, kind, ids = (values > 0).cpu(), batch.kind.cpu(), batch.ids.cpu()
+        for position, found in enumerate(self._found):
+            floor = min(f.activation for f in found.values()) if len(found) == self.count else 0.0
             for row in (strongest[:, position] > floor).nonzero()[:, 0].tolist():
-                peak = int(peaks[row, position])
-                start = max(0, peak - WINDOW)
-                stop = min(batch.lengths[row], peak + WINDOW + 1)
-                self._keep(
-                    position,
-                    tuple(ids[row, start:stop].tolist()),
-                    _Found(
-                        float(strongest[row, position]),
-                        batch.rows[row],
-                        peak,
-                        int(kind[row, peak]),
-                        start,
-                        tuple(active[row, start:stop, position].tolist()),
-                    ),
-                )
+                peak, activation = int(peaks[row, position]), float(strongest[row, position])
+                shown = slice(max(0, peak - WINDOW), min(batch.lengths[row], peak + WINDOW + 1))
+                window = tuple(ids[row, shown].tolist())
+                if window in found and activation <= found[window].activation:
+                    continue  # windows with the same tokens count once: their strongest
+                fires = tuple(active[row, shown, position].tolist())
+                found[window] = _Found(activation, batch.rows[row], int(kind[row, peak]), peak - shown.start, fires)
+                if len(found) > self.count:
+                    del found[min(found, key=lambda key: (found[key].activation, -found[key].row))]
 
-    def _floor(self, position: int) -> float:
-        found = self._found[position]
-        return min(f.activation for f in found.values()) if len(found) == self.count else 0.0
-
-    def _keep(self, position: int, window: tuple[int, ...], new: _Found) -> None:
-        """Windows with the same tokens count once: their strongest."""
-        found = self._found[position]
-        if window in found:
-            if new.activation > found[window].activation:
-                found[window] = new
-            return
-        found[window] = new
-        if len(found) > self.count:
-            del found[min(found, key=lambda key: (found[key].activation, -found[key].row))]
-
-    def snippets(self, texts: Sequence[Text], tokenizer) -> dict[int, list[Snippet]]:
+    def snippets(self, tokenizer) -> dict[int, list[Snippet]]:
         """Latent -> its snippets, strongest first; fewer where it fires in fewer texts, none where it never does."""
         result = {}
         for latent, found in zip(self.latents, self._found, strict=True):
-            best = sorted(found.values(), key=lambda f: (-f.activation, f.row))
-            result[latent] = [
-                Snippet(
-                    bracketed(tokenizer, list(texts[f.row].ids[f.start : f.start + len(f.active)]), f.active),
-                    _name(tokenizer, texts[f.row].ids[f.peak]),
-                    f.activation,
-                    f.kind,
-                )
-                for f in best
-            ]
+            best = sorted(found.items(), key=lambda item: (-item[1].activation, item[1].row))
+            result[latent] = []
+            for ids, f in best:
+                text, peak = bracketed(tokenizer, list(ids), f.active), ids[f.peak]
+                # A blank token (a line break, a space) goes by the vocabulary's own name for it.
+                token = tokenizer.decode([peak]).strip(_SPACE) or str(tokenizer.convert_ids_to_tokens(peak))
+                result[latent].append(Snippet(text, token, f.activation, KINDS[f.kind]))
         return result
 
 
@@ -115,27 +92,15 @@ def bracketed(tokenizer, ids: list[int], active: Sequence[bool]) -> str:
     for end in ends:
         whole = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
         # Longer prefixes may end differently (a character of several byte tokens): what is new begins after the same.
-        piece = whole[_shared(done, whole) :]
+        piece = whole[len(commonprefix([done, whole])) :]  # noqa: RUF071 - of characters
         done = whole
-        if active[end - 1] and piece.strip(_SPACE):
-            inner = piece.strip(_SPACE)
-            before, after = piece.split(inner, 1)
-            piece = f"{before}[[{inner}]]{after}"
+        inner = piece.strip(_SPACE)
+        if active[end - 1] and inner:
+            piece = piece.replace(inner, f"[[{inner}]]", 1)
         shown += piece
     return shown
 
 
-def _name(tokenizer, token: int) -> str:
-    """The token's text, or where that is blank (a line break, a space) the vocabulary's own name for it."""
-    return tokenizer.decode([token]).strip(_SPACE) or str(tokenizer.convert_ids_to_tokens(token))
-
-
-def _shared(one: str, other: str) -> int:
-    """Length of what both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def top_tokens(snippets: Sequence[Snippet], count: int = 3) -> tuple[str, ...]:
-    """The tokens that a latent fires on most strongly, most frequent first: a name to recognise it by."""
-    return tuple(token for token, _ in Counter(s.token for s in snippets if s.token).most_common(count))
+def top_tokens(snippets: Sequence[Snippet]) -> list[str]:
+    """The three tokens a latent fires on most strongly, most frequent first: a name to recognise it by."""
+    return [token for token, _ in Counter(s.token for s in snippets if s.token).most_common(3)]

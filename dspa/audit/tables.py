@@ -1,189 +1,164 @@
-"""The tables and lines of the audit's page, as Markdown."""
+"""The tables of the audit's page, as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from dspa.audit.audit import Audit
-from dspa.audit.explain import CATEGORIES, PAPER_COUNTS
-from dspa.audit.export import neuronpedia_url
-from dspa.audit.prompts import Example
-from dspa.audit.ranking import SETS
-from dspa.audit.snippets import Snippet, top_tokens
-from dspa.audit.texts import KINDS
-from dspa.diagnostics import edited_share, edited_share_by_age
+from dspa.audit.audit import SETS, Audit
+from dspa.audit.explain import PAPER_COUNTS
+from dspa.audit.prompts import Conditionality, Coverage, Example
+from dspa.audit.scan import KINDS
+from dspa.audit.snippets import top_tokens
+from dspa.audit.truth import SIDES, Labels
 from harness import markdown as md
 
 GATES_SHOWN = 10
 LOW_VARIANCE = 0.5  # explained variance below which the page warns
-_SETTINGS = (
-    "gate",
-    "percentile",
-    "min_support",
-    "truncate",
-    "k_prompt",
-    "k_diff",
-    "mode",
-    "scale",
-    "alpha",
-    "positions",
-)
+_SELECTING = ("gate", "percentile", "min_support", "truncate", "k_prompt", "k_diff")
+_EDITING = ("mode", "scale", "alpha", "positions")
 _FIGURES = {
     "jaccard": "mean Jaccard similarity of two prompts' edited sets; 1: every prompt gets the same set",
     "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
     "set_size": "features selected per prompt",
     "sure_share": "share of selected features whose score has a 95 % bootstrap interval that excludes 0",
 }
-
-
-def feature_link(audit: Audit, latent: int) -> str:
-    """The feature's number, linked to Neuronpedia where the SAE is there."""
-    url = neuronpedia_url(audit, latent)
-    return str(latent) if url is None else f"[{latent}]({url})"
+_TITLES = {
+    "ablated": "selected to ablate",
+    "augmented": "selected to augment",
+    "edits": "edits",
+    "live": "all that fire",
+}
 
 
 def artifact_table(audit: Audit) -> str:
-    model, params = audit.model, audit.model.params
-    budget = model.budget or {}
-    settings = ", ".join(f"{key} {params[key]}" for key in _SETTINGS if key in params)
+    model, params, budget = audit.model, audit.model.params, audit.model.budget or {}
+    fitted = f"{audit.steering.condition_map.n_triples} triples, seed {budget.get('seed', 'unknown')}"
     rows = [
         ["method", f"{model.method}, fingerprint {md.code(model.fingerprint[:12])}"],
         ["base", f"{md.code(model.base.ref.path or model.base.ref.id)}, {md.code(model.base.identity[:12])}"],
-        [
-            "fitted on",
-            f"{audit.steering.condition_map.n_triples} triples, seed {budget.get('seed', 'unknown')}, hash "
-            + md.code(str(budget.get("hash", "unknown"))[:12]),
-        ],
+        ["fitted on", f"{fitted}, hash {md.code(str(budget.get('hash', 'unknown'))[:12])}"],
         ["chat format", md.escape(model.base.ref.chat)],
-        ["settings", md.escape(settings)],
+        ["settings", md.escape(", ".join(f"{key} {params[key]}" for key in _SELECTING + _EDITING if key in params))],
     ]
     return md.table(["artifact", ""], rows, text_columns=2)
 
 
 def sae_table(audit: Audit) -> str:
-    params = audit.model.params
-    rows = [
-        [
-            role,
-            md.code(_reference(params.get(f"{role}_sae", {}))),
-            str(one.sae.layer),
-            f"{one.sae.d_sae:,}",
-            f"{int((one.density > 0).sum()):,}",
-            md.number(one.l0),
-            md.number(100 * one.explained_variance),
-        ]
-        for role, one in audit.saes.items()
-    ]
+    rows = []
+    for role, one in audit.saes.items():
+        saved = audit.model.params.get(f"{role}_sae", {})
+        source = md.code(saved.get("path") or f"{saved.get('release')}/{saved.get('id')}")
+        counts = [str(one.sae.layer), f"{one.sae.d_sae:,}", f"{int((one.density > 0).sum()):,}"]
+        rows.append([role, source, *counts, md.number(one.l0), md.number(100 * one.explained_variance)])
     headers = ["SAE", "from", "layer", "features", "of which fire", "L0", "explained variance (%)"]
     return md.table(headers, rows, text_columns=2)
 
 
-def _reference(saved: dict) -> str:
-    return saved.get("path") or f"{saved.get('release')}/{saved.get('id')}"
-
-
-def conditionality_table(audit: Audit) -> str:
-    found = audit.conditionality
-    assert found is not None
+def conditionality_table(audit: Audit, found: Conditionality) -> str:
     rows = [[md.escape(k), f"{found.figures[k]:.3g}", text] for k, text in _FIGURES.items() if k in found.figures]
     if found.supports:
-        ordered = sorted(found.supports)
-        total = audit.steering.condition_map.n_triples
-        middle = ordered[len(ordered) // 2]
-        spread = f"{ordered[0]} / {middle} / {ordered[-1]}"
+        ordered, total = sorted(found.supports), audit.steering.condition_map.n_triples
+        spread = f"{ordered[0]} / {ordered[len(ordered) // 2]} / {ordered[-1]}"
         rows.append(["support N\\_i", spread, f"smallest / median / largest of the selected gates, of {total} triples"])
-        always = sum(value == total for value in ordered) / len(ordered)
-        rows.append(
-            ["always open", f"{100 * always:.1f} %", "share of the selected gates that are open for every triple"]
-        )
-    return md.table(["figure", "value", "meaning"], [[a, b, c] for a, b, c in rows], text_columns=3)
+        always = f"{100 * ordered.count(total) / len(ordered):.1f} %"
+        rows.append(["always open", always, "share of the selected gates that are open for every triple"])
+    return md.table(["figure", "value", "meaning"], rows, text_columns=3)
 
 
-def edited_share_line(audit: Audit) -> str:
-    """Share of the answers' tokens that were changed, by their place in the answer."""
-    assert audit.edited is not None
-    tallies = audit.edited.tallies
-    places = "; ".join(
-        f"{first if first == last else f'{first}-{last}'}: {100 * share:.0f} %"
-        for first, last, share in edited_share_by_age(tallies)
-    )
-    share = 100 * edited_share(tallies)
-    return f"{share:.1f} % of these tokens were changed; by place in the answer: {places}."
-
-
-def coverage_table(audit: Audit) -> str:
-    edited = audit.edited
-    assert edited is not None
-    sets = {name: audit.ranking.members(name) for name in SETS}
-    sets["ablate and augment"] = tuple(dict.fromkeys((*audit.ranking.ablate, *audit.ranking.augment)))
-    sets["all"] = tuple(range(audit.output.sae.d_sae))
-    rows = [
-        [
-            name,
-            f"{len(latents):,}",
-            f"{int((edited.edits[list(latents)] > 0).sum()):,}",
-            f"{int(edited.edits[list(latents)].sum()):,}",
-            f"{100 * edited.share(latents):.1f}",
-        ]
-        for name, latents in sets.items()
-    ]
+def coverage_table(audit: Audit, edited: Coverage) -> str:
+    ranking = audit.ranking
+    sets = {
+        **ranking,
+        "ablate and augment": list(dict.fromkeys([*ranking["ablate"], *ranking["augment"]])),
+        "all": range(audit.output.sae.d_sae),
+    }
+    rows = []
+    for name, latents in sets.items():
+        edits = edited.edits[list(latents)]
+        counts = [f"{count:,}" for count in (len(latents), int((edits > 0).sum()), int(edits.sum()))]
+        rows.append([name, *counts, f"{100 * edited.share(latents):.1f}"])
     return md.table(["set", "features", "edited at least once", "edits", "share of edits (%)"], rows)
 
 
-def most_edited_table(audit: Audit) -> str:
-    edited = audit.edited
-    assert edited is not None
-    rows = [
-        [
-            feature_link(audit, latent),
-            _tokens(audit.snippets[latent]),
-            _place(audit, latent),
-            f"{int(edited.edits[latent]):,}",
-            f"{100 * edited.share([latent]):.1f}",
-            _percent(float(audit.output.density[latent])),
-            *_label(audit, latent),
-        ]
-        for latent in audit.most_edited()
-    ]
-    headers = ["feature", "tokens", "rank", "edits", "share (%)", "density (%)", *_label_header(audit)]
-    return md.table(headers, rows, text_columns=3)
-
-
 def category_table(audit: Audit) -> str:
-    counts = audit.categories
-    assert counts is not None
     rows = []
-    for row in (*CATEGORIES, "not classified"):
-        paper = [str(PAPER_COUNTS[row][name]) if row in PAPER_COUNTS else md.EMPTY for name in SETS]
-        rows.append([row, *(str(counts[row][name]) for name in SETS), *paper])
+    for row, counts in (audit.categories or {}).items():
+        paper = PAPER_COUNTS.get(row, dict.fromkeys(SETS, md.EMPTY))
+        rows.append([row, *(str(found[name]) for found in (counts, paper) for name in SETS)])
     return md.table(["category", *SETS, *(f"paper: {name}" for name in SETS)], rows)
 
 
-def ranking_table(audit: Audit, name: str) -> str:
-    kinds = [i for i, count in enumerate(audit.output.tokens.tolist()) if count]
-    edited, explanations = audit.edited, audit.explanations
-    by_kind = audit.output.density_by_kind
-    headers = ["rank", "feature", "tokens", *(["category", "explanation"] if explanations is not None else [])]
-    text_columns = len(headers)
-    headers += ["column sum", "density (%)", *(f"in {KINDS[i]}" for i in kinds if len(kinds) > 1)]
-    headers += ["selected (%)"] if audit.conditionality is not None else []
-    headers += ["edits"] if edited is not None else []
-    rows = []
-    for rank, latent in enumerate(audit.ranking.members(name), 1):
-        cells = [str(rank), feature_link(audit, latent), _tokens(audit.snippets[latent])]
-        if explanations is not None:
-            found = explanations[latent]
-            cells += [found.category or md.EMPTY, md.escape(found.explanation or md.EMPTY)]
-        cells += [f"{float(audit.column_sums[latent]):+.3g}", _percent(float(audit.output.density[latent]))]
-        cells += [_percent(float(by_kind[i, latent])) for i in kinds if len(kinds) > 1]
-        cells += [_percent(audit.selected_share(latent))] if audit.conditionality is not None else []
-        cells += [f"{int(edited.edits[latent]):,}"] if edited is not None else []
-        rows.append([*cells, *_label(audit, latent)])
-    return md.table([*headers, *_label_header(audit)], rows, text_columns=text_columns)
+def feature_link(audit: Audit, latent: int) -> str:
+    """The feature's number, linked to Neuronpedia where the SAE is there."""
+    url = audit.records[latent]["url"]
+    return str(latent) if url is None else f"[{latent}]({url})"
+
+
+def most_edited_table(audit: Audit, edited: Coverage) -> str:
+    latents = edited.most_edited()
+    own = [{"rank": _place(audit, i), "share (%)": f"{100 * edited.share([i]):.1f}"} for i in latents]
+    columns = ["feature", "tokens", "rank", "edits", "share (%)", "density (%)", "label"]
+    return _feature_table(audit, columns, latents, own, text_columns=3)
+
+
+def ranking_table(audit: Audit, members: Sequence[int]) -> str:
+    columns = ["rank", "feature", "tokens", "category", "explanation", "column sum", "density (%)"]
+    columns += [*(f"in {kind}" for kind in KINDS), "selected (%)", "edits", "label"]
+    own = [{"rank": str(rank)} for rank, _ in enumerate(members, 1)]
+    return _feature_table(audit, columns, members, own, text_columns=3 if audit.explanations is None else 5)
+
+
+def selection_table(audit: Audit, example: Example) -> str:
+    own = [
+        {
+            "edit": "ablate" if one.ablated else "augment",
+            "score": f"{one.score:+.3g}",
+            "95 % interval": md.EMPTY if one.interval is None else f"[{one.interval[0]:+.3g}, {one.interval[1]:+.3g}]",
+            "rank": _place(audit, one.latent),
+        }
+        for one in example.selected
+    ]
+    columns = ["feature", "edit", "tokens", "score", "95 % interval", "rank", "label"]
+    return _feature_table(audit, columns, [one.latent for one in example.selected], own, text_columns=3)
+
+
+def _feature_table(
+    audit: Audit, columns: Sequence[str], latents: Sequence[int], own: Iterable[dict[str, str]], *, text_columns: int
+) -> str:
+    """Features with what is known of each (see `_cells`) and the table's ``own`` cells, under those of ``columns`` that
+    were measured."""
+    rows = [_cells(audit, latent) | more for latent, more in zip(latents, own, strict=True)]
+    measured = [column for column in columns if column in rows[0]]
+    return md.table(measured, [[row[column] for column in measured] for row in rows], text_columns=text_columns)
+
+
+def _cells(audit: Audit, latent: int) -> dict[str, str]:
+    """Header -> what stands under it for a feature."""
+    record = audit.records[latent]
+    cells = {
+        "feature": feature_link(audit, latent),
+        "tokens": _tokens(record["top_tokens"]),
+        "column sum": f"{record['column_sum']:+.3g}",
+        "density (%)": _percent(record["density"]),
+    }
+    by_kind = record["density_by_kind"]
+    if len(by_kind) > 1:
+        cells |= {f"in {kind}": _percent(share) for kind, share in by_kind.items()}
+    if judged := record["explanation"]:
+        cells["category"] = judged["category"] or md.EMPTY
+        cells["explanation"] = md.escape(judged["explanation"] or md.EMPTY)
+    if record["selected_share"] is not None:
+        cells["selected (%)"] = _percent(record["selected_share"])
+    if record["edits"] is not None:
+        cells["edits"] = f"{record['edits']:,}"
+    if audit.labels is not None:
+        cells["label"] = record["label"] or md.EMPTY
+    return cells
 
 
 def gate_line(audit: Audit, example: Example) -> str:
     """The prompt's input features with their support."""
     shown = "; ".join(
-        f"{gate.latent} ({_tokens(audit.gate_snippets.get(gate.latent, ()))}, N {gate.support}, "
+        f"{gate.latent} ({_tokens(top_tokens(audit.gate_snippets[gate.latent]))}, N {gate.support}, "
         f"{_percent(gate.density)} %)"
         for gate in example.gates[:GATES_SHOWN]
     )
@@ -192,46 +167,67 @@ def gate_line(audit: Audit, example: Example) -> str:
     return f"Input features (tokens, N\\_i, share of the prompt's tokens): {shown}{more}."
 
 
-def selection_table(audit: Audit, example: Example) -> str:
-    rows = [
-        [
-            feature_link(audit, one.latent),
-            "ablate" if one.ablated else "augment",
-            _tokens(audit.snippets[one.latent]),
-            f"{one.score:+.3g}",
-            md.EMPTY if one.interval is None else f"[{one.interval[0]:+.3g}, {one.interval[1]:+.3g}]",
-            _place(audit, one.latent),
-            *_label(audit, one.latent),
-        ]
-        for one in example.selected
-    ]
-    headers = ["feature", "edit", "tokens", "score", "95 % interval", "rank", *_label_header(audit)]
-    return md.table(headers, rows, text_columns=3)
-
-
-def snippet_list(snippets: Sequence[Snippet]) -> str:
-    return "\n".join(f"* {s.activation:.2f}, {KINDS[s.kind]}: {md.code(' '.join(s.text.split()))}" for s in snippets)
-
-
 def _place(audit: Audit, latent: int) -> str:
     """Set and rank of a feature among the extreme column sums."""
     for name in ("ablate", "augment"):
-        if latent in audit.ranking.members(name):
-            return f"{name} {audit.ranking.members(name).index(latent) + 1}"
+        if latent in audit.ranking[name]:
+            return f"{name} {audit.ranking[name].index(latent) + 1}"
     return md.EMPTY
 
 
-def _tokens(snippets: Sequence[Snippet]) -> str:
-    return ", ".join(md.code(token) for token in top_tokens(snippets)) or md.EMPTY
+def _tokens(tokens: Iterable[str]) -> str:
+    return ", ".join(map(md.code, tokens)) or md.EMPTY
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g}" if 0 < share < 0.01 else f"{100 * share:.1f}"
 
 
-def _label_header(audit: Audit) -> list[str]:
-    return ["label"] if audit.labels is not None else []
+def label_table(labels: Labels, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Label -> number of features, among all and in each audited set."""
+    rows = [[name, *(str(found.get(name, 0)) for found in counts.values())] for name in (*labels.names, "none")]
+    return md.table(["label", "all that fire", *SETS], rows)
 
 
-def _label(audit: Audit, latent: int) -> list[str]:
-    return [] if audit.labels is None else [audit.labels.label_of(latent) or md.EMPTY]
+def sides_line(groups: Mapping[str, Any]) -> str:
+    """In one sentence per kind of set: how many of the per-prompt latents are the dispreferred labels'."""
+    if not groups:
+        return "No prompt of the texts belongs to a known group."
+    lines = []
+    prompts = sum(entry["prompts"] for entry in groups.values())
+    for kind in ("ablated", "augmented"):
+        total = {side: sum(entry[kind][side] for entry in groups.values()) for side in SIDES}
+        size = sum(total.values())
+        if size:
+            # Weighted as the prompts are, so that both shares speak of the same mixture of groups.
+            base = sum(e["prompts"] * _share(e["live"], "dispreferred") for e in groups.values()) / prompts
+            lines.append(
+                f"Of the {size:,} features {_TITLES[kind]} for {prompts:,} prompts, {total['dispreferred']:,} "
+                f"({100 * total['dispreferred'] / size:.1f} %) are the dispreferred label's of the prompt's own group, "
+                f"{total['preferred']:,} ({100 * total['preferred'] / size:.1f} %) the preferred one's; of a feature "
+                f"drawn from all that fire, {100 * base:.1f} % would be the dispreferred label's."
+            )
+    return " ".join(lines)
+
+
+def side_table(groups: Mapping[str, Any]) -> str:
+    """Group x kind of set: shares by side."""
+    rows = []
+    for group, entry in groups.items():
+        about = md.escape(f"{group} ({entry['preferred']} over {', '.join(entry['dispreferred'])})")
+        for kind, title in _TITLES.items():
+            counts = entry[kind]
+            if total := _total(counts):
+                shares = [f"{100 * _share(counts, side):.1f}" for side in SIDES]
+                silent = f"{100 * _share(counts, 'silent'):.1f}"
+                rows.append([about, title, f"{total:,}", *shares, md.number(100 * counts["leaning"]), silent])
+    headers = ["group (preferred over dispreferred)", "features", "count", *(f"{side} (%)" for side in SIDES)]
+    return md.table([*headers, "leaning (%)", "silent (%)"], rows, text_columns=2)
+
+
+def _total(counts: Mapping[str, int | float]) -> int:
+    return int(sum(counts[side] for side in SIDES))
+
+
+def _share(counts: Mapping[str, int | float], key: str) -> float:
+    return counts[key] / _total(counts)

@@ -1,31 +1,33 @@
 """Ground truth where there is one: in a world whose texts carry labels, what the latents stand for can be measured."""
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.audit.scan import Measurement, residual_batches
-from dspa.audit.texts import NOT_COUNTED, text_of
-from dspa.saes.sae import ResidualSAE
+from dspa.audit.prompts import Conditionality, Coverage
+from dspa.audit.scan import NOT_COUNTED, Measurement, residual_batches, text_of
+from harness.data.triples import Conversation
 from harness.model.aligned import AlignedModel
 from harness.truth import GroundTruth
 
 SELECTIVE = 0.8  # share of a latent's firing in one label's answers that makes it that label's
 MIN_TOKENS = 20  # a latent that fires on fewer tokens of these answers belongs to none
+SIDES = ("dispreferred", "preferred", "other", "none")
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
     """Which label each output latent stands for. ``owner[j]``: index into ``names``, -1 for none; ``spoken``: group ->
-    its labels; ``selectivity[r, j]``: share of latent j's firing that is in label r's answers, in the groups where r
-    occurs, against the mean of the other labels there."""
+    its labels; ``preferred``: group -> the one that its preference data favour."""
 
     names: tuple[str, ...]
     owner: Int[Tensor, " d_sae"]
-    selectivity: Float[Tensor, "label d_sae"]
     spoken: Mapping[str, tuple[str, ...]]
     preferred: Mapping[str, str]
     leaning: Mapping[str, Float[Tensor, " d_sae"]]
@@ -37,9 +39,8 @@ class Labels:
         index = int(self.owner[latent])
         return None if index < 0 else self.names[index]
 
-    def standing(self, group: str, latent: int) -> str:
-        """``dispreferred``, ``preferred`` (what the latent stands for in this group), ``other`` (a label that does not
-        occur there) or ``none``."""
+    def side(self, group: str, latent: int) -> str:
+        """One of `SIDES`: what the latent's label is in this group; ``other``: it does not occur there."""
         label = self.label_of(latent)
         if label is None:
             return "none"
@@ -48,14 +49,13 @@ class Labels:
         return "dispreferred" if label in self.spoken[group] else "other"
 
 
-STANDINGS = ("dispreferred", "preferred", "other", "none")
-
-
-def measure_labels(model: AlignedModel, truth: GroundTruth, sae: ResidualSAE, limit: float | None) -> Labels:
-    """Read the labelled answers (teacher-forced, unsteered) and assign every latent that is selective enough.
+def measure_labels(model: AlignedModel, truth: GroundTruth, output: Measurement) -> Labels:
+    """Read the labelled answers (teacher-forced, unsteered) and assign every latent of ``output``'s SAE that is
+    selective enough.
 
     A latent's rate is the share of an answer group's tokens on which it fires. It belongs to label r when at least
-    `SELECTIVE` of its firing is in r's answers, and it fires on `MIN_TOKENS` of them.
+    `SELECTIVE` of its firing is in r's answers, in the groups where r occurs, against the mean of the other labels
+    there, and it fires on `MIN_TOKENS` of them.
     """
     answers = truth.answers()
     cells = sorted({(a.group, a.label) for a in answers})
@@ -64,41 +64,78 @@ def measure_labels(model: AlignedModel, truth: GroundTruth, sae: ResidualSAE, li
         kind = cells.index((labelled.group, labelled.label))
         parts = [(model.prompt_ids(labelled.prompt), NOT_COUNTED), (model.chat.response_ids(labelled.answer), kind)]
         texts.append(text_of(model, parts))
-    measured = Measurement(sae, len(cells), limit)
-    for batch in residual_batches(model, texts, {sae.layer}):
+    measured = Measurement(output.sae, len(cells), output.limit)
+    for batch in residual_batches(model, texts, {output.sae.layer}):
         measured.add(batch)
-    names = tuple(sorted({label for _, label in cells}))
-    rates = {cell: measured.density_by_kind[i] for i, cell in enumerate(cells)}
+    rates = dict(zip(cells, measured.density_by_kind, strict=True))
     spoken = {group: tuple(label for g, label in cells if g == group) for group, _ in cells}
-    own, rival = _rates(rates, names, spoken)
-    selectivity = own / (own + rival).clamp(min=1e-12)
-    tokens = torch.stack(
-        [sum(measured.active[i] for i, (_, label) in enumerate(cells) if label == name) for name in names]  # type: ignore[misc]
-    )
-    # A latent that speaks for one label in one group and for another elsewhere goes to where it fires more.
-    strength = own.masked_fill((selectivity < SELECTIVE) | (tokens < MIN_TOKENS), 0.0)
-    best = strength.max(0)
-    owner = torch.where(best.values > 0, best.indices, -1)
-    leaning = {}
-    for group, labels in spoken.items():
-        wanted = rates[group, truth.preferred[group]]
-        unwanted = torch.stack([rates[group, label] for label in labels if label != truth.preferred[group]]).mean(0)
-        leaning[group] = unwanted / (unwanted + wanted)
-    return Labels(names, owner, selectivity, spoken, dict(truth.preferred), leaning)
 
+    def rate_of_others(group: str, label: str) -> Tensor:
+        return torch.stack([rates[group, other] for other in spoken[group] if other != label]).mean(0)
 
-def _rates(
-    rates: Mapping[tuple[str, str], Float[Tensor, " d_sae"]],
-    names: tuple[str, ...],
-    spoken: Mapping[str, tuple[str, ...]],
-) -> tuple[Float[Tensor, "label d_sae"], Float[Tensor, "label d_sae"]]:
-    """Each label's rate, and the mean rate of the labels beside it, summed over the groups in which it occurs."""
-    own, rival = [], []
+    names = tuple(sorted({label for _, label in cells}))
+    own, rival, tokens = [], [], []
     for name in names:
         groups = [group for group, labels in spoken.items() if name in labels]
         own.append(torch.stack([rates[group, name] for group in groups]).sum(0))
-        others = [
-            torch.stack([rates[group, label] for label in spoken[group] if label != name]).mean(0) for group in groups
-        ]
-        rival.append(torch.stack(others).sum(0))
-    return torch.stack(own), torch.stack(rival)
+        rival.append(torch.stack([rate_of_others(group, name) for group in groups]).sum(0))
+        tokens.append(measured.active[[label == name for _, label in cells]].sum(0))
+    rate = torch.stack(own)
+    selectivity = rate / (rate + torch.stack(rival)).clamp(min=1e-12)
+    # A latent that speaks for one label in one group and for another elsewhere goes to where it fires more.
+    best = rate.masked_fill((selectivity < SELECTIVE) | (torch.stack(tokens) < MIN_TOKENS), 0.0).max(0)
+    leaning = {}
+    for group in spoken:
+        unwanted = rate_of_others(group, truth.preferred[group])
+        leaning[group] = unwanted / (unwanted + rates[group, truth.preferred[group]])
+    return Labels(names, torch.where(best.values > 0, best.indices, -1), spoken, dict(truth.preferred), leaning)
+
+
+def count_by_label(
+    labels: Labels,
+    truth: GroundTruth,
+    prompts: Sequence[Conversation],
+    live: Bool[Tensor, " d_sae"],
+    ranking: Mapping[str, Sequence[int]],
+    conditionality: Conditionality | None,
+    coverage: Mapping[str, Coverage],
+) -> dict[str, Any]:
+    """``labels``: latents per label among all live ones and in each audited set; ``prompts``: for each group, by side,
+    the latents selected for its prompts, the edits made on them, and the live latents as a base rate, with their mean
+    ``leaning`` (see `Labels`) and how many are ``silent``."""
+    fire = live.nonzero()[:, 0].tolist()
+    groups: dict[str | None, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(truth.group(prompt), []).append(index)
+    found = {}
+    for group, preferred in labels.preferred.items():
+        if group not in groups:
+            continue
+        assert conditionality is not None
+        rows, edits = groups[group], coverage[group].edits.tolist() if group in coverage else []
+        found[group] = {
+            "preferred": preferred,
+            "dispreferred": [name for name in labels.spoken[group] if name != preferred],
+            "prompts": len(rows),
+            "live": _counts(labels, group, Counter(fire)),
+            "ablated": _counts(labels, group, Counter(i for row in rows for i in conditionality.ablated[row])),
+            "augmented": _counts(labels, group, Counter(i for row in rows for i in conditionality.augmented[row])),
+            "edits": _counts(labels, group, {latent: count for latent, count in enumerate(edits) if count}),
+        }
+    sets = {"live": fire, **ranking}
+    by_set = {name: dict(Counter(labels.label_of(i) or "none" for i in members)) for name, members in sets.items()}
+    return {"labels": by_set, "prompts": found}
+
+
+def _counts(labels: Labels, group: str, times: Mapping[int, int]) -> dict[str, int | float]:
+    """Latents (each as many ``times`` as it occurs) by side, and how they lean on average."""
+    found: dict[str, int | float] = dict.fromkeys((*SIDES, "silent"), 0)
+    leaning, weight = 0.0, 0
+    for latent, count in times.items():
+        found[labels.side(group, latent)] += count
+        lean = float(labels.leaning[group][latent])
+        if math.isnan(lean):
+            found["silent"] += count
+        else:
+            leaning, weight = leaning + count * lean, weight + count
+    return found | {"leaning": leaning / weight if weight else math.nan}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
 from dspa.method import DSPA
-from dspa.perf.naive import TextPairs, least_forwards, two_full_forwards
-from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, PerfOptions, Writer, make_base, make_saes
+from dspa.perf.naive import least_forwards, text_pairs, two_full_forwards
+from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, PerfOptions, Writer, firing_shares, make_base, make_saes
 from dspa.saes.sae import load_sae
 from dspa.steering import top_latents
 from harness.compute import Meter
 from harness.model.aligned import AlignedModel
 from harness.model.decoder import find_decoder
-from harness.speed.compare import always, compare
+from harness.speed.compare import always
 from harness.speed.report import Figure, Section
 
 FIT = "DSPA.fit"
@@ -28,7 +29,9 @@ FEATURES, MAP = "DSPA.fit, stage features", "DSPA.fit, stage map"
 NAIVE = "two full forwards a pair, all tokens encoded"
 LEAST = "early-stopped forwards and encoder product"
 _AT_LEAST, _AT_MOST = 2.0, 1.15  # times as fast as NAIVE; of the time of LEAST
+_MEGABYTES, _MILLISECONDS = 10.0, 1.0  # of the map: its file, a query
 _CALIBRATION = 16
+_PROMPT_TOKENS, _ANSWER_TOKENS, _BURST = 115, 45, 0.3  # of the densities that the map is drawn from
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -
     writer, lengths = Writer(base, seed=options.seed), Lengths(options.prompt_tokens, options.answer_tokens)
     calibration, triples = writer.triples(_CALIBRATION, lengths), writer.triples(options.triples, lengths)
     tell(f"{options.shape}: {sum(p.numel() for p in base.model.parameters()) / 1e6:.0f}M parameters, {options.dtype}")
-    pairs = TextPairs(base, triples, options.batch_size)
-    lengths_of = [sum(len(ids[part]) for batch in pairs.batches for ids in batch) for part in range(3)]
+    pairs = text_pairs(base, triples, options.batch_size)
+    sizes = [(len(one.prompt), len(one.chosen), len(one.rejected)) for batch in pairs for one in batch]
+    tokens = [sum(counts) for counts in zip(*sizes, strict=True)]
     sections = []
     for ratio in options.ratios:
         with TemporaryDirectory() as folder, torch.no_grad():
@@ -71,25 +75,20 @@ def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -
                 meters.append(Meter(base.model))  # a new one each time, as in a real fit: counting FLOPs is part of it
                 method.fit(base, triples, meter=meters[-1], seed=0)
 
-            comparison = compare(
-                {
-                    LEAST: always(lambda saes=saes: least_forwards(pairs, saes)),
-                    FIT: always(fit),
-                    NAIVE: always(lambda saes=saes: two_full_forwards(pairs, saes)),
-                },
-                reference=LEAST,
-                rounds=options.rounds,
-                warmup=options.warmup,
-                seed=options.seed,
-                progress=lambda done: tell(f"  round {done} of {options.warmup + options.rounds}"),
-            )
+            candidates = {
+                LEAST: always(partial(least_forwards, base, pairs, saes)),
+                FIT: always(fit),
+                NAIVE: always(partial(two_full_forwards, base, pairs, saes)),
+            }
+            of = f"of {options.warmup + options.rounds}"
+            comparison = options.compare(candidates, LEAST, progress=lambda done, of=of: tell(f"  round {done} {of}"))
         section = Section(f"SAE/model {made.size_ratio:.3f}")
         section.facts = {
             "SAEs": f"{made.d_sae} latents at layers {shape.layers[0]} and {shape.layers[1]} of "
             f"{shape.config['num_hidden_layers']}",
-            "texts": f"{len(triples)} triples, {lengths_of[0]} tokens in prompts, {lengths_of[1]} + {lengths_of[2]} in "
-            f"answers; batches of {options.batch_size} triples of similar length",
-            "forwards": f"those of the naive fit compute {_forward_work(base, lengths_of, shape.layers[1]):.2f} times "
+            "texts": f"{len(triples)} triples, {tokens[0]} tokens in prompts, {tokens[1]} + {tokens[2]} in answers; "
+            f"batches of {options.batch_size} triples of similar length",
+            "forwards": f"those of the naive fit compute {_forward_work(base, tokens, shape.layers[1]):.2f} times "
             "as much as early-stopped ones",
             "map": "its stage grows with the square of the width and little with the triples, so for fits on hundreds "
             "of triples look at the features",
@@ -119,13 +118,7 @@ def _forward_work(base: AlignedModel, tokens: Sequence[int], last: int) -> float
     return (2 * prompts + answers) * (sum(layers) + head) / ((prompts + answers) * sum(layers[: last + 1]))
 
 
-_PROMPT_TOKENS, _ANSWER_TOKENS = 115, 45
-_SPREAD, _BURST = 1.5, 0.3
-_QUERIES = 50
-_MEGABYTES, _MILLISECONDS = 10.0, 1.0  # the goals
-
-
-def measure_map(*, n_triples: int, d_sae: int, seed: int, queries: int = _QUERIES) -> Section:
+def measure_map(*, n_triples: int, d_sae: int, seed: int, queries: int = 50) -> Section:
     """File size of the factored map and milliseconds per prompt from densities to the set to ablate.
 
     Densities are drawn, not measured: see `draw_densities`.
@@ -138,7 +131,6 @@ def measure_map(*, n_triples: int, d_sae: int, seed: int, queries: int = _QUERIE
         f"{int((difference != 0).sum()) // n_triples} are not 0",
         "query": "densities of one prompt -> top prompt latents -> scores -> set to ablate; median over prompts",
     }
-    per_thousand = 1000 / n_triples
     gates: tuple[Gate, ...] = ("paper", "strict")
     for gate in gates:
         full = ConditionalDifferenceMap.estimate(prompt, difference, gate=gate)
@@ -146,18 +138,14 @@ def measure_map(*, n_triples: int, d_sae: int, seed: int, queries: int = _QUERIE
         truncated = full.truncate(16)
         seconds = time.perf_counter() - begin
         with TemporaryDirectory() as folder:
-            full.save(Path(folder) / "map.safetensors")
-            size = (Path(folder) / "map.safetensors").stat().st_size / 1e6
-        section.figures += [
-            Figure(f"{gate} gate: file per 1,000 triples", size * per_thousand, "MB", _MEGABYTES),
-            Figure(
-                f"{gate} gate: query, truncated map", _query(truncated.scores, prompt, queries), "ms", _MILLISECONDS
-            ),
-            Figure(
-                f"{gate} gate: query, exact factored map", _query(full.scores, prompt, queries), "ms", _MILLISECONDS
-            ),
-            Figure(f"{gate} gate: truncating", seconds, "s"),
-        ]
+            file = Path(folder) / "map.safetensors"
+            full.save(file)
+            size = file.stat().st_size / 1e6 * (1000 / n_triples)
+        section.figures.append(Figure(f"{gate} gate: file per 1,000 triples", size, "MB", _MEGABYTES))
+        for name, scores in (("truncated map", truncated.scores), ("exact factored map", full.scores)):
+            taken = _query(scores, prompt, queries)
+            section.figures.append(Figure(f"{gate} gate: query, {name}", taken, "ms", _MILLISECONDS))
+        section.figures.append(Figure(f"{gate} gate: truncating", seconds, "s"))
     return section
 
 
@@ -170,8 +158,7 @@ def draw_densities(
     mean 1 and shape 0.3, so that a latent is absent from most texts and frequent in a few. Both answers share it.
     """
     torch.manual_seed(seed)
-    spread = torch.randn(d_sae) * _SPREAD
-    share = ACTIVE_SHARE * (spread - _SPREAD**2 / 2).exp()
+    share = firing_shares(torch.randn(d_sae))
     burst = torch._standard_gamma(torch.full((n_triples, d_sae), _BURST)) / _BURST
     rate = (share * burst).clamp(max=0.9)
 

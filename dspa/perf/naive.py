@@ -14,7 +14,7 @@ from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
 from harness.model.batching import pad_rows
 from harness.model.decoder import captured, find_decoder, residual_of, with_residual
-from harness.model.residuals import early_residuals
+from harness.model.residuals import TripleIds, batches_by_length, early_residuals, encode_triples
 
 LayerHook = Callable[[nn.Module, tuple, Any], Any]
 
@@ -26,15 +26,12 @@ def full_encode_hook(sae: Any, latents: Int[Tensor, "batch k"], *, alpha: float)
     """
     steps = _steps(latents, alpha, int(sae.cfg.d_sae))
 
-    def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-        residual = residual_of(output).clone()
-        last = residual[:, -1].float()
-        features = sae.encode(last)
+    def edited(last: Tensor) -> Tensor:
+        features = sae.encode(last.float())
         delta = sae.decode(_ablated(features, steps)) - sae.decode(features)
-        residual[:, -1] += delta.to(residual.dtype)
-        return with_residual(output, residual)
+        return last + delta.to(last.dtype)
 
-    return hook
+    return _on_last_position(edited)
 
 
 def error_term_hook(sae: Any, latents: Int[Tensor, "batch k"], *, alpha: float) -> LayerHook:
@@ -45,10 +42,13 @@ def error_term_hook(sae: Any, latents: Int[Tensor, "batch k"], *, alpha: float) 
         warnings.filterwarnings("ignore", message="Setting use_error_term directly", category=DeprecationWarning)
         sae.use_error_term = True
     sae.hook_sae_acts_post.add_hook(lambda features, hook: _ablated(features, steps))
+    return _on_last_position(lambda last: sae(last).to(last.dtype))
 
+
+def _on_last_position(edited: Callable[[Tensor], Tensor]) -> LayerHook:
     def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
         residual = residual_of(output).clone()
-        residual[:, -1] = sae(residual[:, -1]).to(residual.dtype)
+        residual[:, -1] = edited(residual[:, -1])
         return with_residual(output, residual)
 
     return hook
@@ -66,43 +66,43 @@ def _ablated(
     return (features - steps * features.amax(-1, keepdim=True)).clamp(min=0)
 
 
-class TextPairs:
-    """Triples as token ids, in batches of similar length."""
+Pairs = Sequence[Sequence[TripleIds]]
+"""Triples in batches of similar length."""
 
-    def __init__(self, base: AlignedModel, triples: Sequence[Triple], batch_size: int) -> None:
-        encoded = [base.triple_ids(triple) for triple in triples]
-        encoded.sort(key=lambda ids: -len(ids[0]) - max(len(ids[1]), len(ids[2])))
-        self.base = base
-        self.batches = [encoded[start : start + batch_size] for start in range(0, len(encoded), batch_size)]
+
+def text_pairs(base: AlignedModel, triples: Sequence[Triple], batch_size: int) -> Pairs:
+    encoded = encode_triples(base, triples)
+    return [[encoded[i] for i in rows] for rows in batches_by_length(encoded, batch_size)]
 
 
 @torch.no_grad()
-def two_full_forwards(pairs: TextPairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
+def two_full_forwards(base: AlignedModel, pairs: Pairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
     """Each prompt with each answer through the whole model, LM head included; all their tokens encoded by SAELens at
     both layers. Neither densities nor a map are made of it."""
-    base, decoder = pairs.base, find_decoder(pairs.base.model)
-    for texts in ([ids[0] + ids[side] for ids in batch] for batch in pairs.batches for side in (1, 2)):
-        ids, mask = pad_rows(texts, base.chat.pad_id, side="right", device=base.device)
-        with captured(decoder, [sae.layer for sae in saes]) as residual:
-            base.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        for sae in saes:
-            sae.sae.encode(residual[sae.layer][mask.bool()])
+    decoder = find_decoder(base.model)
+    for batch in pairs:
+        for texts in ([one.prompt + one.chosen for one in batch], [one.prompt + one.rejected for one in batch]):
+            ids, mask = pad_rows(texts, base.chat.pad_id, side="right", device=base.device)
+            with captured(decoder, [sae.layer for sae in saes]) as residual:
+                base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            for sae in saes:
+                sae.sae.encode(residual[sae.layer][mask.bool()])
 
 
 @torch.no_grad()
-def least_forwards(pairs: TextPairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
+def least_forwards(base: AlignedModel, pairs: Pairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
     """Each prompt once and both answers on its cache, no further than the output SAE's layer, and the bare product of
     prompt and answer tokens with one encoder matrix each: no activation function, no densities, no map."""
-    base, decoder = pairs.base, find_decoder(pairs.base.model)
+    decoder = find_decoder(base.model)
     input_sae, output_sae = saes
-    for batch in pairs.batches:
+    for batch in pairs:
         cache = DynamicCache(config=base.model.config)
-        ids, mask = pad_rows([ids for ids, _, _ in batch], base.chat.pad_id, side="left", device=base.device)
+        ids, mask = pad_rows([one.prompt for one in batch], base.chat.pad_id, side="left", device=base.device)
         options = {"last": output_sae.layer, "cache": cache}
         prompt = early_residuals(decoder, {input_sae.layer}, ids, mask, **options)[input_sae.layer]
         torch.mm(prompt[mask.bool()].float(), input_sae.sae.W_enc)
         cache.batch_repeat_interleave(2)
-        answers = [answer for _, *answers in batch for answer in answers]
+        answers = [answer for one in batch for answer in (one.chosen, one.rejected)]
         answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
         whole = torch.cat([mask.repeat_interleave(2, dim=0), answer_mask], dim=1)
         answered = early_residuals(decoder, {output_sae.layer}, answer_ids, whole, **options)[output_sae.layer]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
@@ -28,8 +28,16 @@ from harness.model.aligned import AlignedModel
 from harness.model.batching import pad_rows, positions_of
 from harness.model.decoder import find_decoder
 from harness.model.residuals import early_residuals
-from harness.speed.compare import Comparison, compare
 from harness.speed.report import Figure, Section
+
+UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
+ALWAYS = "DSPA, scale max, every token edited"
+FULL, ERROR_TERM = "full encode + decode", "SAELens error term"
+_GOALS = {OWN: 0.98, MAX: 0.96}
+_GOAL_RATIO = 0.03  # the size of Gemma-2-2B's 16k SAEs, for which the goals are set
+_LENGTHS = Lengths(prompt=36, answer=20)
+_CALIBRATION, _FIT = 24, 40
+_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
 
 class Decoding:
@@ -48,7 +56,9 @@ class Decoding:
         steps: int,
         hook: tuple[int, LayerHook] | None = None,
     ) -> None:
-        self._model = _twin(aligned.model)
+        # The same modules again around the same weights: hooks on one are none on the other.
+        weights = (*aligned.model.parameters(), *aligned.model.buffers())
+        self._model = copy.deepcopy(aligned.model, {id(tensor): tensor for tensor in weights})
         self._steps = steps
         self._blocks = cycle(tokens.to(aligned.device).split(steps, dim=1))
         if hook is not None:
@@ -100,15 +110,6 @@ class Decoding:
         return output.logits[:, -1]
 
 
-def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules again around the same weights: hooks on one are none on the other."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
-_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
-
-
 def launches_and_waits(work: Callable[[], object], steps: int) -> tuple[float, float]:
     """(kernel launches, host synchronisations) per step of ``work``, which runs twice; needs CUDA."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -125,15 +126,6 @@ def launches_and_waits(work: Callable[[], object], steps: int) -> tuple[float, f
         torch.cuda.set_sync_debug_mode(before)
     waits = sum("synchroniz" in str(warning.message) for warning in told)
     return launches / steps, waits / steps
-
-
-UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
-ALWAYS = "DSPA, scale max, every token edited"
-FULL, ERROR_TERM = "full encode + decode", "SAELens error term"
-_GOALS = {OWN: 0.98, MAX: 0.96}
-_GOAL_RATIO = 0.03  # the size of Gemma-2-2B's 16k SAEs, for which the goals are set
-_LENGTHS = Lengths(prompt=36, answer=20)
-_CALIBRATION, _FIT = 24, 40
 
 
 @dataclass(frozen=True)
@@ -169,10 +161,8 @@ def measure_steering(options: SteeringOptions, *, tell: Callable[[str], object] 
                 prompts = [base.prompt_ids(t.prompt) for t in writer.triples(batch, _LENGTHS)]
                 words = [writer.continuation(options.steps * (options.warmup + options.rounds)) for _ in prompts]
                 tokens = torch.tensor([base.chat.response_ids(text) for text in words])
-                bench = _Bench(fitted, saes, prompts, tokens, options)
-                section = bench.section(n_model, tell)
-                sections.append(section)
-                tell(section.markdown() + "\n")
+                sections.append(_Bench(fitted, saes, prompts, tokens, options).section())
+                tell(sections[-1].markdown() + "\n")
     return sections
 
 
@@ -202,28 +192,22 @@ class _Bench:
             return steering.write_layers[0], make(sae, latents, alpha=steering.settings.alpha)
 
         plain = fitted.derive(intervention=None)
-        models = {
-            OWN: steered(scale="own"),
-            MAX: steered(scale="max"),
-            ALWAYS: steered(scale="max", output_sae=saes.always),
-        }
         opened = partial(Decoding, prompts=prompts, tokens=tokens, steps=options.steps)
-        self.decodings = {UNSTEERED: opened(plain)}
-        self.decodings |= {name: opened(model) for name, model in models.items()}
-        self.decodings[FULL] = opened(plain, hook=hooked(full_encode_hook))
-        self.decodings[ERROR_TERM] = opened(plain, hook=hooked(error_term_hook))
+        self.decodings = {
+            UNSTEERED: opened(plain),
+            OWN: opened(steered(scale="own")),
+            MAX: opened(steered(scale="max")),
+            ALWAYS: opened(steered(scale="max", output_sae=saes.always)),
+            FULL: opened(plain, hook=hooked(full_encode_hook)),
+            ERROR_TERM: opened(plain, hook=hooked(error_term_hook)),
+        }
 
-    def section(self, n_model: int, tell: Callable[[str], object]) -> Section:
+    def section(self) -> Section:
         """Check that the candidates compute the same, then time them."""
         options = self._options
         effect, difference = self.agreement()
-        comparison = compare(
-            {name: decoding.opened for name, decoding in self.decodings.items()},
-            reference=UNSTEERED,
-            rounds=options.rounds,
-            warmup=options.warmup,
-            seed=options.seed,
-        )
+        candidates = {name: decoding.opened for name, decoding in self.decodings.items()}
+        comparison = options.compare(candidates, UNSTEERED)
         section = Section(f"SAE/model {self._saes.size_ratio:.3f}, batch {self._batch}")
         section.facts = {
             "SAEs": f"{self._saes.d_sae} latents, JumpReLU, calibrated to the sparsity of Gemma Scope (L0 "
@@ -235,7 +219,13 @@ class _Bench:
             f"edit moves them by {effect:.1e}",
             "rounds": f"{options.rounds} of {options.steps} decode steps each, interleaved in random order",
         }
-        self._add_lines(section, comparison)
+        section.add(comparison, comparison.control, UNSTEERED)
+        near = abs(self._saes.size_ratio - _GOAL_RATIO) < 0.005
+        for name in (OWN, MAX, ALWAYS, FULL, ERROR_TERM):
+            section.add(comparison, name, UNSTEERED, _GOALS.get(name) if near else None)
+        for name in (OWN, MAX, ALWAYS):
+            for other in (FULL, ERROR_TERM):
+                section.add(comparison, name, other, 1.0)
         for name in (UNSTEERED, OWN, MAX):
             rate = self._batch * options.steps / comparison.median_seconds(name)
             section.figures.append(Figure(name, rate, "tokens/s"))
@@ -247,25 +237,11 @@ class _Bench:
     def agreement(self) -> tuple[float, float]:
         """(largest change of a logit by the edit, largest difference of a logit between the ways to make it)."""
         logits = {}
-        for name in (UNSTEERED, MAX, FULL, ERROR_TERM):
+        for name in (MAX, UNSTEERED, FULL, ERROR_TERM):
             with self.decodings[name].opened() as work:
                 logits[name] = torch.stack(work()).float()
-
-        def distance(one: str, other: str) -> float:
-            return float((logits[one] - logits[other]).abs().max())
-
-        return distance(MAX, UNSTEERED), max(distance(MAX, FULL), distance(MAX, ERROR_TERM))
-
-    def _add_lines(self, section: Section, comparison: Comparison) -> None:
-        section.add(comparison, comparison.control, UNSTEERED)
-        near = abs(self._saes.size_ratio - _GOAL_RATIO) < 0.005
-        for name in (OWN, MAX, ALWAYS):
-            section.add(comparison, name, UNSTEERED, _GOALS.get(name) if near else None)
-        for name in (FULL, ERROR_TERM):
-            section.add(comparison, name, UNSTEERED)
-        for name in (OWN, MAX, ALWAYS):
-            for other in (FULL, ERROR_TERM):
-                section.add(comparison, name, other, 1.0)
+        effect, *differences = (float((logits[MAX] - logits[n]).abs().max()) for n in (UNSTEERED, FULL, ERROR_TERM))
+        return effect, max(differences)
 
     def _add_launches(self, section: Section) -> None:
         if torch.device(self._options.device).type != "cuda":

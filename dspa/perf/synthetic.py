@@ -2,7 +2,7 @@
 Gemma Scope's do on theirs. Speed does not depend on what the weights mean."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,10 +24,15 @@ from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder
 from harness.model.residuals import early_residuals
+from harness.speed.compare import Candidate, Comparison, compare
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "Human:", "Assistant:")
 _TOPICS, _TOPIC_WORDS = 12, 150
 _LONGEST_PROMPT, _LONGEST_ANSWER = 384, 192
+ACTIVE_SHARE = 70 / 16_384
+"""Mean share of latents active on a token: Gemma Scope's canonical 16k SAEs of Gemma-2-2B have L0 of about 70."""
+_SPREAD = 1.5  # of the logarithm of latents' frequencies: a few fire on every tenth token, most on one of a thousand
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,10 @@ class Shape:
 
 
 def _gemma2(width: int, heads_width: int, vocabulary: int, n_layers: int = 26) -> dict[str, Any]:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": heads_width,
-        "query_pre_attn_scalar": heads_width,
-        "sliding_window": 4096,
-    }
+    sizes = {"vocab_size": vocabulary, "hidden_size": width, "intermediate_size": 4 * width}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": heads_width}
+    attention = {"query_pre_attn_scalar": heads_width, "sliding_window": 4096}
+    return {**sizes, "num_hidden_layers": n_layers, **heads, **attention}
 
 
 SHAPES = {
@@ -75,6 +73,33 @@ SHAPES = {
 }
 
 
+@dataclass(frozen=True)
+class PerfOptions:
+    """Common to both commands; ``ratios`` are sizes of one SAE (encoder and decoder) relative to the model."""
+
+    shape: str = "quarter-gemma-2-2b"
+    ratios: tuple[float, ...] = (0.03, 0.13)
+    rounds: int = 30
+    warmup: int = 1
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"unknown model shape {self.shape!r}; known: {', '.join(SHAPES)}")
+        if self.dtype not in get_args(Dtype):
+            raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(get_args(Dtype))}")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"SAE/model size ratios must be positive, got {self.ratios}")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r} is not there: torch sees no CUDA device; use cpu")
+
+    def compare(self, candidates: Mapping[str, Candidate], reference: str, **more: Any) -> Comparison:
+        """`harness.speed.compare.compare` with these rounds and seed."""
+        return compare(candidates, reference=reference, rounds=self.rounds, warmup=self.warmup, seed=self.seed, **more)
+
+
 def make_base(shape: Shape, *, dtype: str, device: str, seed: int) -> AlignedModel:
     """A model with random weights and a tokenizer of words w0, w1, ..."""
     torch.manual_seed(seed)
@@ -84,19 +109,15 @@ def make_base(shape: Shape, *, dtype: str, device: str, seed: int) -> AlignedMod
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config = GenerationConfig()
-    tokenizer = _tokenizer(shape.config["vocab_size"])
+    words = [*_SPECIAL, *(f"w{i}" for i in range(shape.config["vocab_size"] - len(_SPECIAL)))]
+    whole_words = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    whole_words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=whole_words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
     ref = ModelRef(id="synthetic", dtype=dtype)  # type: ignore[arg-type]
     base = BaseModel(ref, model.eval(), tokenizer, ChatFormat.of(tokenizer))
     return AlignedModel(base, model)
-
-
-def _tokenizer(size: int) -> PreTrainedTokenizerFast:
-    words = [*_SPECIAL, *(f"w{i}" for i in range(size - len(_SPECIAL)))]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
 
 
 @dataclass(frozen=True)
@@ -126,9 +147,7 @@ class Writer:
             topic = self._draw.choice(self._topics)
             sizes = [self._length(lengths.prompt, _LONGEST_PROMPT)]
             sizes += [self._length(lengths.answer, _LONGEST_ANSWER) for _ in range(2)]
-            prompt, chosen, rejected = (
-                self._text(size, topic, register) for size, register in zip(sizes, (None, 0, 1), strict=True)
-            )
+            prompt, chosen, rejected = map(self._text, sizes, [topic] * 3, (None, 0, 1))
             triples.append(Triple(conversation(prompt), chosen, rejected))
         return triples
 
@@ -145,11 +164,6 @@ class Writer:
         if register is not None:  # half of the words are moved to the register's neighbour
             words = [w ^ 1 if w % 2 != register and self._draw.random() < 0.5 else w for w in words]
         return " ".join(f"w{min(word, self._n_words - 1)}" for word in words)
-
-
-ACTIVE_SHARE = 70 / 16_384
-"""Mean share of latents active on a token: Gemma Scope's canonical 16k SAEs of Gemma-2-2B have L0 of about 70."""
-_SPREAD = 1.5  # of the logarithm of latents' frequencies: a few fire on every tenth token, most on one of a thousand
 
 
 @dataclass(frozen=True)
@@ -174,9 +188,11 @@ def make_saes(
     d_sae = max(round(ratio * n_model / (2 * d_model)), 64)
     residuals = _residuals(base, layers, triples)
     generator = torch.Generator(device=base.device).manual_seed(seed)
+    config = {"architecture": "jumprelu", "d_in": d_model, "d_sae": d_sae, "dtype": "float32"}
+    config |= {"device": str(base.device), "apply_b_dec_to_input": False}
     refs = {}
     for name, layer in (("input", layers[0]), ("output", layers[1]), ("always", layers[1])):
-        sae = _sae(base, layer, d_sae)
+        sae = SAE.from_dict(config | {"metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"}})
         directions = torch.randn(d_sae, d_model, generator=generator, device=base.device)
         sae.W_dec.data = directions / directions.norm(dim=1, keepdim=True)
         sae.W_enc.data = sae.W_dec.data.t().contiguous()
@@ -191,23 +207,14 @@ def make_saes(
     return SyntheticSAEs(**refs, d_sae=d_sae, size_ratio=2 * d_sae * d_model / n_model)
 
 
-def _sae(base: AlignedModel, layer: int, d_sae: int) -> SAE:
-    config = {
-        "architecture": "jumprelu",
-        "d_in": int(base.model.config.hidden_size),
-        "d_sae": d_sae,
-        "dtype": "float32",
-        "device": str(base.device),
-        "apply_b_dec_to_input": False,
-        "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"},
-    }
-    return SAE.from_dict(config)
+def firing_shares(normal: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Standard normal variates -> log-normal shares of tokens on which latents fire, with mean `ACTIVE_SHARE`."""
+    return ACTIVE_SHARE * (normal * _SPREAD - _SPREAD**2 / 2).exp()
 
 
 def _thresholds(pre: Float[Tensor, "token d_sae"], generator: torch.Generator) -> Float[Tensor, " d_sae"]:
-    """Log-normal frequencies with mean `ACTIVE_SHARE`, reached on these tokens."""
-    spread = torch.randn(pre.shape[1], generator=generator, device=pre.device) * _SPREAD
-    share = (ACTIVE_SHARE * (spread - _SPREAD**2 / 2).exp()).clamp(max=0.5)
+    """Those at which the latents fire with log-normal frequencies on these tokens."""
+    share = firing_shares(torch.randn(pre.shape[1], generator=generator, device=pre.device)).clamp(max=0.5)
     active = (share * len(pre)).round().long()
     ordered = pre.sort(dim=0, descending=True).values
     return ordered.gather(0, active[None])[0].clamp(min=0)
@@ -228,29 +235,3 @@ def _residuals(
         for layer in layers:
             kept[layer].append(residual[layer][counted].float())
     return {layer: torch.cat(parts) for layer, parts in kept.items()}
-
-
-Dtype = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class PerfOptions:
-    """Common to both commands; ``ratios`` are sizes of one SAE (encoder and decoder) relative to the model."""
-
-    shape: str = "quarter-gemma-2-2b"
-    ratios: tuple[float, ...] = (0.03, 0.13)
-    rounds: int = 30
-    warmup: int = 1
-    dtype: Dtype = "float32"
-    device: str = "cpu"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"unknown model shape {self.shape!r}; known: {', '.join(SHAPES)}")
-        if self.dtype not in get_args(Dtype):
-            raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(get_args(Dtype))}")
-        if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"SAE/model size ratios must be positive, got {self.ratios}")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r} is not there: torch sees no CUDA device; use cpu")

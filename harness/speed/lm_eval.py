@@ -1,19 +1,17 @@
 """Is the ``aligned`` class as fast as it should be? The same requests through it and through lm-eval's ``hf``."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from harness.data import data_folder
 from harness.data.refs import model_ref
 from harness.evaluators.lm_eval import AlignedLM, task_manager
 from harness.model.aligned import AlignedModel
 from harness.quiet import silenced
-from harness.speed.compare import Comparison, Goal, always, compare
-from harness.speed.report import Figure, Line, Section, measure_and_keep
+from harness.speed.compare import Comparison, always, compare
+from harness.speed.report import Figure, Section
 
 OURS, HF = "aligned", "hf"
 TASKS = ("mmlu_local:0", "arc_easy_local:2", "truthfulqa_mc2_local:0", "hellaswag_local:1", "winogrande_local:5")
@@ -25,68 +23,91 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class TaskSpeed:
-    """Seconds of one task's log-likelihoods, and how far the two sides' values are apart."""
+class LMEvalOptions:
+    """``tasks`` are NAME:SHOTS; ``limit``: items of each (of a group: about as many, alike from each task)."""
 
-    task: str
-    shots: int
-    items: int
-    requests: int
-    cut: int
-    largest_difference: float
-    greedy_differs: int
-    comparison: Comparison
+    model: str
+    tasks: tuple[str, ...]
+    limit: int
+    batch_size: int
+    rounds: int
+    device: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            name, _, shots = task.rpartition(":")
+            if not name or not shots.isdigit():
+                raise ValueError(f"--task {task!r} is not NAME:SHOTS, as in hellaswag_local:1")
 
 
-def measure_task(
-    aligned: AlignedModel, task: str, shots: int, *, limit: int, batch_size: int, rounds: int, seed: int
-) -> TaskSpeed:
-    """Tokenise and score the first ``limit`` items of ``task`` (of a group: about as many, alike from each task).
+def measure_lm_eval(options: LMEvalOptions, *, tell: Callable[[str], object]) -> list[Section]:
+    """One section per task, and one for all together; ``tell`` is called with each."""
+    aligned = AlignedModel.from_base(model_ref(options.model, "auto"), device=options.device)
+    sections, comparisons = [], []
+    for task in options.tasks:
+        name, _, shots = task.rpartition(":")
+        section, comparison = _measure_task(aligned, name, int(shots), options)
+        sections.append(section)
+        comparisons.append(comparison)
+        tell(section.markdown() + "\n")
+    if len(comparisons) > 1:
+        sections.append(_section("All tasks together", _together(comparisons), GOAL))
+        tell(sections[-1].markdown())
+    return sections
+
+
+def _measure_task(aligned: AlignedModel, task: str, shots: int, options: LMEvalOptions) -> tuple[Section, Comparison]:
+    """Tokenise and score the first items of ``task``.
 
     Both sides get the same requests, weights, tokenizer, batch size and threads; building requests and computing
     metrics from the values is lm-eval's and not timed. ``hf`` is the reference, so its second run is the control.
     """
     from lm_eval.models.huggingface import HFLM
 
-    requests = _requests(task, shots, limit)
+    requests = _requests(task, shots, options.limit)
     with silenced():
         sides: dict[str, Any] = {
-            OURS: AlignedLM(aligned, batch_size=batch_size),
-            HF: HFLM(pretrained=aligned.model, tokenizer=aligned.tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
+            OURS: AlignedLM(aligned, batch_size=options.batch_size),
+            HF: HFLM(pretrained=aligned.model, tokenizer=aligned.tokenizer, batch_size=options.batch_size),  # type: ignore[arg-type]
         }
 
     def scored(side: str) -> list[tuple[float, bool]]:
         with silenced():
             return sides[side].loglikelihood(requests, disable_tqdm=True)
 
-    ours, theirs = scored(OURS), scored(HF)
-    comparison = compare(
-        {side: always(lambda side=side: scored(side)) for side in (OURS, HF)},
-        reference=HF,
-        rounds=rounds,
-        warmup=0,  # both have just run
-        seed=seed,
-    )
-    return TaskSpeed(
-        task,
-        shots,
-        len({(request.task_name, request.doc_id) for request in requests}),
-        len(requests),
-        len(sides[OURS].cut_tokens),
-        max(abs(a - b) for (a, _), (b, _) in zip(ours, theirs, strict=True)),
-        sum(a != b for (_, a), (_, b) in zip(ours, theirs, strict=True)),
-        comparison,
-    )
-
-
-def together(speeds: Sequence[TaskSpeed]) -> Comparison:
-    """All tasks as one: in every round the seconds of all of them."""
-    first = speeds[0].comparison
-    seconds = {
-        name: tuple(map(sum, zip(*(speed.comparison.seconds[name] for speed in speeds), strict=True)))
-        for name in first.seconds
+    pairs = list(zip(scored(OURS), scored(HF), strict=True))
+    candidates = {side: always(lambda side=side: scored(side)) for side in (OURS, HF)}
+    # No warm-up: both have just run.
+    comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
+    section = _section(task, comparison, GOALS.get(task))
+    items = len({(request.task_name, request.doc_id) for request in requests})
+    cut = len(sides[OURS].cut_tokens)
+    section.facts = {
+        "examples": f"{shots}",
+        "items": f"{items}, {len(requests)} requests, {cut} of them cut on the left to fit",
+        "greedy flags that differ": f"{sum(ours[1] != theirs[1] for ours, theirs in pairs)}",
     }
-    return Comparison(seconds, first.reference, first.control)
+    difference = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
+    section.figures = [Figure("largest difference of a log-likelihood", difference, "nats", TOLERANCE)]
+    section.figures += [Figure(f"seconds of {side}", comparison.median_seconds(side), "s") for side in (HF, OURS)]
+    return section, comparison
+
+
+def _section(title: str, comparison: Comparison, goal: float | None) -> Section:
+    section = Section(title)
+    section.add(comparison, comparison.control, HF)
+    section.add(comparison, OURS, HF, goal)
+    return section
+
+
+def _together(comparisons: Sequence[Comparison]) -> Comparison:
+    """All tasks as one: in every round the seconds of all of them."""
+    seconds = {}
+    for name in comparisons[0].seconds:
+        rounds = zip(*(one.seconds[name] for one in comparisons), strict=True)
+        seconds[name] = tuple(map(sum, rounds))
+    return replace(comparisons[0], seconds=seconds)
 
 
 def _requests(task: str, shots: int, limit: int) -> list[Any]:
@@ -107,92 +128,3 @@ def _requests(task: str, shots: int, limit: int) -> list[Any]:
             leaf.build_all_requests(limit=max(1, round(limit / len(leaves))), rank=0, world_size=1)
             requests += leaf.instances
     return requests
-
-
-@dataclass(frozen=True)
-class LMEvalOptions:
-    """``tasks`` are NAME:SHOTS."""
-
-    model: str
-    tasks: tuple[str, ...]
-    limit: int
-    batch_size: int
-    rounds: int
-    device: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        for task in self.tasks:
-            name, _, shots = task.rpartition(":")
-            if not name or not shots.isdigit():
-                raise ValueError(f"--task {task!r} is not NAME:SHOTS, as in hellaswag_local:1")
-
-
-def lm_eval_command(
-    model: str | None,
-    tasks: tuple[str, ...],
-    threads: int | None,
-    out: Path | None,
-    *,
-    limit: int,
-    batch_size: int,
-    rounds: int,
-    device: str,
-    seed: int,
-) -> None:
-    """The body of `perf lm-eval`: measure scoring; without ``model`` on the small one in the data folder."""
-    folder = model or str(data_folder() / "models" / "stories260K")
-    options = LMEvalOptions(folder, tasks or TASKS, limit, batch_size, rounds, device, seed)
-    measure_and_keep("Scoring multiple choice against lm-eval's hf", options, _measure, threads, out)
-
-
-def _measure(options: LMEvalOptions, *, tell: Callable[[str], object]) -> list[Section]:
-    aligned = AlignedModel.from_base(model_ref(options.model, "auto"), device=options.device)
-    sections, speeds = [], []
-    for task in options.tasks:
-        name, _, shots = task.rpartition(":")
-        speed = measure_task(
-            aligned,
-            name,
-            int(shots),
-            limit=options.limit,
-            batch_size=options.batch_size,
-            rounds=options.rounds,
-            seed=options.seed,
-        )
-        speeds.append(speed)
-        sections.append(_section(speed))
-        tell(sections[-1].markdown() + "\n")
-    if len(speeds) > 1:
-        comparison = together(speeds)
-        section = Section("All tasks together")
-        section.lines += [
-            Line(comparison.control, HF, comparison.speed(comparison.control)),
-            Line(OURS, HF, comparison.speed(OURS), Goal(GOAL)),
-        ]
-        sections.append(section)
-        tell(section.markdown())
-    return sections
-
-
-def _section(speed: TaskSpeed) -> Section:
-    comparison = speed.comparison
-    facts = {
-        "examples": f"{speed.shots}",
-        "items": f"{speed.items}, {speed.requests} requests, {speed.cut} of them cut on the left to fit",
-        "greedy flags that differ": f"{speed.greedy_differs}",
-    }
-    goal = GOALS.get(speed.task)
-    return Section(
-        speed.task,
-        facts,
-        [
-            Line(comparison.control, HF, comparison.speed(comparison.control)),
-            Line(OURS, HF, comparison.speed(OURS), None if goal is None else Goal(goal)),
-        ],
-        [
-            Figure("largest difference of a log-likelihood", speed.largest_difference, "nats", TOLERANCE),
-            Figure(f"seconds of {HF}", comparison.median_seconds(HF), "s"),
-            Figure(f"seconds of {OURS}", comparison.median_seconds(OURS), "s"),
-        ],
-    )

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from harness.provenance import code_commit, machine
 from harness.speed.compare import Comparison, Goal, Ratio
-
-_FORMATS = (".json", ".md")
 
 
 @dataclass(frozen=True)
@@ -74,28 +72,18 @@ class Section:
         return "\n\n".join(part for part in parts if part)
 
 
-@dataclass(frozen=True)
-class Report:
-    """Sections with what they were measured on."""
+def _markdown(title: str, machine: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
+    return "\n\n".join([f"# {title}", facts, *(section.markdown() for section in sections)]) + "\n"
 
-    title: str
-    machine: Mapping[str, Any]
-    sections: tuple[Section, ...]
 
-    def markdown(self) -> str:
-        """The whole report."""
-        facts = "\n".join(f"- {name}: {value}" for name, value in self.machine.items())
-        return "\n\n".join([f"# {self.title}", facts, *(section.markdown() for section in self.sections)]) + "\n"
-
-    def json(self) -> str:
-        """The same, with verdicts, for programs."""
-        sections = []
-        for section in self.sections:
-            lines = [asdict(line) | {"verdict": line.verdict} for line in section.lines]
-            figures = [asdict(figure) | {"verdict": figure.verdict} for figure in section.figures]
-            sections.append({"title": section.title, "facts": section.facts, "lines": lines, "figures": figures})
-        whole = {"title": self.title, "machine": dict(self.machine), "sections": sections}
-        return json.dumps(whole, indent=1) + "\n"
+def _json(title: str, machine: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """The same, with verdicts, for programs."""
+    found = [asdict(section) for section in sections]
+    for shown, section in zip(found, sections, strict=True):
+        for entries, kind in ((section.lines, "lines"), (section.figures, "figures")):
+            shown[kind] = [asdict(entry) | {"verdict": entry.verdict} for entry in entries]
+    return json.dumps({"title": title, "machine": machine, "sections": found}, indent=1) + "\n"
 
 
 def measure_and_keep(
@@ -103,8 +91,8 @@ def measure_and_keep(
 ) -> None:
     """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass."""
     if out is not None:
-        if out.suffix not in _FORMATS:
-            raise ValueError(f"--out {str(out)!r} must end in {' or '.join(_FORMATS)}, which is the format to write")
+        if out.suffix not in (".json", ".md"):
+            raise ValueError(f"--out {str(out)!r} must end in .json or .md, which is the format to write")
         out.parent.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     if threads is not None:
@@ -117,9 +105,9 @@ def measure_and_keep(
         "threads": torch.get_num_threads(),
         "options": ", ".join(f"{name}={value}" for name, value in asdict(options).items()),
     }
-    print(Report(title, facts, ()).markdown())
+    print(_markdown(title, facts, ()))
     sections = measure(options, tell=lambda text: print(text, flush=True))
     if out is not None:
-        report = Report(title, facts, tuple(sections))
-        out.write_text(report.json() if out.suffix == ".json" else report.markdown(), encoding="utf-8")
+        written = _json if out.suffix == ".json" else _markdown
+        out.write_text(written(title, facts, sections), encoding="utf-8")
         print(f"kept as {out}")

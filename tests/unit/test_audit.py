@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from dspa.audit import AuditSettings, audit, read_corpus, to_csv, to_json, to_markdown
+from dspa.audit.audit import AuditSettings, audit, rank_latents
+from dspa.audit.command import to_csv, to_json
 from dspa.audit.explain import category_counts, explain
-from dspa.audit.ranking import rank_latents
-from dspa.audit.scan import Measurement, residual_batches
+from dspa.audit.page import to_markdown
+from dspa.audit.scan import KINDS, Measurement, read_corpus, residual_batches
 from dspa.audit.snippets import Snippet, bracketed, top_tokens
-from dspa.audit.texts import KINDS
 from dspa.method import DSPA
 from harness.compute import Meter
 from harness.judging.prompted import Reply
@@ -64,10 +64,10 @@ def test_the_ranking_takes_the_ends_of_the_column_sums_and_live_latents_at_rando
     sums = torch.tensor([0.0, -3.0, 2.0, -1.0, 5.0, 2.0])
     live = torch.tensor([True, False, True, True, False, True])
     ranking = rank_latents(sums, live, 2, seed=1)
-    assert (ranking.ablate, ranking.augment) == ((1, 3), (4, 2))
-    assert set(ranking.random) <= {0, 2, 3, 5} and len(ranking.random) == 2
+    assert (ranking["ablate"], ranking["augment"]) == ([1, 3], [4, 2])
+    assert set(ranking["random"]) <= {0, 2, 3, 5} and len(ranking["random"]) == 2
     assert ranking == rank_latents(sums, live, 2, seed=1)
-    assert rank_latents(sums, live, 6, seed=1).ablate == (1, 3)  # never one whose sum is not below 0
+    assert rank_latents(sums, live, 6, seed=1)["ablate"] == [1, 3]  # never one whose sum is not below 0
 
 
 def test_neighbouring_active_tokens_share_brackets_and_white_space_stays_outside():
@@ -79,8 +79,8 @@ def test_neighbouring_active_tokens_share_brackets_and_white_space_stays_outside
 
 
 def test_a_latent_is_named_by_the_tokens_it_fires_on_most_strongly():
-    found = [Snippet("", token, 1.0, 0) for token in ("a", "b", "b", "c", "d", "c", "b")]
-    assert top_tokens(found) == ("b", "c", "a")
+    found = [Snippet("", token, 1.0, "text") for token in ("a", "b", "b", "c", "d", "c", "b")]
+    assert top_tokens(found) == ["b", "c", "a"]
 
 
 def test_snippets_are_the_strongest_places_of_each_latent(artifact, corpus):
@@ -90,7 +90,7 @@ def test_snippets_are_the_strongest_places_of_each_latent(artifact, corpus):
     for batch in residual_batches(artifact, corpus.texts, {sae.layer}):
         values = sae.encode(batch.residual[sae.layer])[batch.kind >= 0]
         strongest = torch.maximum(strongest, values.amax(0))
-    for latent in found.ranking.all:
+    for latent in set().union(*found.ranking.values()):
         shown = found.snippets[latent]
         assert len(shown) <= 3 and len({s.text for s in shown}) == len(shown)
         assert shown[0].activation == pytest.approx(float(strongest[latent]), rel=1e-4)
@@ -113,12 +113,12 @@ def test_what_is_reported_for_prompts_is_what_the_steering_selects_and_edits(art
 def test_the_files_hold_the_same_features_as_the_page_and_no_nan(artifact, corpus):
     found = audit(artifact, corpus, AuditSettings(top=5, snippets=2, examples=1, generate=2, max_new_tokens=3))
     data = json.loads(to_json(found), parse_constant=lambda name: pytest.fail(name))
-    assert {f["feature"] for f in data["features"]} >= set(found.ranking.all)
+    assert {f["feature"] for f in data["features"]} >= set(set().union(*found.ranking.values()))
     lines = to_csv(found).splitlines()
-    assert len(lines) == 1 + sum(len(found.ranking.members(s)) for s in ("ablate", "augment", "random"))
+    assert len(lines) == 1 + sum(map(len, found.ranking.values()))
     page = to_markdown(found, "tiny", "triples.jsonl", None)
     assert "No judge was given" in page and "## Categories" not in page
-    assert all(f"#### {latent}" in page for latent in found.ranking.all)
+    assert all(f"#### {latent}" in page for latent in set().union(*found.ranking.values()))
 
 
 class Judge:
@@ -133,7 +133,7 @@ class Judge:
 
 
 def test_answers_that_cannot_be_read_are_named_and_never_guessed():
-    shown = {i: [Snippet("a [[b]]", "b", 1.0, 0)] for i in range(5)} | {9: []}
+    shown = {i: [Snippet("a [[b]]", "b", 1.0, "text")] for i in range(5)} | {9: []}
     good = Reply('Sure: {"reliable": true, "explanation": "b words", "evidence": ["b"]}', None, 5, 5)
     first = [good, good, good, Reply("it is about b"), Reply(None, "the judge was away")]
     second = [
@@ -142,7 +142,7 @@ def test_answers_that_cannot_be_read_are_named_and_never_guessed():
         Reply('```json\n{"category": "Structure"}\n```'),
     ]
     judge = Judge(first, second)
-    found, spent = explain(judge, shown)
+    found, spent = explain(judge.ask_all, shown)
     assert [found[i].category for i in (0, 1, 2, 3, 4, 9)] == ["Safety", None, "Structure", None, None, None]
     assert found[1].explanation == "b words" and "category" in found[1].error
     assert "no JSON object" in found[3].error and "away" in found[4].error and "nowhere" in found[9].error

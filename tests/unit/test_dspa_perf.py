@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
 from dspa.perf.fit import FitOptions, draw_densities, measure_fit, measure_map
-from dspa.perf.naive import TextPairs, error_term_hook, full_encode_hook, least_forwards, two_full_forwards
+from dspa.perf.naive import error_term_hook, full_encode_hook, least_forwards, text_pairs, two_full_forwards
 from dspa.perf.steering import (
     ALWAYS,
     ERROR_TERM,
@@ -180,7 +180,7 @@ def test_perf_steering_prints_the_control_the_ratios_and_the_goals():
 
 def test_the_fits_compared_pass_the_layers_they_say(base, saes):
     triples = Writer(base, seed=4).triples(10, LENGTHS)
-    pairs, loaded = TextPairs(base, triples, 4), (load_sae(saes.input), load_sae(saes.output))
+    pairs, loaded = text_pairs(base, triples, 4), (load_sae(saes.input), load_sae(saes.output))
     ids = [base.triple_ids(triple) for triple in triples]
     decoder = find_decoder(base.model)
     seen: dict[int, int] = dict.fromkeys(range(decoder.n_layers), 0)
@@ -192,13 +192,13 @@ def test_the_fits_compared_pass_the_layers_they_say(base, saes):
         return decoder.layers[layer].register_forward_hook(hook)
 
     handles = [count(layer) for layer in seen]
-    two_full_forwards(pairs, loaded)
+    two_full_forwards(base, pairs, loaded)
     assert set(seen.values()) == {6}  # three batches of chosen and of rejected answers
-    least_forwards(pairs, loaded)
+    least_forwards(base, pairs, loaded)
     assert [seen[layer] - 6 for layer in sorted(seen)] == [6, 6, 6, 0]  # prompts, then answers; l_out is layer 2
     for handle in handles:
         handle.remove()
-    assert sorted(map(len, (text for batch in pairs.batches for text, _, _ in batch))) == sorted(len(i[0]) for i in ids)
+    assert sorted(len(one.prompt) for batch in pairs for one in batch) == sorted(len(i[0]) for i in ids)
 
 
 def test_perf_fit_prints_the_control_the_goals_and_the_map():
