@@ -110,11 +110,8 @@ def _norm_limits(
             for layer, residual in seen.residual.items():
                 norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
     medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
-
-    def limit(sae: ResidualSAE | None) -> float | None:
-        return None if sae is None or sae.norm_multiple is None else sae.norm_multiple * medians[sae.layer]
-
-    return limit(saes[0]), limit(saes[1])
+    first, second = (sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes)
+    return first, second
 
 
 def predict_densities(

@@ -20,8 +20,6 @@ from harness.method import MethodConfig, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.intervention import Positions
 
-_ONLINE = ("input_sae", "output_sae", "k_prompt", "k_diff", "alpha", "mode", "scale", "positions")
-
 
 @register_method("dspa")
 class DSPA(MethodConfig):
@@ -84,7 +82,7 @@ class DSPA(MethodConfig):
             )
             fitted = ArtifactMap.build(full.to(device), self._map_options())
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
-        online = {name: params[name] for name in _ONLINE}
+        online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
         settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
         return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
 

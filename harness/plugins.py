@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Class = TypeVar("Class", bound=type)
 
 
 class Registry(Generic[T]):
@@ -17,14 +18,14 @@ class Registry(Generic[T]):
         self.noun = noun
         self._entries: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[type], type]:
+    def register(self, name: str) -> Callable[[Class], Class]:
         """Class decorator: make the class known as ``name``; raises ValueError when the name is taken."""
 
-        def decorate(cls: type) -> type:
+        def decorate(cls: Class) -> Class:
             if name in self._entries:
                 raise ValueError(f"{self.noun} {name!r} is already registered by {self._entries[name].__qualname__}")
             cls.name = name  # type: ignore[attr-defined]
-            self._entries[name] = cls
+            self._entries[name] = cls  # type: ignore[assignment]
             return cls
 
         return decorate

@@ -112,17 +112,42 @@ class ArtifactMap(OnDevice):
         seed: int = 0,
         level: float = 0.95,
     ) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]] | None:
-        """Bootstrap (low, high) of A^T 1_S at the given columns, before truncation (see `score_intervals`).
+        """(low, high) of A^T 1_S at the given columns, before truncation (-1: none; NaN for no column): percentile
+        intervals from triples drawn again.
 
-        None when the factors are not kept, and with ``demix``, whose scores are another estimate.
+        Triples are drawn with replacement, the same draws for every row; thresholds and the set of supported latents
+        stay as they were fitted. Under the strict gate a row is divided by its support among the drawn triples, and is
+        zero in a draw without any. Deterministic for a seed, on every device. None when the factors are not kept, and
+        with ``demix``, whose scores are another estimate.
         """
-        if self.factors is None or self.settings.demix:
+        full = self.factors
+        if full is None or self.settings.demix:
             return None
-        home, place = self.mean_difference.device, self.factors.always.device
-        options = {"n_resamples": n_resamples, "seed": seed, "level": level}
-        low, high = score_intervals(self.factors, selected.to(place), columns.to(place), **options)
+        n, device = full.n_triples, full.always.device
+        gates, changes = [], []
+        for latents, wanted in zip(selected.to(device), columns.to(device), strict=True):
+            latents = latents[latents >= 0]
+            gates.append(full.open_gates(latents[full.row_scale[latents] > 0]))
+            changes.append(full.differences(wanted.clamp(min=0)))
+        generator = torch.Generator().manual_seed(seed)
+        draws: list[list[Tensor]] = [[] for _ in gates]
+        block = max(1, _BLOCK // n)
+        for first in range(0, n_resamples, block):
+            size = min(block, n_resamples - first)
+            drawn = torch.randint(n, (size, n), generator=generator)
+            times = torch.zeros(size, n).scatter_add_(1, drawn, torch.ones(size, n)).to(device)
+            for row, (opened, change) in enumerate(zip(gates, changes, strict=True)):
+                if full.gate == "strict":
+                    support = times @ opened.t()
+                    per_triple = torch.where(support > 0, 1 / support.clamp(min=1), 0.0) @ opened
+                else:
+                    per_triple = opened.sum(0, keepdim=True) / n
+                draws[row].append((times * per_triple) @ change.t())
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], device=device)
+        ends = torch.stack([torch.cat(d).quantile(tails, dim=0) for d in draws], dim=1).to(columns.device)
+        low, high = ends.masked_fill((columns < 0)[None], torch.nan)
         scale = 1.0 if self.column_scale is None else self.column_scale[columns.clamp(min=0)]
-        return low.to(home) * scale, high.to(home) * scale
+        return low * scale, high * scale
 
     def candidates(self, k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
         """(augment, ablate): the k output latents with the largest and the smallest column sums, ties to the lower."""
@@ -184,44 +209,3 @@ class ArtifactMap(OnDevice):
             solved = torch.linalg.solve(moments.double(), opened.double())
             weights[row, places] = (solved / (full.row_scale[latents].double() * full.n_triples)).float()
         return weights
-
-
-def score_intervals(
-    full: ConditionalDifferenceMap,
-    selected: Int[Tensor, "batch k"],
-    columns: Int[Tensor, "batch j"],
-    *,
-    n_resamples: int,
-    seed: int,
-    level: float,
-) -> tuple[Float[Tensor, "batch j"], Float[Tensor, "batch j"]]:
-    """(low, high) of s_j(x) for each row's ``columns`` j and ``selected`` input latents (-1: none; NaN for no column).
-
-    Triples are drawn with replacement, the same draws for every row; thresholds and the set of supported latents stay
-    as they were fitted. Under the strict gate a row is divided by its support among the drawn triples, and is zero in
-    a draw without any. Deterministic for a seed, on every device.
-    """
-    n, device = full.n_triples, full.always.device
-    gates, changes = [], []
-    for latents, wanted in zip(selected, columns, strict=True):
-        latents = latents[latents >= 0]
-        gates.append(full.open_gates(latents[full.row_scale[latents] > 0]))
-        changes.append(full.differences(wanted.clamp(min=0)))
-    generator = torch.Generator().manual_seed(seed)
-    draws: list[list[Tensor]] = [[] for _ in gates]
-    block = max(1, _BLOCK // n)
-    for first in range(0, n_resamples, block):
-        size = min(block, n_resamples - first)
-        drawn = torch.randint(n, (size, n), generator=generator)
-        times = torch.zeros(size, n).scatter_add_(1, drawn, torch.ones(size, n)).to(device)
-        for row, (opened, change) in enumerate(zip(gates, changes, strict=True)):
-            if full.gate == "strict":
-                support = times @ opened.t()
-                per_triple = torch.where(support > 0, 1 / support.clamp(min=1), 0.0) @ opened
-            else:
-                per_triple = opened.sum(0, keepdim=True) / n
-            draws[row].append((times * per_triple) @ change.t())
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], device=device)
-    ends = torch.stack([torch.cat(d).quantile(tails, dim=0) for d in draws], dim=1)
-    low, high = ends.masked_fill((columns < 0)[None], torch.nan)
-    return low, high

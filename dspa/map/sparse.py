@@ -222,12 +222,9 @@ def unpack(packed: Mapping[str, Tensor], n: int, width: int) -> SparseRows:
     descends = (column.diff() <= 0) & (row.diff() == 0)
     if bool(((column < 0) | (column >= width)).any()) or bool(descends.any()):
         raise ValueError(f"columns must ascend within each row and lie in 0..{width - 1}")
-    if "book" in packed:
-        value = _decode(packed, row, n)
-    elif "value" in packed:
-        value = _tensor(packed, "value", torch.float32)
-    else:
+    if "book" not in packed and "value" not in packed:
         return rows
+    value = _decode(packed, row, n) if "book" in packed else _tensor(packed, "value", torch.float32)
     if len(value) != total:
         raise ValueError(f"'length' says {total} entries, but there are {len(value)} values")
     return SparseRows(start, column, value, width)

@@ -1,6 +1,6 @@
 """The arithmetic of a sparse autoencoder: full, blockwise and restricted to a few latents; no state, all fp32."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_ARCHITECTURES = ("standard", "jumprelu", "gated", "topk")
+_NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 BLOCK_BYTES = 64 * 2**20  # no buffer of tokens x d_sae is larger than this
 
 
@@ -41,20 +43,27 @@ class Encoder:
 
     @classmethod
     def of(cls, sae: Any) -> "Encoder":
-        """What SAELens' object computes; ValueError where we have no exact form (see `check_supported`)."""
-        check_supported(sae.cfg.to_dict())
+        """What SAELens' object computes, for one that `check_supported` accepts."""
         config, state = sae.cfg, {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
-        return cls(
-            weight=state["W_enc"],
-            decoder=state["W_dec"],
-            centre=state["b_dec"] if config.apply_b_dec_to_input else None,
-            normalise=config.normalize_activations,
-            **_ARCHITECTURES[config.architecture()](state, config),
-        )
+        architecture = config.architecture()
+        bias = state["b_gate" if architecture == "gated" else "b_enc"]
+        form: dict[str, Any] = {"cut": torch.zeros_like(bias)}
+        if architecture == "jumprelu":
+            form["cut"] = state["threshold"].clamp(min=0)
+        elif architecture == "gated":
+            gain = state["r_mag"].exp()
+            offset = state["b_mag"] - bias * gain
+            form = {"cut": (-offset / gain).clamp(min=0), "gain": gain, "offset": offset}
+        elif architecture == "topk":
+            form |= {"k": config.k}
+            form |= {"gain": state["W_dec"].norm(dim=-1)} if config.rescale_acts_by_decoder_norm else {}
+        centre = state["b_dec"] if config.apply_b_dec_to_input else None
+        normalise = config.normalize_activations
+        return cls(state["W_enc"], state["W_dec"], bias, **form, centre=centre, normalise=normalise)
 
-    def normalised(self, x: Float[Tensor, "*any d_model"]) -> tuple[Float[Tensor, "*any d_model"], Tensor | None]:
-        """What is multiplied with W_enc, and the factor per token that undoes the normalisation (None: 1)."""
-        x, scale = x.float(), None
+    def normalised(self, x: Float[Tensor, "*any d_model"]) -> tuple[Float[Tensor, "*any d_model"], Tensor]:
+        """What is multiplied with W_enc, and the factor per token that undoes the normalisation ([1 1 1] for none)."""
+        x, scale = x.float(), self._one
         if self.normalise == "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             x = x / scale
@@ -66,7 +75,7 @@ class Encoder:
 
     def encode(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_sae"]:
         """All latents."""
-        pre = self._pre(x.reshape(-1, x.shape[-1]))
+        pre = torch.addmm(self.bias, self.normalised(x.reshape(-1, x.shape[-1]))[0], self.weight)
         if self.k is None:
             latents = _activate(pre, self.cut, self.gain, self.offset)
         else:
@@ -126,7 +135,7 @@ class Encoder:
         x, scale = self.normalised(x)
         pre = torch.baddbmm(rows["bias"], x, rows["encoder"].mT)
         latents = _activate(pre, rows["cut"], rows.get("gain"), rows.get("offset"))
-        return latents, self._one if scale is None else scale
+        return latents, scale
 
     def decode_change(
         self, change: Float[Tensor, "batch pos k"], rows: dict[str, Tensor], scale: Tensor
@@ -142,8 +151,7 @@ class Encoder:
         for block, pre in self._blocks(x.reshape(-1, width)):
             values, indices = self._top(pre)
             picked[block] = pre.zero_().scatter_(-1, indices, values).gather(-1, wanted[block])
-        scale = self.normalised(x)[1]
-        return picked.view(batch, pos, -1), self._one if scale is None else scale
+        return picked.view(batch, pos, -1), self.normalised(x)[1]
 
     @cached_property
     def _one(self) -> Tensor:
@@ -158,31 +166,30 @@ class Encoder:
             inputs = self.normalised(x[block].detach())[0]
             yield block, torch.addmm(self.bias, inputs, self.weight, out=buffer[: len(inputs)])
 
-    def _pre(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
-        return torch.addmm(self.bias, self.normalised(x)[0], self.weight)
-
     def _top(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         assert self.k is not None
         values, indices = torch.topk(pre if self.gain is None else pre.mul_(self.gain), self.k, dim=-1, sorted=False)
         return values.relu_(), indices
 
 
-def check_supported(config: Mapping[str, Any]) -> None:
+def check_supported(name: str, config: Mapping[str, Any]) -> None:
     """ValueError, with what is supported, for an SAE (SAELens' configuration as a dict) that has no exact form here."""
     architecture, normalisation = config["architecture"], config.get("normalize_activations", "none")
     if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
         raise ValueError(
-            f"architecture {architecture!r} is not supported; supported are {', '.join(_ARCHITECTURES)} (BatchTopK and"
-            " Matryoshka BatchTopK: save them with SAELens' save_inference_model, which makes them jumprelu)"
+            f"{name}: architecture {architecture!r} is not supported; supported are {known} (BatchTopK and Matryoshka "
+            "BatchTopK: save them with SAELens' save_inference_model, which makes them jumprelu)"
         )
     if normalisation not in _NORMALISATIONS:
         raise ValueError(
-            f"input normalisation {normalisation!r} is not supported; supported are {', '.join(_NORMALISATIONS)}: fold "
-            "a fixed scale or whitening into the weights (SAELens' fold_activation_norm_scaling_factor or "
-            "fold_activation_whitening) and save the SAE again"
+            f"{name}: input normalisation {normalisation!r} is not supported; supported are "
+            f"{', '.join(_NORMALISATIONS)}: fold a fixed scale or whitening into the weights (SAELens' "
+            "fold_activation_norm_scaling_factor or fold_activation_whitening) and save the SAE again"
         )
     if config.get("reshape_activations", "none") != "none":
-        raise ValueError(f"it reshapes its input ({config['reshape_activations']!r}), which is no residual stream")
+        reshaped = config["reshape_activations"]
+        raise ValueError(f"{name}: it reshapes its input ({reshaped!r}), which is no residual stream")
 
 
 def _activate(pre: Tensor, cut: Tensor, gain: Tensor | None, offset: Tensor | None) -> Tensor:
@@ -192,31 +199,3 @@ def _activate(pre: Tensor, cut: Tensor, gain: Tensor | None, offset: Tensor | No
         if offset is not None:
             pre = pre.add_(offset).clamp_(min=0)
     return pre.mul_(active)
-
-
-def _standard(state: dict[str, Tensor], _config: Any) -> dict[str, Any]:
-    return {"bias": state["b_enc"], "cut": torch.zeros_like(state["b_enc"])}
-
-
-def _jumprelu(state: dict[str, Tensor], _config: Any) -> dict[str, Any]:
-    return {"bias": state["b_enc"], "cut": state["threshold"].clamp(min=0)}
-
-
-def _gated(state: dict[str, Tensor], _config: Any) -> dict[str, Any]:
-    gain = state["r_mag"].exp()
-    offset = state["b_mag"] - state["b_gate"] * gain
-    return {"bias": state["b_gate"], "cut": (-offset / gain).clamp(min=0), "gain": gain, "offset": offset}
-
-
-def _topk(state: dict[str, Tensor], config: Any) -> dict[str, Any]:
-    gain = state["W_dec"].norm(dim=-1) if config.rescale_acts_by_decoder_norm else None
-    return {"bias": state["b_enc"], "cut": torch.zeros_like(state["b_enc"]), "gain": gain, "k": config.k}
-
-
-_NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
-_ARCHITECTURES: dict[str, Callable[[dict[str, Tensor], Any], dict[str, Any]]] = {
-    "standard": _standard,
-    "jumprelu": _jumprelu,
-    "gated": _gated,
-    "topk": _topk,
-}

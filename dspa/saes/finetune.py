@@ -6,6 +6,7 @@ explanation of it, stays with it; what changes is how well the SAE describes thi
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +19,16 @@ from rich.table import Table
 from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 
-from dspa.saes.quality import Quality, measure_quality, reconstruct
+from dspa.saes.quality import Quality, Text, batch_texts, measure_quality, reconstruct, texts_of
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae
-from dspa.saes.tokens import Text, shuffled_forever, texts_of
 from dspa.saes.training import Units, calibrate, check_trainable, to_released, to_training, train
 from harness.data.refs import SAERef, model_ref
 from harness.data.triples import Triple, load_triples, split_by_prompt, triples_hash
 from harness.experiment.check import check_base
 from harness.files import atomic_folder, check_can_make
 from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
+from harness.model.residuals import early_residuals
 from harness.provenance import code_commit
 from harness.quiet import without_progress_bars
 
@@ -106,7 +108,13 @@ def finetune(
         "steps": steps,
         "code": code_commit(),
     }
-    return Finetuned(_described(tuned, after, provenance), before, after, provenance)
+    metadata = tuned.sae.cfg.metadata
+    known = vars(metadata)
+    # A dashboard of the original's activations and its count of dead latents no longer describe this SAE.
+    origin = {"neuronpedia_id": known.pop("neuronpedia_id")} if known.get("neuronpedia_id") else {}
+    known.pop("num_dead_features", None)
+    metadata.l0, metadata.finetuned = after.l0, provenance | origin
+    return Finetuned(tuned, before, after, provenance)
 
 
 def continue_training(
@@ -136,14 +144,27 @@ def continue_training(
         return to_released(training, units, sae)
 
 
+def stream_tokens(
+    base: AlignedModel, layer: int, texts: Sequence[Text], *, rows: int
+) -> Iterator[Float[Tensor, "token d_model"]]:
+    """Residual stream (fp32) after ``layer`` at the counted tokens of ``rows`` texts at a time, in order.
+
+    The forward stops after ``layer``: what comes later, and the LM head, never run.
+    """
+    decoder = find_decoder(base.model)
+    for batch in batch_texts(base, texts, rows):
+        with torch.no_grad():
+            residual = early_residuals(decoder, {layer}, batch.ids, batch.mask)[layer]
+        yield residual[batch.counted].float()
+
+
 class _Stream:
     """Training tokens: a sample to set scale, norm limit and L0 by, then shuffled batches without end."""
 
     def __init__(self, base: AlignedModel, sae: ResidualSAE, texts: Sequence[Text], seed: int) -> None:
-        self._sae, self._seed = sae, seed
+        self._base, self._sae, self._texts, self._seed = base, sae, texts, seed
         special = set(base.chat.special_ids)
         self.total = sum(sum(i not in special for i in text.ids[text.start :]) for text in texts)
-        self._tokens = lambda seed: shuffled_forever(base, sae.layer, texts, rows=ROWS, seed=seed)
         parts: list[Tensor] = []
         for part in self._tokens(seed):
             parts.append(part)
@@ -158,22 +179,16 @@ class _Stream:
         fitting = (part[self._sae.fits_norm(part, self.limit)] for part in self._tokens(self._seed + 1))
         return mixing_buffer(max(min(BUFFER_TOKENS, self.total), 2 * batch_size), batch_size, fitting)
 
-
-def _described(sae: ResidualSAE, quality: Quality, provenance: dict[str, Any]) -> ResidualSAE:
-    metadata = sae.sae.cfg.metadata
-    known = vars(metadata)
-    # A dashboard of the original's activations and its count of dead latents no longer describe this SAE.
-    origin = {"neuronpedia_id": known.pop("neuronpedia_id")} if known.get("neuronpedia_id") else {}
-    known.pop("num_dead_features", None)
-    metadata.l0, metadata.finetuned = quality.l0, provenance | origin
-    return sae
+    def _tokens(self, seed: int) -> Iterator[Float[Tensor, "token d_model"]]:
+        """`stream_tokens` over and over, the texts in a new order each time (fixed by ``seed``)."""
+        draw = random.Random(seed)
+        while True:
+            texts = draw.sample(self._texts, len(self._texts))
+            yield from stream_tokens(self._base, self._sae.layer, texts, rows=ROWS)
 
 
 def save_finetuned(result: Finetuned, path: str | Path) -> None:
-    """A SAELens folder with report.json beside the weights; it appears complete or not at all.
-
-    Raises ValueError when ``path`` exists already.
-    """
+    """A SAELens folder with report.json beside the weights, complete or not at all; ValueError when it exists."""
     with atomic_folder(path) as folder:
         result.sae.sae.save_model(folder)
         report = {"before": result.before.to_dict(), "after": result.after.to_dict(), "provenance": result.provenance}
@@ -193,10 +208,7 @@ def finetune_sae_command(
     chat: str,
     device: str,
 ) -> None:
-    """The body of `finetune-sae`: fine-tune an SAE, save it and print its quality before and after.
-
-    Arguments are checked before any work.
-    """
+    """The body of `finetune-sae`: fine-tune an SAE, save it and print its quality before and after."""
     without_progress_bars()
     if (sae_path is None) == (release is None) or (release is None) != (sae_id is None):
         raise ValueError("give either --sae FOLDER, or both --release and --id")

@@ -1,19 +1,66 @@
-"""How well an SAE describes a base model on given text: L0, explained variance, loss recovered."""
+"""How well an SAE describes a base model on preference text: L0, explained variance, loss recovered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE
-from dspa.saes.tokens import Text, TextBatch, batch_texts
+from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
+from harness.model.batching import pad_rows, positions_of
 from harness.model.decoder import captured, find_decoder, residual_of, with_residual
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a prompt with one of its answers; tokens before ``start`` are counted with another text."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def texts_of(base: AlignedModel, triples: Sequence[Triple]) -> list[Text]:
+    """Prompt + chosen and prompt + rejected of every triple; a triple's prompt counts once.
+
+    The prompt's residuals are the same before either answer, so counting them twice would only weigh them double.
+    Raises ValueError for a triple that does not fit the context.
+    """
+    texts = []
+    for triple in triples:
+        prompt, chosen, rejected = base.triple_ids(triple)
+        texts += [Text((*prompt, *chosen), 0), Text((*prompt, *rejected), len(prompt))]
+    return texts
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Right-padded texts; ``counted`` are the tokens that an SAE is meant to see (no BOS, EOS, pad)."""
+
+    ids: Int[Tensor, "row pos"]
+    mask: Int[Tensor, "row pos"]
+    counted: Bool[Tensor, "row pos"]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions_of(self.mask)}
+
+
+def batch_texts(base: AlignedModel, texts: Sequence[Text], rows: int) -> Iterator[TextBatch]:
+    """The texts in order, ``rows`` at a time."""
+    special = torch.tensor(base.chat.special_ids, device=base.device)
+    for begin in range(0, len(texts), rows):
+        part = texts[begin : begin + rows]
+        ids, mask = pad_rows([text.ids for text in part], base.chat.pad_id, side="right", device=base.device)
+        start = torch.tensor([text.start for text in part], device=base.device)
+        own = torch.arange(ids.shape[1], device=base.device) >= start[:, None]
+        yield TextBatch(ids, mask, mask.bool() & own & ~torch.isin(ids, special))
 
 
 @dataclass(frozen=True)
@@ -52,8 +99,7 @@ def measure_quality(
     """
     (layer,) = {sae.layer for sae in saes}
     decoder = find_decoder(base.model)
-    d_model = saes[0].d_model
-    sums = {name: torch.zeros(d_model if name == "x" else (), dtype=torch.float64) for name in ("x", "xx")}
+    total, squares = torch.zeros(saes[0].d_model, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     losses, tokens, predictions = [0.0] * (2 + len(saes)), 0, 0
     active, errors = [0.0] * len(saes), [0.0] * len(saes)
     for batch in batch_texts(base, texts, rows):
@@ -62,8 +108,8 @@ def measure_quality(
         counted = batch.counted & saes[0].fits_norm(residual[layer], limit)
         x = residual[layer][counted].float()
         tokens, predictions = tokens + len(x), predictions + int((counted[:, :-1] & batch.mask[:, 1:].bool()).sum())
-        sums["x"] += x.double().sum(0).cpu()
-        sums["xx"] += x.double().pow(2).sum().cpu()
+        total += x.double().sum(0).cpu()
+        squares += x.double().pow(2).sum().cpu()
         losses[0] += _loss(logits, batch, counted)
         losses[1] += _loss_with(base, decoder.layers[layer], batch, counted, torch.zeros_like(x))
         for index, sae in enumerate(saes):
@@ -73,8 +119,8 @@ def measure_quality(
             losses[2 + index] += _loss_with(base, decoder.layers[layer], batch, counted, rebuilt)
     if predictions == 0:
         raise ValueError("the held-out texts have no token to measure on; give more triples")
-    variance = float(sums["xx"] / tokens - (sums["x"] / tokens).pow(2).sum())
-    loss, loss_zero, *loss_sae = (total / predictions for total in losses)
+    variance = float(squares / tokens - (total / tokens).pow(2).sum())
+    loss, loss_zero, *loss_sae = (summed / predictions for summed in losses)
     return [
         Quality(tokens, active[i] / tokens, 1 - errors[i] / tokens / variance, loss, loss_sae[i], loss_zero)
         for i in range(len(saes))

@@ -15,10 +15,7 @@ from zipfile import BadZipFile
 import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
-from sae_lens.loading.pretrained_sae_loaders import (
-    dictionary_learning_sae_huggingface_loader_1,
-    handle_config_defaulting,
-)
+from sae_lens.loading import pretrained_sae_loaders as loaders
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -35,6 +32,7 @@ _HOOK_POINTS = (
 _WEIGHTS = "sae_weights.safetensors"
 # What SAELens' loaders end in on truncated or foreign weights: safetensors, torch.load, missing names, wrong shapes.
 _DAMAGED = (SafetensorError, UnpicklingError, BadZipFile, EOFError, KeyError, RuntimeError)
+# adamkarvonen's Qwen3 repositories, which SAELens can read but has no release names for.
 _KARVONEN = re.compile(r"^adamkarvonen/qwen3-[\w.]+-saes$")
 _KARVONEN_NORM_MULTIPLE = 10.0  # they were trained without tokens longer than this multiple of the median norm
 
@@ -100,7 +98,8 @@ def _load(ref: SAERef, device: str) -> ResidualSAE:
             _config_of(ref)
             sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
         else:
-            converter = dictionary_learning_sae_huggingface_loader_1 if _is_karvonen(ref) else None
+            known = not _KARVONEN.match(str(ref.release))
+            converter = None if known else loaders.dictionary_learning_sae_huggingface_loader_1
             sae = SAE.from_pretrained(str(ref.release), str(ref.id), dtype="float32", converter=converter)
     except OSError as problem:
         raise ValueError(f"cannot read SAE {ref}: {problem}") from None
@@ -139,7 +138,7 @@ def sae_sizes(ref: SAERef) -> tuple[int, int, int]:
 
 def _layer_of(ref: SAERef, config: Mapping[str, Any]) -> int:
     """The layer whose output the SAE reads; ValueError where SAELens' configuration is none we can use."""
-    _check_arithmetic(ref, config)
+    check_supported(f"SAE {ref}", config)
     hook = (config.get("metadata") or {}).get("hook_name")
     for pattern, offset in _HOOK_POINTS:
         match = pattern.match(hook or "")
@@ -167,31 +166,27 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
             f"{folder / 'cfg.json'} is not a SAELens configuration ({type(problem).__name__}: {problem}); give a "
             "folder written by SAELens' save_model"
         ) from None
-    _check_arithmetic(ref, {"architecture": config.get("architecture", "standard")})  # SAELens ends in a KeyError
-    config = handle_config_defaulting(config) | sizes
+    # First the architecture alone: SAELens ends in a KeyError for one it does not know.
+    check_supported(f"SAE {ref}", {"architecture": config.get("architecture", "standard")})
+    config = loaders.handle_config_defaulting(config) | sizes
     return _layer_of(ref, config), config
-
-
-def _check_arithmetic(ref: SAERef, config: Mapping[str, Any]) -> None:
-    try:
-        check_supported(config)
-    except ValueError as problem:
-        raise ValueError(f"SAE {ref}: {problem}") from None
-
-
-def _is_karvonen(ref: SAERef) -> bool:
-    """Whether it is one of adamkarvonen's Qwen3 repositories, which SAELens can read but has no release names for."""
-    return bool(_KARVONEN.match(ref.release or ""))
 
 
 def norm_multiple(ref: SAERef) -> float | None:
     """The norm filter that the SAE behind ``ref`` was trained with, if any (see `ResidualSAE`)."""
-    return _KARVONEN_NORM_MULTIPLE if ref.norm_filter is None and _is_karvonen(ref) else ref.norm_filter
+    made_without = ref.norm_filter is None and _KARVONEN.match(ref.release or "")
+    return _KARVONEN_NORM_MULTIPLE if made_without else ref.norm_filter
+
+
+def _type(model_type: str) -> str:
+    """A model type without marks for text-only and mixture-of-experts versions: gemma3_text is gemma3."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"(_moe|_text)+$", "", model_type))
 
 
 # Endings that name the same sizes and, nearly, the same residual stream ("gpt2-small" is how GPT-2 is called by SAEs).
 _VARIANTS = {"it", "instruct", "chat", "base", "pt", "small"}
-_FAMILIES = {"pythia": "gptneox"}  # families whose models are not named after transformers' model type
+# Joined words of a name -> family; Pythia's models are not named after transformers' model type.
+_FAMILIES = {_type(name): _type(name) for name in CONFIG_MAPPING_NAMES} | {"pythia": "gptneox"}
 
 
 def check_same_model(sae: str, trained_on: str | None, base: BaseShape) -> None:
@@ -225,20 +220,8 @@ def _parse(name: str) -> tuple[str | None, list[str]]:
     words = re.findall(r"[a-z0-9]+", name.lower().rsplit("/", 1)[-1])
     while words and words[-1] in _VARIANTS:
         words.pop()
-    known = _families()
     for start in range(len(words)):
         for end in range(len(words), start, -1):
-            if (joined := "".join(words[start:end])) in known:
-                return known[joined], words[start:]
+            if (joined := "".join(words[start:end])) in _FAMILIES:
+                return _FAMILIES[joined], words[start:]
     return None, []
-
-
-@cache
-def _families() -> dict[str, str]:
-    """Joined words of a name -> family."""
-    return {_type(name): _type(name) for name in CONFIG_MAPPING_NAMES} | _FAMILIES
-
-
-def _type(model_type: str) -> str:
-    """A model type without marks for text-only and mixture-of-experts versions: gemma3_text is gemma3."""
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"(_moe|_text)+$", "", model_type))

@@ -28,8 +28,6 @@ from torch import Tensor
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE
 
-State = dict[str, Tensor]
-
 # Architecture -> (coefficient of its sparsity penalty, what the calibration shifts, up or down for fewer latents).
 # BatchTopK SAEs are released as jumprelu and go on as that: the thresholds that they are used with are trained on,
 # where SAELens' batch-wise form would replace them by a new estimate.
@@ -39,6 +37,7 @@ _KINDS: dict[str, tuple[str, str, int] | None] = {
     "gated": ("l1", "b_gate", -1),
     "topk": None,
 }
+_NORMALISING = ("layer_norm", "constant_norm_rescale")
 _INTEGRAL, _PROPORTIONAL = 0.05, 2.0
 
 
@@ -47,7 +46,7 @@ def check_trainable(sae: ResidualSAE) -> None:
     architecture, normalise = sae.sae.cfg.architecture(), sae.sae.cfg.normalize_activations
     if architecture not in _KINDS:
         raise ValueError(f"SAEs of architecture {architecture!r} cannot be fine-tuned; allowed: {', '.join(_KINDS)}")
-    if architecture == "gated" and normalise in ("layer_norm", "constant_norm_rescale"):
+    if architecture == "gated" and normalise in _NORMALISING:
         raise ValueError(
             f"a gated SAE that normalises its input ({normalise}) cannot be fine-tuned: SAELens' auxiliary loss leaves "
             "the normalisation out; choose another SAE"
@@ -69,23 +68,15 @@ class Units:
         norm = sae.sae.W_dec.norm(dim=-1)
         if sae.sae.cfg.architecture() == "topk" and not sae.sae.cfg.rescale_acts_by_decoder_norm:
             norm = norm.mean().expand_as(norm)  # which k are largest must not change
-        normalised = sae.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
+        normalised = sae.sae.cfg.normalize_activations in _NORMALISING
         return cls(float(data), 1.0 if normalised else float(data), _power_of_two(norm))
-
-    def trained(self, released: Mapping[str, Tensor]) -> State:
-        """Weights in training units."""
-        return _rescale(released, self.inner, self.norm)
-
-    def released(self, trained: Mapping[str, Tensor]) -> State:
-        """Inverse of `trained`."""
-        return _rescale(trained, 1 / self.inner, 1 / self.norm)
 
 
 def _power_of_two(value: Tensor) -> Tensor:
     return torch.where(value > 0, torch.exp2(value.clamp(min=1e-30).log2().round()), torch.ones_like(value))
 
 
-def _rescale(state: Mapping[str, Tensor], inner: float, norm: Float[Tensor, " d_sae"]) -> State:
+def _rescale(state: Mapping[str, Tensor], inner: float, norm: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
     factors = {"W_enc": norm, "W_dec": 1 / norm[:, None], "b_dec": inner, "r_mag": 1.0}
     return {name: tensor.detach() * factors.get(name, inner * norm) for name, tensor in state.items()}
 
@@ -94,11 +85,11 @@ def to_training(sae: ResidualSAE, units: Units) -> TrainingSAE[Any]:
     """SAELens' training class of the same architecture with the same latents in the same places."""
     config = copy.deepcopy(sae.sae.cfg.to_dict())
     # SAELens would estimate and fold in a scale of its own for the other kinds; released SAEs have theirs folded in.
-    if config["normalize_activations"] not in ("layer_norm", "constant_norm_rescale"):
+    if config["normalize_activations"] not in _NORMALISING:
         config["normalize_activations"] = "none"
     training_class, config_class = get_sae_training_class(config["architecture"])
     training = training_class(config_class.from_dict(config | {"decoder_init_norm": None}))
-    state = units.trained(sae.sae.state_dict())
+    state = _rescale(sae.sae.state_dict(), units.inner, units.norm)
     if "threshold" in state:
         state["threshold"] = state["threshold"].clamp(min=0)  # what a negative one does: see SAELens' JumpReLUSAE
     training.load_state_dict(state)
@@ -108,7 +99,7 @@ def to_training(sae: ResidualSAE, units: Units) -> TrainingSAE[Any]:
 def to_released(training: TrainingSAE[Any], units: Units, original: ResidualSAE) -> ResidualSAE:
     """The trained weights in the original's configuration, units and conventions."""
     sae = SAE.from_dict(copy.deepcopy(original.sae.cfg.to_dict()))
-    sae.load_state_dict(units.released(training.state_dict()))
+    sae.load_state_dict(_rescale(training.state_dict(), 1 / units.inner, 1 / units.norm))
     sae.to(original.sae.W_dec.device).eval().requires_grad_(False)
     return ResidualSAE(sae, original.layer, original.norm_multiple)
 

@@ -118,11 +118,11 @@ class Answering:
         """`AlignedModel.loglikelihood_tokens`."""
         scores: dict[int, tuple[float, bool]] = {}
         for batch in self.aligned.score_batches(requests, batch_size=batch_size):
-            scores.update(zip(batch.rows, batch.scores, strict=True))
+            scores.update(batch.scores)
             if batch.tally is not None:
                 self._scored.append(batch.tally)
             if progress is not None:
-                progress(len(batch.rows))
+                progress(len(batch.scores))
         return [scores[row] for row in range(len(requests))]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:

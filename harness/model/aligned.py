@@ -253,9 +253,9 @@ class AlignedModel:
         """The same for token ids; ``progress`` is called with the number of requests just finished."""
         scores: dict[int, tuple[float, bool]] = {}
         for batch in self.score_batches(requests, batch_size=batch_size):
-            scores.update(zip(batch.rows, batch.scores, strict=True))
+            scores.update(batch.scores)
             if progress is not None:
-                progress(len(batch.rows))
+                progress(len(batch.scores))
         return [scores[row] for row in range(len(requests))]
 
     def score_batches(

@@ -41,10 +41,9 @@ def write_artifact(
         if tensors is not None:
             kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(kept, folder / "intervention.safetensors")
-        if description["delta"] == "adapter":
-            model.save_pretrained(folder / "adapter")
-        elif description["delta"] == "weights":
-            model.save_pretrained(folder / "weights")
+        if description["delta"] != "none":
+            model.save_pretrained(folder / description["delta"])
+        if description["delta"] == "weights":
             tokenizer.save_pretrained(folder / "weights")  # so that the folder is a base model of its own
         readable = folder / "aligned.json"
         readable.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **description}, indent=2) + "\n", "utf-8")

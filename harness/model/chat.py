@@ -32,9 +32,7 @@ class ChatFormat:
             raise ValueError(f"unknown chat format {kind!r}; known: {', '.join(known)}")
         if kind == "tokenizer" and tokenizer.chat_template is None:
             raise ValueError("chat format 'tokenizer' needs a tokenizer with a chat template; use 'hh' or add one")
-        if kind == "hh" or tokenizer.chat_template is None:
-            return cls(tokenizer, "hh")
-        return cls(tokenizer, "tokenizer")
+        return cls(tokenizer, "hh" if kind == "hh" or tokenizer.chat_template is None else "tokenizer")
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids up to and including the assistant header: what the model answers to."""

@@ -16,8 +16,6 @@ from harness.model.steering import Runtime, Steering
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
-Scored = tuple[dict[int, Score], dict[str, Any] | None]
-"""Scores by request, and what was counted meanwhile."""
 
 Group = list[tuple[Tokens, list[int]]]
 """Contexts, each with some of its requests."""
@@ -30,11 +28,10 @@ _FORWARD = {"cpu": 64, "cuda": 1024}
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Requests that were scored together: their places among those asked for, and their scores in the same order.
+    """Requests that were scored together: place among those asked for -> score.
     ``tally``: what the steering session counted, as JSON; None where nothing was steered or counted."""
 
-    rows: tuple[int, ...]
-    scores: tuple[Score, ...]
+    scores: dict[int, Score]
     tally: dict[str, Any] | None
 
 
@@ -47,12 +44,10 @@ def score_batches(runtime: Runtime, requests: Sequence[Request], *, batch_size: 
     prefix that contexts share is encoded once, too. Steering is conditioned on the context and applied from its last
     position on, so a steered model's contexts are encoded whole: the condition sees every token of them.
     """
-    scored = _score_by_prefix if can_share(runtime) else _score_by_context
-    for scores, tally in scored(runtime, requests, batch_size):
-        yield ScoredBatch(tuple(scores), tuple(scores.values()), tally)
+    yield from (_score_by_prefix if can_share(runtime) else _score_by_context)(runtime, requests, batch_size)
 
 
-def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
+def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[ScoredBatch]:
     """Prefixes, the contexts on their caches, and on these rows of the context and all but a continuation's last
     token, which serve all continuations that end differently."""
     by_context: dict[Tokens, dict[Tokens, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -69,7 +64,7 @@ def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: 
             owners = [owner for owner, _, _ in part]
             logits = extended_logits(runtime, parents, owners, sequences, fed=fed)
             places = [(row, logits.shape[1] - len(tail) - 1, i) for row, (_, tail, of) in enumerate(part) for i in of]
-            yield _scores(logits, places, {i: requests[i][1] for _, _, i in places}), None
+            yield ScoredBatch(_scores(logits, places, {i: requests[i][1] for _, _, i in places}), None)
 
 
 def _encoded(runtime: Runtime, found: Sequence[Family], batch_size: int) -> Iterator[tuple[CachedRows, list[Tokens]]]:
@@ -91,7 +86,7 @@ def _encoded(runtime: Runtime, found: Sequence[Family], batch_size: int) -> Iter
         yield encode(runtime, contexts), contexts
 
 
-def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[Scored]:
+def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[ScoredBatch]:
     """Contexts are prefilled together, whole; then one forward scores what follows their continuations' first tokens.
 
     The form that steering takes: a session's rows follow one cache, and a prefill is a row's prompt.
@@ -102,7 +97,7 @@ def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size:
     for group in _groups(by_context, batch_size):
         with runtime.steering() as session:
             scores = _score_group(runtime, group, requests, session)
-        yield scores, None if session is None else session.counts()
+        yield ScoredBatch(scores, None if session is None else session.counts())
 
 
 def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Group]:

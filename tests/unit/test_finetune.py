@@ -9,10 +9,9 @@ from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dspa.method import DSPA
-from dspa.saes.finetune import FinetuneSettings, continue_training, finetune, save_finetuned
-from dspa.saes.quality import measure_quality
+from dspa.saes.finetune import FinetuneSettings, continue_training, finetune, save_finetuned, stream_tokens
+from dspa.saes.quality import measure_quality, texts_of
 from dspa.saes.sae import load_sae
-from dspa.saes.tokens import stream_tokens, texts_of
 from dspa.saes.training import Units, calibrate, check_trainable, to_training
 from harness.compute import Meter
 from harness.data.refs import ModelRef, SAERef

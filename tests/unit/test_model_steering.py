@@ -254,8 +254,8 @@ def test_scores_come_in_batches_that_carry_what_was_counted(tiny_base):
     requests = [([5, 6, 7], [8, 9]), ([5], [8]), ([6, 7], [9, 9, 9]), ([5], [9])]
     for model, prompts in ((base.derive(intervention=Counting()), 3), (base, None)):
         batches = list(model.score_batches(requests, batch_size=2))
-        assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
-        scores = {row: one for batch in batches for row, one in zip(batch.rows, batch.scores, strict=True)}
+        assert sorted(row for batch in batches for row in batch.scores) == [0, 1, 2, 3]
+        scores = {row: one for batch in batches for row, one in batch.scores.items()}
         assert model.loglikelihood_tokens(requests, batch_size=2) == [scores[row] for row in range(4)]
         if prompts is None:
             assert all(batch.tally is None for batch in batches)
