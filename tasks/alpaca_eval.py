@@ -182,7 +182,7 @@ class AlpacaEval(BenchmarkConfig):
                 yield _record(index, _LENGTH_CONTROLLED, annotation.length_controlled, error, raw)
 
     def judge_again(
-        self, model: AlignedModel, *, judge: Judge, seed: int, folder: Path | None = None
+        self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None
     ) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
         return self.run(model, judge=judge, seed=seed)

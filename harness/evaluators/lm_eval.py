@@ -28,6 +28,7 @@ from tqdm import tqdm
 from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
+from harness.responder import Responder
 from harness.plugins import load_plugins
 from harness.quiet import silenced
 
@@ -51,7 +52,7 @@ class AlignedLM(_HFLM):
 
     def __init__(
         self,
-        artifact: str | AlignedModel,
+        artifact: str | Responder,
         *,
         device: str | None = None,
         batch_size: int | str = 64,

@@ -130,9 +130,8 @@ def _refusal(request: Request, answer: str) -> tuple[float, str]:
 
 
 def _verdict(prompt: Conversation, score: Callable[..., tuple[float, str]], *answers: str) -> Verdict:
-    shown = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     request = last_request(prompt)
     if request is None:
         error = "the oracle knows only requests of the sandbox's world; this conversation ends with another"
-        return Verdict(None, "", shown, error)
-    return Verdict(*score(request, *answers), shown)
+        return Verdict(None, "", error)
+    return Verdict(*score(request, *answers))
