@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Class = TypeVar("Class", bound=type)
 
 
 class Registry(Generic[T]):
@@ -18,14 +17,14 @@ class Registry(Generic[T]):
         self.noun = noun
         self._entries: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[Class], Class]:
+    def register(self, name: str) -> Callable[[type], type]:
         """Class decorator: make the class known as ``name``; raises ValueError when the name is taken."""
 
-        def decorate(cls: Class) -> Class:
+        def decorate(cls: type) -> type:
             if name in self._entries:
                 raise ValueError(f"{self.noun} {name!r} is already registered by {self._entries[name].__qualname__}")
             cls.name = name  # type: ignore[attr-defined]
-            self._entries[name] = cls  # type: ignore[assignment]
+            self._entries[name] = cls
             return cls
 
         return decorate

@@ -1,7 +1,7 @@
 """What an inference-time edit of the residual stream is."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -115,6 +115,10 @@ class Intervention(Protocol):
         ...
 
 
+_Class = TypeVar("_Class", bound=type)
 INTERVENTIONS: Registry[Intervention] = Registry("intervention")
-register_intervention = INTERVENTIONS.register
-"""Class decorator: artifacts that hold this intervention come back as this class."""
+
+
+def register_intervention(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator: artifacts that hold this intervention come back as this class."""
+    return INTERVENTIONS.register(name)  # type: ignore[return-value]
