@@ -119,12 +119,16 @@ class AlignedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the outputs: base, weight delta, intervention, chat format, dtype.
 
         Batch size and device are not in it; provenance neither.
         """
+        return self._fingerprint
+
+    @cached_property  # apart, because a protocol's property can be no cached one
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         parts = [self.base.identity, self.chat.identity, str(self.model.dtype), self.system_prompt, self.delta]
         digest.update(json.dumps(parts).encode())
