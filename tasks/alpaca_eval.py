@@ -181,9 +181,7 @@ class AlpacaEval(BenchmarkConfig):
                 raw = {"characters": len(annotation.output), "reference_characters": len(annotation.reference)}
                 yield _record(index, _LENGTH_CONTROLLED, annotation.length_controlled, error, raw)
 
-    def judge_again(
-        self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None
-    ) -> Iterator[Record]:
+    def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
         return self.run(model, judge=judge, seed=seed)
 

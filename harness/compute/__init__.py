@@ -6,11 +6,13 @@ What needs torch is imported when it is asked for, so that a bill can be read wi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.compute.bill import Bill, paper_flops
+
 if TYPE_CHECKING:
     from harness.compute.flops import count_flops, signature_of
     from harness.compute.meter import Meter
 
-__all__ = ["Meter", "count_flops", "signature_of"]
+__all__ = ["Bill", "Meter", "count_flops", "paper_flops", "signature_of"]
 _MODULES = {"Meter": "meter", "count_flops": "flops", "signature_of": "flops"}
 
 

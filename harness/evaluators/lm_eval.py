@@ -28,9 +28,9 @@ from tqdm import tqdm
 from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
-from harness.responder import Responder
 from harness.plugins import load_plugins
 from harness.quiet import silenced
+from harness.responder import Responder
 
 _log = logging.getLogger(__name__)
 
