@@ -70,13 +70,13 @@ def passed(files: set[str], way: str, most: int) -> None:
 def test_a_triple_becomes_an_artifact_in_fifteen_files(base, dspa, tmp_path):
     with passing() as files:
         triples = load_triples(ASSETS / "triples.jsonl")
-        fit(dspa, "dspa", base, draw_budget(triples, 8, seed=0), 0).save(tmp_path / "artifact")
+        fit(dspa, base, draw_budget(triples, 8, seed=0), 0).save(tmp_path / "artifact")
     passed(files, "A triple becomes an artifact", 15)
 
 
 def test_a_prompt_becomes_a_table_cell_in_twenty_files(base, dspa, tmp_path):
     triples = load_triples(ASSETS / "triples.jsonl")
-    aligned = fit(dspa, "dspa", base, draw_budget(triples, 8, seed=0), 0)
+    aligned = fit(dspa, base, draw_budget(triples, 8, seed=0), 0)
     suite = load_suite(ROOT / "tasks" / "suites" / "sandbox.yaml", ["benchmarks.mt_bench.max_new_tokens=2"])
     run = write_run(tmp_path / "run")
     with passing() as files:
@@ -97,7 +97,7 @@ def test_a_dpo_cell_is_fitted_in_twelve_files(base, tmp_path):
     method = METHODS["dpo"](epochs=1)
     triples = load_triples(ASSETS / "triples.jsonl")
     with passing() as files:
-        aligned = fit(method, "dpo", base, draw_budget(triples, 4, seed=0), 0)
+        aligned = fit(method, base, draw_budget(triples, 4, seed=0), 0)
         aligned.save(tmp_path / "artifact")
     assert Bill.model_validate(aligned.bill).optimiser_steps == 1
     passed(files, "A DPO cell", 12)
