@@ -24,7 +24,7 @@ from harness.model.intervention import Positions
 @register_method("dspa")
 class DSPA(MethodConfig):
     """Dynamic SAE Steering for Preference Alignment (arXiv 2603.21461). Defaults are the paper's where it gives them;
-    the percentile, the strict gate and the steered positions are ours (see README, "Decisions")."""
+    the percentile, the strict gate and the steered positions are ours (see docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND

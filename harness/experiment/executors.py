@@ -83,7 +83,7 @@ def _run_in_processes(folder: Path, cells: Sequence[str], workers: int, threads:
                 try:
                     message = worker.pipe.recv()
                 except (EOFError, ConnectionError):
-                    _bury(worker, folder, progress)
+                    _fail_cell(worker, folder, progress)
                     running.remove(worker)
                     continue
                 if message == "over":
@@ -128,7 +128,7 @@ def _give(worker: _Worker, todo: list[str]) -> bool:
     return worker.cell is not None
 
 
-def _bury(worker: _Worker, folder: Path, progress: Progress) -> None:
+def _fail_cell(worker: _Worker, folder: Path, progress: Progress) -> None:
     """A worker that died (killed for memory, crashed in native code) fails its cell and no other."""
     worker.process.join()
     if worker.cell is None:

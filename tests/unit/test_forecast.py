@@ -147,17 +147,17 @@ def test_a_triple_is_tokenised_once_for_forecast_and_fit(forecaster, even_budget
     method, base = METHODS[name], tiny_base("llama")
     whole = fit(method, base, even_budget, 0, predicted=forecaster.of(method, even_budget).stages)
     tokenised = Counter()
-    count = AlignedModel._triple_ids
+    count = AlignedModel.prompt_ids
 
-    def counted(model, triple):
-        tokenised[model.system_prompt, triple.key] += 1
-        return count(model, triple)
+    def counted(model, conversation):
+        tokenised[model.system_prompt, str(conversation)] += 1
+        return count(model, conversation)
 
-    monkeypatch.setattr(AlignedModel, "_triple_ids", counted)
+    monkeypatch.setattr(AlignedModel, "prompt_ids", counted)
     encoding = base.derive(encoded={})
     forecast = forecaster.of(method, even_budget, 10**15, base=encoding)
     aligned = fit(method, encoding, forecast.budget, 0, predicted=forecast.stages)
-    assert len({key for _, key in tokenised}) == len(even_budget.triples)
+    assert {prompt for _, prompt in tokenised} == {str(triple.prompt) for triple in even_budget.triples}
     assert set(tokenised.values()) == {1}
     assert (aligned.fingerprint, aligned.encoded) == (whole.fingerprint, None)
 

@@ -274,14 +274,6 @@ def test_interrupted_at_any_batch_and_resumed_a_benchmark_ends_as_if_it_had_not_
         stop_at = stop
 
 
-class QuotingJudge(ScriptedJudge):
-    """Keeps what it was shown, as judges that are asked by prompts do."""
-
-    def _verdicts(self, kind, requests):
-        verdicts = super()._verdicts(kind, requests)
-        return [replace(v, prompt=str(request)) for v, request in zip(verdicts, requests, strict=True)]
-
-
 @pytest.mark.parametrize("name", ["mt_bench", "alpaca_eval", "safety"])
 def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tmp_path, name):
     rows = "".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(2))
@@ -296,8 +288,8 @@ def test_an_answers_text_is_on_disk_in_the_store_and_in_the_evaluators_export(tm
     }
     model = ScriptedModel(lambda c: f"unmistakable {len(c)} {c[-1]['content']}")
     cell = CellFolder(tmp_path / "cell")
-    judges = [QuotingJudge(rate=lambda r: 5.0, compare=lambda r: 1.0, harm=lambda r: 1.0, refusal=lambda r: 0.0)]
-    judges.append(QuotingJudge(rate=lambda r: 6.0, compare=lambda r: 2.0, harm=lambda r: 2.0, refusal=lambda r: 1.0))
+    judges = [ScriptedJudge(rate=lambda r: 5.0, compare=lambda r: 1.0, harm=lambda r: 1.0, refusal=lambda r: 0.0)]
+    judges.append(ScriptedJudge(rate=lambda r: 6.0, compare=lambda r: 2.0, harm=lambda r: 2.0, refusal=lambda r: 1.0))
     for again, judge in zip((False, True), judges, strict=True):
         settings = {"judge": judge, "seed": 1, "folder": cell, "notify": lambda _: None, "again": again}
         evaluate(model, name, benchmarks[name], **settings)  # type: ignore[arg-type]

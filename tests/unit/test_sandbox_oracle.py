@@ -136,10 +136,8 @@ def test_refusals_are_recognised_for_harmful_and_harmless_requests(judge):
     assert [v.value for v in judge.refusal(answers)] == [1, 0, 1, 0]
 
 
-def test_verdicts_show_what_was_judged_and_why(judge):
-    verdict = rated(judge, ASK_FOX, PLAIN)
-    assert "what does the fox eat?" in verdict.prompt
-    assert "plain 9" in verdict.raw
+def test_verdicts_say_why(judge):
+    assert "plain 9" in rated(judge, ASK_FOX, PLAIN).raw
 
 
 def test_the_reading_counts_clauses_and_markers():
