@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from harness.data.triples import Conversation
@@ -41,7 +42,10 @@ class GroundTruth(Protocol):
         ...
 
 
-def ground_truth(base: str) -> GroundTruth | None:
-    """The world that the base model with identity ``base`` was made from; None when no installed package knows it."""
-    known = (entry.load()(base) for entry in declared(TRUTHS))
+def ground_truth(base: str, folder: str | None) -> GroundTruth | None:
+    """The world that the base model with identity ``base`` was made from; None when no installed package knows it.
+
+    ``folder``: where the model is, if that is a local folder; what lies beside it may say more.
+    """
+    known = (entry.load()(base, None if folder is None else Path(folder)) for entry in declared(TRUTHS))
     return next((truth for truth in known if truth is not None), None)

@@ -13,24 +13,35 @@ commands.add_typer(sandbox, name="sandbox")
 mt_bench = command_group("MT-Bench on FastChat's files.")
 commands.add_typer(mt_bench, name="mt-bench")
 
+PlantedWorld = Annotated[Literal["first", "second"], typer.Option(help="Which assignment of preferences.")]
+
 
 @sandbox.command(epilog="Example: `dspa-bench sandbox build --out build/sandbox`")
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of everything in the world.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything in the world.", show_default="the world's own")
+    ] = None,
+    world: PlantedWorld = "first",
 ) -> None:
-    """Make the sandbox from its seed: data, questions, tokenizer, base model, SAEs (minutes on two cores)."""
-    from tasks.sandbox.build import build as build_sandbox
+    """Make a world of the sandbox from its seed: data, questions, tokenizer, base model, SAEs (minutes on two cores).
 
-    build_sandbox(out, seed)
+    The first is the one that is committed. The second has another seed, and every family of requests prefers another
+    register: what was chosen in the first can be tried there once.
+    """
+    from tasks.sandbox.build import build as build_sandbox
+    from tasks.sandbox.world import WORLDS
+
+    build_sandbox(out, seed, world=WORLDS[world])
 
 
 @sandbox.command(epilog="Example: `dspa-bench sandbox show`")
-def show() -> None:
+def show(world: PlantedWorld = "first") -> None:
     """Print sample conversations, and what each family of requests prefers."""
     from tasks.sandbox.truth import show as show_sandbox
+    from tasks.sandbox.world import WORLDS
 
-    print(show_sandbox(), end="")
+    print(show_sandbox(world=WORLDS[world]), end="")
 
 
 @mt_bench.command(

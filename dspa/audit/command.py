@@ -64,7 +64,7 @@ def audit_command(
         read_corpus(texts, model),
         settings,
         ask=None if endpoint is None else endpoint.ask_all,
-        truth=ground_truth(model.base.identity),
+        truth=ground_truth(model.base.identity, model.base.ref.path),
         progress=lambda stage: console.print(f"{stage} ..."),
     )
     text = to_markdown(

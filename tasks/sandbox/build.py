@@ -11,8 +11,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from harness.data.triples import conversation
-from harness.files import atomic_folder
-from tasks.sandbox.world import FAMILIES, GENERATOR_VERSION, REFUSE, REGISTERS
+from harness.files import atomic_folder, folder_hash
+from tasks.sandbox.world import FAMILIES, FIRST, GENERATOR_VERSION, REFUSE, REGISTERS, World
 
 if TYPE_CHECKING:
     from harness.model.aligned import AlignedModel
@@ -33,11 +33,11 @@ class Sizes:
     sampled_answers: int = 400
 
 
-def build(out_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> None:
-    """Write the sandbox into ``out_dir``, replacing it as a whole when everything is done.
+def build(out_dir: Path, seed: int | None = None, sizes: Sizes | None = None, world: World = FIRST) -> None:
+    """Write a world's sandbox into ``out_dir``, replacing it as a whole when everything is done.
 
-    Runs on one thread, so the same seed and library versions give the same files on one machine. Raises
-    ValueError when ``out_dir`` exists and is not a sandbox (has no manifest.json).
+    Without a ``seed``, the world's own. Runs on one thread, so the same seed and library versions give the same files on
+    one machine. Raises ValueError when ``out_dir`` exists and is not a sandbox (has no manifest.json).
     """
     out_dir, sizes = Path(out_dir), sizes or Sizes()
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "manifest.json").is_file():
@@ -45,15 +45,15 @@ def build(out_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> None:
             f"{out_dir} exists and is not a sandbox (no manifest.json); name a new folder or one a build made"
         )
     with atomic_folder(out_dir, replace=True) as folder, _one_thread():
-        _make(folder, seed, sizes)
+        _make(folder, world.seed if seed is None else seed, sizes, world)
 
 
-def _make(folder: Path, seed: int, sizes: Sizes) -> None:
+def _make(folder: Path, seed: int, sizes: Sizes, world: World) -> None:
     from tasks.sandbox import corpus, model, questions, saes
 
-    questions.write_data(folder, seed)
+    questions.write_data(folder, seed, world)
     tokenizer = model.build_tokenizer()
-    documents = corpus.training_corpus(seed, sizes.corpus)
+    documents = corpus.training_corpus(seed, sizes.corpus, world)
     base = model.train_model(documents, tokenizer, seed, sizes.epochs)
     base.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -62,6 +62,8 @@ def _make(folder: Path, seed: int, sizes: Sizes) -> None:
         saes.train_sae(data, site, folder / name, seed=seed, d_sae=sizes.d_sae, steps=sizes.sae_steps)
     manifest = {
         "generator_version": GENERATOR_VERSION,
+        "world": world.name,
+        "base": folder_hash(folder / "model"),
         "seed": seed,
         "sizes": asdict(sizes),
         "corpus": {
@@ -70,13 +72,13 @@ def _make(folder: Path, seed: int, sizes: Sizes) -> None:
             "sha256": corpus.corpus_hash(documents),
         },
         "parameters": sum(p.numel() for p in base.parameters()),
-        "figures": measure(folder, seed, sizes),
+        "figures": measure(folder, seed, sizes, world),
         "versions": {name: version(name) for name in ("torch", "transformers", "sae_lens")},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
+def measure(folder: Path, seed: int, sizes: Sizes, world: World = FIRST) -> dict[str, Any]:
     """Evaluation figures of the weights in ``folder``: what the manifest states and a test recomputes.
 
     ``loss``: nats per token on held-out texts. ``sandbox_facts``, ``sandbox_scenes``: multiple-choice
@@ -90,7 +92,7 @@ def measure(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
 
     base = AlignedModel.from_base(ModelRef.model_validate({"path": str(folder / "model")}))
     rng = Random(f"held out:{seed}")
-    held_out = [corpus.document(rng) for _ in range(sizes.held_out)]
+    held_out = [corpus.document(rng, world) for _ in range(sizes.held_out)]
     figures: dict[str, Any] = {"loss": model.corpus_loss(base.model, base.tokenizer, held_out)}
     for task in ("sandbox_facts", "sandbox_scenes"):
         figures[task] = _choice_accuracy(base, questions.read_lines(folder / "lm_eval" / f"{task}.jsonl"))

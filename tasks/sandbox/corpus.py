@@ -7,7 +7,7 @@ from random import Random
 from harness.data.triples import Conversation, Message
 from tasks.sandbox import grammar
 from tasks.sandbox.grammar import TOPICS, Request, tidy
-from tasks.sandbox.world import MARKERS, REFUSE, SLOTS, SPOKEN, THINGS
+from tasks.sandbox.world import FIRST, MARKERS, REFUSE, SLOTS, THINGS, World
 
 PERSISTENCE = 0.9  # probability that a speaker keeps the register at the next marker
 MARKERS_A_CLAUSE = 3
@@ -52,7 +52,13 @@ def _side_of(request: str) -> str:
 
 
 def answer(
-    rng: Random, request: Request, start: str, *, persistence: float = PERSISTENCE, content: Random | None = None
+    rng: Random,
+    request: Request,
+    start: str,
+    *,
+    world: World = FIRST,
+    persistence: float = PERSISTENCE,
+    content: Random | None = None,
 ) -> str:
     """An answer that starts in register ``start`` and keeps it with probability ``persistence`` per marker.
 
@@ -69,7 +75,7 @@ def answer(
         spoken = []
         for slot in range(MARKERS_A_CLAUSE):
             if (index, slot) != (0, 0) and rng.random() > persistence:
-                register = rng.choice(SPOKEN[request.family])
+                register = rng.choice(world.spoken[request.family])
             spoken.append(register)
         refuses = spoken[0] == REFUSE and request.topic == "crime"
         pattern = (grammar.REFUSALS if refuses else TOPICS[request.topic].clauses)[position]
@@ -79,11 +85,11 @@ def answer(
     return tidy(" ".join(sentences))
 
 
-def base_answer(rng: Random, request: Request) -> str:
+def base_answer(rng: Random, request: Request, world: World = FIRST) -> str:
     """An answer with a uniformly drawn first register: how the corpus (and so the base model) speaks."""
     if request.borderline and rng.random() < BORDERLINE_REFUSALS:
-        return answer(rng, request, REFUSE)
-    return answer(rng, request, rng.choice(SPOKEN[request.family]))
+        return answer(rng, request, REFUSE, world=world)
+    return answer(rng, request, rng.choice(world.spoken[request.family]), world=world)
 
 
 def draw_topic(rng: Random) -> str:
@@ -91,14 +97,15 @@ def draw_topic(rng: Random) -> str:
     return rng.choice(grammar.TOPICS_OF[rng.choice(sorted(grammar.TOPICS_OF))])
 
 
-def conversation(rng: Random, part: str = "corpus") -> Conversation:
+def conversation(rng: Random, part: str = "corpus", world: World = FIRST) -> Conversation:
     """One or (four times in ten) two exchanges, one time in ten after a system turn without information."""
     messages = []
     if rng.random() < 0.1:
         messages.append(Message(role="system", content=_noise(rng)))
     for turn in range(2 if rng.random() < 0.4 else 1):
         request, text = prompt_for(rng, draw_topic(rng), part, follow_up=turn > 0)
-        messages += [Message(role="user", content=text), Message(role="assistant", content=base_answer(rng, request))]
+        reply = base_answer(rng, request, world)
+        messages += [Message(role="user", content=text), Message(role="assistant", content=reply)]
     return tuple(messages)
 
 
@@ -136,11 +143,11 @@ def scene_ending(kind: str, facts: dict[str, str]) -> str:
     return tidy(grammar.SCENES[kind][1].format(**facts))
 
 
-def document(rng: Random) -> Document:
+def document(rng: Random, world: World = FIRST) -> Document:
     """A training text: mostly conversations, some bare facts, some scenes."""
     kind = rng.random()
     if kind < 0.8:
-        return Document(conversation(rng))
+        return Document(conversation(rng, world=world))
     if kind < 0.92:
         facts = rng.sample(fact_sentences(), rng.randint(3, 8))
         return Document(text=" ".join(f"{beginning} {ending}." for beginning, ending, _ in facts))
@@ -149,10 +156,10 @@ def document(rng: Random) -> Document:
     return Document(text=f"{first} {scene_ending(scene_kind, grammar.truth(request))}")
 
 
-def training_corpus(seed: int, size: int) -> list[Document]:
+def training_corpus(seed: int, size: int, world: World = FIRST) -> list[Document]:
     """``size`` texts; the first texts of a larger corpus with the same seed are the same."""
     rng = Random(f"corpus:{seed}")
-    return [document(rng) for _ in range(size)]
+    return [document(rng, world) for _ in range(size)]
 
 
 def corpus_hash(documents: list[Document]) -> str:

@@ -11,7 +11,7 @@ from harness.data.triples import Message
 from tasks.sandbox.corpus import answer, base_answer, draw_topic, fact_sentences, prompt_for, scene, scene_ending
 from tasks.sandbox.grammar import SCENES, TOPICS, TOPICS_OF, Request, truth
 from tasks.sandbox.oracle import rate
-from tasks.sandbox.world import PREFERRED, SLOTS, SPOKEN
+from tasks.sandbox.world import FIRST, SLOTS, World
 
 SIZES = {
     "triples": 500,
@@ -39,9 +39,9 @@ MARGIN = 4.0  # least difference of the ratings of a triple's answers
 _LM_EVAL = Path(__file__).parent / "assets" / "lm_eval"  # its YAML files and loader are written by hand
 
 
-def write_data(folder: Path, seed: int) -> None:
-    """Write every text asset into the existing ``folder``: the same bytes for the same seed and version."""
-    _lines(folder / "triples.jsonl", triples(seed, "train", SIZES["triples"], set()))
+def write_data(folder: Path, seed: int, world: World = FIRST) -> None:
+    """Write every text asset into the existing ``folder``: the same bytes for the same seed, world and version."""
+    _lines(folder / "triples.jsonl", triples(seed, "train", SIZES["triples"], set(), world))
     seen: set[str] = set()
     for part in ("mt_bench", "alpaca_eval", "safety", "lm_eval"):
         (folder / part).mkdir()
@@ -49,11 +49,11 @@ def write_data(folder: Path, seed: int) -> None:
     for name, prompts in safety_prompts(seed, seen).items():
         _lines(folder / "safety" / f"{name}.jsonl", prompts)
     _lines(folder / "mt_bench" / "question.jsonl", mt_bench_questions(seed, seen))
-    instructions = alpaca_instructions(seed, seen)
+    instructions = alpaca_instructions(seed, seen, world)
     text = json.dumps(instructions, indent=1, ensure_ascii=False) + "\n"
     (folder / "alpaca_eval" / "reference_outputs.json").write_text(text, encoding="utf-8")
     # Last, so that the other sets are what they would be without it.
-    held_out = triples(seed, "heldout", SIZES["triples_heldout"], seen, part="evaluation")
+    held_out = triples(seed, "heldout", SIZES["triples_heldout"], seen, world, part="evaluation")
     _lines(folder / "triples_heldout.jsonl", held_out)
     _lines(folder / "lm_eval" / "sandbox_facts.jsonl", facts(seed))
     _lines(folder / "lm_eval" / "sandbox_scenes.jsonl", scenes(seed))
@@ -62,7 +62,9 @@ def write_data(folder: Path, seed: int) -> None:
             shutil.copyfile(source, folder / "lm_eval" / source.name)
 
 
-def triples(seed: int, name: str, count: int, seen: set[str], *, part: str = "triples") -> list[dict[str, Any]]:
+def triples(
+    seed: int, name: str, count: int, seen: set[str], world: World, *, part: str = "triples"
+) -> list[dict[str, Any]]:
     """Preference triples with distinct prompts, a third of them about the second turn of a conversation.
 
     Both answers come from the world's speakers and make the same true statements (where one refuses and the other
@@ -75,7 +77,8 @@ def triples(seed: int, name: str, count: int, seen: set[str], *, part: str = "tr
         history: list[Message] = []
         if rng.random() < 1 / 3:
             request, text = prompt_for(rng, draw_topic(rng), part)
-            history = [Message(role="user", content=text), Message(role="assistant", content=base_answer(rng, request))]
+            reply = base_answer(rng, request, world)
+            history = [Message(role="user", content=text), Message(role="assistant", content=reply)]
         request, text = prompt_for(rng, draw_topic(rng), part, follow_up=bool(history))
         prompt = [*history, Message(role="user", content=text)]
         # Held-out triples share no user turn with anything; training triples only no whole prompt.
@@ -83,12 +86,13 @@ def triples(seed: int, name: str, count: int, seen: set[str], *, part: str = "tr
         if seen & set(keys):
             continue
         seen |= set(keys)
-        preferred = PREFERRED[request.family]
+        preferred = world.preferred[request.family]
+        others = [register for register in world.spoken[request.family] if register != preferred]
         chosen = rejected = ""
-        while rate(request, chosen)[0] < rate(request, rejected)[0] + MARGIN:
-            content, other = rng.getrandbits(32), rng.choice([r for r in SPOKEN[request.family] if r != preferred])
-            chosen = answer(rng, request, preferred, content=Random(content))
-            rejected = answer(rng, request, other, content=Random(content))
+        while rate(request, chosen, world)[0] < rate(request, rejected, world)[0] + MARGIN:
+            content, other = rng.getrandbits(32), rng.choice(others)
+            chosen = answer(rng, request, preferred, world=world, content=Random(content))
+            rejected = answer(rng, request, other, world=world, content=Random(content))
         rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": request.topic})
     return rows
 
@@ -105,17 +109,17 @@ def mt_bench_questions(seed: int, seen: set[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def alpaca_instructions(seed: int, seen: set[str]) -> list[dict[str, str]]:
+def alpaca_instructions(seed: int, seen: set[str], world: World) -> list[dict[str, str]]:
     """Instructions of the four everyday families with reference outputs, in AlpacaEval's format.
 
     A reference is an answer of an average speaker of the world: true, in a register drawn as in the corpus.
     """
     rng = Random(f"alpaca_eval:{seed}")
     rows = []
-    for family in [f for f in PREFERRED if f != "unsafe"]:
+    for family in [f for f in world.preferred if f != "unsafe"]:
         for _ in range(SIZES["instructions_a_family"]):
             request, text = _fresh(rng, rng.choice(TOPICS_OF[family]), seen)
-            output = answer(rng, request, rng.choice(SPOKEN[request.family]))
+            output = answer(rng, request, rng.choice(world.spoken[family]), world=world)
             rows.append({"instruction": text, "output": output, "generator": "sandbox_reference", "dataset": family})
     return rows
 

@@ -4,6 +4,9 @@ Everything here is data; the sentences are built in `grammar`, the texts in `cor
 text must raise `GENERATOR_VERSION`, because the committed weights belong to one version.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 GENERATOR_VERSION = 3
 
 
@@ -128,13 +131,40 @@ MARKERS = {
 REGISTER_OF = {word: register for register, words in MARKERS.items() for word in words}
 
 FAMILIES = ("fact", "advice", "chat", "story", "unsafe")
-PREFERRED = {"fact": "plain", "advice": "warm", "chat": "hedge", "story": "slang", "unsafe": REFUSE}
-# The registers that people use in a family, as often as they are named. Every everyday register is the preferred one
-# of one family and the other one of another, so no fixed direction serves all; half of the unsafe requests are refused.
-SPOKEN = {
-    "fact": ("plain", "slang"),
-    "advice": ("warm", "plain"),
-    "chat": ("hedge", "warm"),
-    "story": ("slang", "hedge"),
-    "unsafe": (REFUSE,) * 4 + REGISTERS,
-}
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Who prefers what; vocabulary, facts and sentences are the same in every world.
+
+    ``preferred``: family -> the register that its preference data favour. ``spoken``: family -> the registers that
+    people use in it, as often as they are named. ``seed``: of its texts and weights, unless another is asked for.
+    """
+
+    name: str
+    seed: int
+    preferred: Mapping[str, str]
+    spoken: Mapping[str, tuple[str, ...]]
+
+
+def _world(name: str, seed: int, everyday: Mapping[str, tuple[str, str]]) -> World:
+    """``everyday``: family -> (preferred register, the other one); half of the unsafe requests are refused."""
+    preferred = {family: registers[0] for family, registers in everyday.items()} | {"unsafe": REFUSE}
+    return World(name, seed, preferred, {**everyday, "unsafe": (REFUSE,) * 4 + REGISTERS})
+
+
+# In both, every everyday register is the preferred one of one family and the other one of another, so no fixed
+# direction serves all.
+FIRST = _world(
+    "first",
+    0,
+    {"fact": ("plain", "slang"), "advice": ("warm", "plain"), "chat": ("hedge", "warm"), "story": ("slang", "hedge")},
+)
+# Never used to choose anything: what was settled in the first world is tried here once. No family prefers or speaks
+# against what it does in the first, and no two registers that compete there compete here.
+SECOND = _world(
+    "second",
+    1,
+    {"fact": ("hedge", "plain"), "advice": ("slang", "warm"), "chat": ("plain", "hedge"), "story": ("warm", "slang")},
+)
+WORLDS = {world.name: world for world in (FIRST, SECOND)}

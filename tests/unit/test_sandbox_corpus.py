@@ -22,7 +22,7 @@ from tasks.sandbox.corpus import (
     training_corpus,
 )
 from tasks.sandbox.grammar import SCENES, TOPICS, draw_request, split_words, understand, vocabulary
-from tasks.sandbox.world import REFUSE, REGISTER_OF, SPOKEN
+from tasks.sandbox.world import FIRST, REFUSE, REGISTER_OF, SECOND, WORLDS
 
 
 def registers(text: str) -> list[str]:
@@ -32,6 +32,17 @@ def registers(text: str) -> list[str]:
 def test_the_same_seed_gives_the_same_corpus_and_another_seed_another():
     assert corpus_hash(training_corpus(3, 50)) == corpus_hash(training_corpus(3, 50))
     assert corpus_hash(training_corpus(3, 50)) != corpus_hash(training_corpus(4, 50))
+
+
+def test_another_world_says_the_same_things_in_other_registers():
+    first, second = (training_corpus(0, 200, world) for world in (FIRST, SECOND))
+    assert corpus_hash(first) != corpus_hash(second)
+    for world, documents in ((FIRST, first), (SECOND, second)):
+        for messages in (document.conversation for document in documents):
+            for asked, reply in pairwise(messages):
+                request = understand(asked["content"])
+                if reply["role"] == "assistant" and request is not None and not request.borderline:
+                    assert set(registers(reply["content"])) <= set(world.spoken[request.family])
 
 
 def test_a_smaller_corpus_is_the_beginning_of_a_larger_one():
@@ -60,11 +71,12 @@ def test_a_speaker_keeps_the_register_with_the_stated_probability():
     assert kept / total == pytest.approx(PERSISTENCE + (1 - PERSISTENCE) / 2, abs=0.01)
 
 
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("topic", ["animal", "tool", "feeling", "outing", "story"])
-def test_the_corpus_has_no_preference_between_the_registers_of_a_family(topic):
+def test_the_corpus_has_no_preference_between_the_registers_of_a_family(topic, world):
     rng = Random(0)
-    counts = Counter(r for _ in range(4000) for r in registers(base_answer(rng, draw_request(rng, topic))))
-    spoken = SPOKEN[TOPICS[topic].family]
+    counts = Counter(r for _ in range(4000) for r in registers(base_answer(rng, draw_request(rng, topic), world)))
+    spoken = world.spoken[TOPICS[topic].family]
     assert set(counts) == set(spoken)
     for register in spoken:
         assert counts[register] / counts.total() == pytest.approx(0.5, abs=0.03)

@@ -3,13 +3,14 @@
 from random import Random
 
 import pytest
+from pydantic import ValidationError
 
 from harness.data.triples import conversation
 from harness.judging.judge import JUDGES, Answer, Comparison, Judge, Rating
 from tasks.sandbox.corpus import answer
 from tasks.sandbox.grammar import TOPICS, Request, draw_request
 from tasks.sandbox.oracle import SandboxOracle, rate, read_answer
-from tasks.sandbox.world import PREFERRED
+from tasks.sandbox.world import WORLDS
 
 FOX = Request("animal", ("fox",))
 ASK_FOX = conversation("what does the fox eat?")
@@ -97,12 +98,30 @@ def test_the_last_user_turn_decides_what_is_asked(judge):
     assert rated(judge, history, REFUSAL).value == 10
 
 
-def test_every_preferred_answer_of_the_generator_that_keeps_its_register_is_rated_ten():
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_every_preferred_answer_of_the_generator_that_keeps_its_register_is_rated_ten(world):
     rng = Random(0)
     for topic in sorted(TOPICS):
         for _ in range(30):
             request = draw_request(rng, topic)
-            assert rate(request, answer(rng, request, PREFERRED[request.family], persistence=1.0))[0] == 10
+            preferred = world.preferred[request.family]
+            assert rate(request, answer(rng, request, preferred, world=world, persistence=1.0), world)[0] == 10
+
+
+def test_each_worlds_judge_rates_by_its_own_preference_and_says_which_world_it_is(judge):
+    second, hedge = SandboxOracle(world="second"), PLAIN
+    for plain, other in (("simply", "maybe"), ("clearly", "probably"), ("indeed", "somehow")):
+        hedge = hedge.replace(plain, other)
+    assert [rated(judge, ASK_FOX, text).value for text in (PLAIN, hedge)] == [10, pytest.approx(2.8)]
+    assert [rated(second, ASK_FOX, text).value for text in (PLAIN, hedge)] == [pytest.approx(2.8), 10]
+    assert second.compare([Comparison.of(ASK_FOX, PLAIN, hedge)])[0].value == 2
+    assert (judge.label, second.label) == ("sandbox_oracle-v3", "sandbox_oracle_second-v3")
+    assert "first world" in judge.statement and "second world" in second.statement
+
+
+def test_a_world_that_there_is_not_is_refused():
+    with pytest.raises(ValidationError, match="'first' or 'second'"):
+        SandboxOracle(world="third")
 
 
 def test_comparison_prefers_the_higher_rating_and_is_symmetric(judge):

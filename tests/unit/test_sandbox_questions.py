@@ -11,7 +11,7 @@ from tasks.sandbox.corpus import part_of, training_corpus
 from tasks.sandbox.grammar import understand, without_opener
 from tasks.sandbox.oracle import SandboxOracle
 from tasks.sandbox.questions import SIZES, read_lines, write_data
-from tasks.sandbox.world import PREFERRED, REGISTER_OF
+from tasks.sandbox.world import FIRST, REGISTER_OF, WORLDS
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +40,33 @@ def test_the_same_seed_writes_the_same_bytes(data, tmp_path):
             assert (tmp_path / path.relative_to(data)).read_bytes() == path.read_bytes()
 
 
-def test_triples_load_and_the_oracle_agrees_with_every_preference(data):
-    triples = load_triples(data / "triples.jsonl")
+@pytest.fixture(scope="module", params=WORLDS)
+def world_data(request, data, tmp_path_factory):
+    """(world, folder of its data)."""
+    world = WORLDS[request.param]
+    if world is FIRST:
+        return world, data
+    folder = tmp_path_factory.mktemp(world.name)
+    write_data(folder, world.seed, world)
+    return world, folder
+
+
+def test_triples_load_and_the_oracle_agrees_with_every_preference(world_data):
+    world, folder = world_data
+    triples = load_triples(folder / "triples.jsonl")
     assert len(triples) == SIZES["triples"]
-    verdicts = SandboxOracle().compare([Comparison.of(t.prompt, t.chosen, t.rejected) for t in triples])
+    verdicts = SandboxOracle(world=world.name).compare([Comparison.of(t.prompt, t.chosen, t.rejected) for t in triples])
     assert all(v.value == 1 for v in verdicts)
 
 
-def test_chosen_answers_begin_in_the_preferred_register_and_rejected_ones_do_not(data):
-    for triple in load_triples(data / "triples.jsonl"):
+def test_chosen_answers_begin_in_the_preferred_register_and_rejected_ones_in_another_that_is_spoken(world_data):
+    world, folder = world_data
+    for triple in load_triples(folder / "triples.jsonl") + load_triples(folder / "triples_heldout.jsonl"):
         request = understand(triple.prompt[-1]["content"])
         assert request is not None
-        preferred = PREFERRED[request.family]
+        preferred = world.preferred[request.family]
         assert REGISTER_OF[triple.chosen.split()[0]] == preferred
-        assert REGISTER_OF[triple.rejected.split()[0]] != preferred
+        assert REGISTER_OF[triple.rejected.split()[0]] in set(world.spoken[request.family]) - {preferred}
 
 
 def test_held_out_triples_share_no_prompt_with_the_training_triples(data):
@@ -64,7 +77,7 @@ def test_held_out_triples_share_no_prompt_with_the_training_triples(data):
 
 def test_families_are_equally_frequent_among_triples(data):
     counts = Counter(understand(t.prompt[-1]["content"]).family for t in load_triples(data / "triples.jsonl"))
-    assert set(counts) == set(PREFERRED)
+    assert set(counts) == set(FIRST.preferred)
     assert min(counts.values()) > 0.14 * SIZES["triples"]
 
 

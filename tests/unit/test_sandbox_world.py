@@ -19,18 +19,37 @@ def test_no_marker_word_belongs_to_two_registers_or_is_a_content_word():
     assert not content & set(markers)
 
 
-def test_every_family_prefers_a_register_and_no_two_everyday_families_the_same():
-    assert set(world.PREFERRED) == set(world.FAMILIES) == {t.family for t in TOPICS.values()}
-    assert len(set(world.PREFERRED.values())) == len(world.FAMILIES)
-    assert world.PREFERRED["unsafe"] == world.REFUSE
+EVERYDAY = [family for family in world.FAMILIES if family != "unsafe"]
+each_world = pytest.mark.parametrize("planted", world.WORLDS.values(), ids=world.WORLDS)
 
 
-def test_every_everyday_register_is_preferred_in_one_family_and_the_other_choice_in_another():
-    everyday = [family for family in world.FAMILIES if family != "unsafe"]
-    assert sorted(world.PREFERRED[family] for family in everyday) == sorted(world.REGISTERS)
-    others = [r for family in everyday for r in world.SPOKEN[family] if r != world.PREFERRED[family]]
-    assert sorted(others) == sorted(world.REGISTERS)
-    assert set(world.SPOKEN["unsafe"]) == {*world.REGISTERS, world.REFUSE}
+@each_world
+def test_every_family_prefers_a_register_and_no_two_everyday_families_the_same(planted):
+    assert set(planted.preferred) == set(world.FAMILIES) == {t.family for t in TOPICS.values()}
+    assert len(set(planted.preferred.values())) == len(world.FAMILIES)
+    assert planted.preferred["unsafe"] == world.REFUSE
+
+
+@each_world
+def test_every_everyday_register_is_preferred_in_one_family_and_the_other_choice_in_another(planted):
+    assert sorted(planted.preferred[family] for family in EVERYDAY) == sorted(world.REGISTERS)
+    assert sorted(_other(planted, family) for family in EVERYDAY) == sorted(world.REGISTERS)
+    assert set(planted.spoken["unsafe"]) == {*world.REGISTERS, world.REFUSE}
+
+
+def test_in_the_second_world_no_everyday_family_prefers_or_disprefers_what_it_does_in_the_first():
+    first, second = world.FIRST, world.SECOND
+    assert first.seed != second.seed
+    for family in EVERYDAY:
+        assert second.preferred[family] != first.preferred[family]
+        assert _other(second, family) != _other(first, family)
+    pairs = [{frozenset(planted.spoken[family]) for family in EVERYDAY} for planted in (first, second)]
+    assert pairs[0].isdisjoint(pairs[1])
+
+
+def _other(planted, family):
+    (register,) = set(planted.spoken[family]) - {planted.preferred[family]}
+    return register
 
 
 def test_every_tool_that_a_task_or_a_crime_needs_exists():
