@@ -36,8 +36,8 @@ class Sizes:
 def build(out_dir: Path, seed: int | None = None, sizes: Sizes | None = None, world: World = FIRST) -> None:
     """Write a world's sandbox into ``out_dir``, replacing it as a whole when everything is done.
 
-    Without a ``seed``, the world's own. Runs on one thread, so the same seed and library versions give the same files on
-    one machine. Raises ValueError when ``out_dir`` exists and is not a sandbox (has no manifest.json).
+    Without a ``seed``, the world's own. Runs on one thread, so the same seed and library versions give the same files
+    on one machine. Raises ValueError when ``out_dir`` exists and is not a sandbox (has no manifest.json).
     """
     out_dir, sizes = Path(out_dir), sizes or Sizes()
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "manifest.json").is_file():
