@@ -98,6 +98,11 @@ class ChatFormat:
         text = f"{self.kind}\n{self.tokenizer.chat_template if self.kind == 'tokenizer' else ''}\n{self.stop_ids}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of ``text`` that the tokenizer has no token for, each once; none where it falls back on bytes."""
+        unknown, words = self.tokenizer.unk_token_id, dict.fromkeys(text.split())
+        return tuple(word.strip(",;:.!?") or word for word in words if unknown in self._plain_ids(word))
+
     @cached_property
     def _marker_ids(self) -> set[int]:
         added: dict[str, int] = self.tokenizer.get_added_vocab()  # type: ignore[operator]
