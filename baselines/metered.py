@@ -1,14 +1,14 @@
 """Trainings through TRL under a meter: a mixin for its trainers, and passes over the rows before a training."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import nn
 
 from baselines.rows import IGNORED
+from baselines.schedule import rate_share
 from harness.compute import Meter, signature_of
 
 
@@ -59,34 +59,25 @@ class Metered:
         return signature_of(inputs, *(int(mask.sum()) for mask in masks))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """TRL's own schedule over the steps, or under a FLOP limit the same shape over the limit's used share."""
-        limit = self.meter.flops_limit
-        if limit is None:
-            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        """`rate_share` over the steps or, under a FLOP limit, over the limit; every step counts as done in its own."""
         from torch.optim.lr_scheduler import LambdaLR
 
         args: Any = self.args  # type: ignore[attr-defined]
-        available = max(limit - self._flops_before, 1)
+        schedule, limit = str(args.lr_scheduler_type.value), self.meter.flops_limit
+        if limit is None:
+            warmup = args.get_warmup_steps(num_training_steps)
 
-        def multiplier(_: int) -> float:
-            used = min((self.meter.executed_flops - self._flops_before) / available, 1.0)
-            return rate_share(used, schedule=str(args.lr_scheduler_type.value), warmup=args.warmup_steps)
+            def share(step: int) -> float:
+                return rate_share(step + 1, num_training_steps, step=1, warmup=warmup, schedule=schedule)
+        else:
+            follower = _follow_limit(self, max(limit - self._flops_before, 1), args.warmup_steps, schedule)
+            self.add_callback(follower)  # type: ignore[attr-defined]
 
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, multiplier)  # type: ignore[attr-defined]
+            def share(step: int) -> float:
+                return follower.share
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)  # type: ignore[attr-defined]
         return self.lr_scheduler
-
-
-def rate_share(used: float, *, schedule: str, warmup: float) -> float:
-    """Share of the learning rate when ``used`` (0-1) of the training is over; ``warmup`` is its first part."""
-    if used < warmup:
-        return used / warmup
-    rest = (used - warmup) / (1 - warmup)
-    shapes: dict[str, Callable[[float], float]] = {
-        "linear": lambda x: 1 - x,
-        "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
-        "constant": lambda _: 1.0,
-    }
-    return shapes[schedule](rest)
 
 
 def measured_batches(lengths: Sequence[int], batch_size: int, meter: Meter) -> Iterator[list[int]]:
@@ -137,6 +128,25 @@ def _stop_at_limit(trainer: Metered) -> Any:
                 trainer.stopped_at = {"step": state.global_step, "epoch": state.epoch}
 
     return StopAtLimit()
+
+
+def _follow_limit(trainer: Metered, available: int, warmup: float, schedule: str) -> Any:
+    """Sets each step's rate when its FLOPs are known, before the optimiser uses it; ``available`` is what is left of
+    the limit when training starts, ``warmup`` a share of it."""
+    from transformers import TrainerCallback
+
+    class FollowLimit(TrainerCallback):
+        share = 0.0  # that of the latest step
+        used = 0
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
+            used = trainer.meter.executed_flops - trainer._flops_before
+            step, self.used = used - self.used, used
+            self.share = rate_share(used, available, step=step, warmup=warmup * available, schedule=schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = self.share * group["initial_lr"]
+
+    return FollowLimit()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from baselines.instruction import check_instruction
 from baselines.metered import Metered
 from baselines.rows import Row, TokenTriple, token_triples
 from baselines.training import TrainedMethod
@@ -54,8 +55,8 @@ def contrastive_loss(
 def contrastive_rows(base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str]) -> list[Row]:
     """Two rows a triple: chosen with p+ the good prompt and p- the bad one, rejected the other way round.
 
-    Raises ValueError for a triple that does not fit the context with an instruction, and where the tokenizer writes
-    both instructions alike (as one does whose vocabulary lacks their words).
+    Raises ValueError for a triple that does not fit the context with an instruction, and for instructions that the
+    tokenizer cannot write or writes alike.
     """
     good, bad = instructed(base, triples, instructions)
     rows = []
@@ -70,13 +71,20 @@ def instructed(
     base: AlignedModel, triples: Sequence[Triple], instructions: tuple[str, str]
 ) -> tuple[list[TokenTriple], list[TokenTriple]]:
     """`token_triples` with each instruction as a system turn in the chat format of inference."""
+    check_instructions(instructions, base.chat.unknown_words)
     good, bad = (token_triples(base.derive(system_prompt=text), triples) for text in instructions)
     if good and good[0][0] == bad[0][0]:
         raise ValueError(
-            "good_instruction and bad_instruction are the same token ids for this tokenizer; set both to words that it "
-            "knows"
+            "rahf_scit: good_instruction and bad_instruction are the same token ids for this tokenizer; set them to "
+            "different words"
         )
     return good, bad
+
+
+def check_instructions(instructions: tuple[str, str], unknown_words: Callable[[str], Sequence[str]]) -> None:
+    """`check_instruction` for the good and the bad one."""
+    for which, text in zip(("good", "bad"), instructions, strict=True):
+        check_instruction(f"rahf_scit: {which}_instruction", text, unknown_words)
 
 
 def padded_texts(

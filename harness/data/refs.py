@@ -1,7 +1,8 @@
 """Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -141,7 +142,7 @@ class BaseShape:
     """What is known of a base model before its weights are loaded.
 
     ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
-    name, None for a folder.
+    name, None for a folder; ``unknown_words`` finds the words of a text that the tokenizer has no token for.
     """
 
     name: str
@@ -149,3 +150,4 @@ class BaseShape:
     d_model: int
     model_type: str = ""
     public_id: str | None = None
+    unknown_words: Callable[[str], Sequence[str]] = field(default=lambda text: (), compare=False)

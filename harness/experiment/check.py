@@ -1,7 +1,7 @@
 """Everything that can be wrong with a suite, found before any work is done."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -155,15 +155,18 @@ def _check_device(device: str) -> None:
 
 
 def check_base(ref: ModelRef) -> BaseShape:
-    """The shape of the base model, without loading weights; ValueError when it cannot be read or has none."""
+    """The shape of the base model and what its tokenizer does not know, without loading weights.
+
+    Raises ValueError when it cannot be read or has no weights.
+    """
     try:
         check_weights(ref)
         shape = base_shape(ref)
-        ChatFormat.of(AutoTokenizer.from_pretrained(ref.source, revision=ref.revision), ref.chat)
+        chat = ChatFormat.of(AutoTokenizer.from_pretrained(ref.source, revision=ref.revision), ref.chat)
     except OSError as problem:
         # transformers reports unknown ids, a missing network and missing files alike as OSError
         raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None
-    return shape
+    return replace(shape, unknown_words=chat.unknown_words)
 
 
 def _check_unseen(triples: list[Triple], prompts: list[str], whose: str, advice: str) -> None:

@@ -12,6 +12,7 @@ from harness.data.triples import Conversation, Message
 
 ChatKind = Literal["tokenizer", "hh"]
 _PROBE = "system-turn-probe"
+_HEADER = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,19 @@ class ChatFormat:
         """A conversation in the ``hh`` form as text, BOS left to the tokenizer; else it ends with its last turn."""
         names = {"user": "Human", "assistant": "Assistant"}
         text = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in _fold_system(conversation))
-        return text + "\n\nAssistant:" if generation_prompt else text
+        return text + _HEADER if generation_prompt else text
 
     def response_ids(self, response: str) -> list[int]:
-        """Ids of an answer as they follow ``prompt_ids``, without the token that ends the turn."""
-        return self._plain_ids(" " + response if self.kind == "hh" else response)
+        """Ids of an answer as they follow ``prompt_ids``, without the token that ends the turn.
+
+        In the ``hh`` form they are those of header and answer less the header's, so that an answer has the same ids
+        here and in a later turn's history: some tokenizers put a space in front of every text. Where the header's last
+        token would swallow the answer's first, they are those of a space and the answer by itself.
+        """
+        if self.kind == "tokenizer":
+            return self._plain_ids(response)
+        whole, header = self._plain_ids(f"{_HEADER} {response}"), self._header_ids
+        return whole[len(header) :] if whole[: len(header)] == header else self._plain_ids(" " + response)
 
     @cached_property
     def end_id(self) -> int:
@@ -97,6 +106,15 @@ class ChatFormat:
         """Hash of what decides the ids (part of a model's fingerprint)."""
         text = f"{self.kind}\n{self.tokenizer.chat_template if self.kind == 'tokenizer' else ''}\n{self.stop_ids}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of ``text`` that the tokenizer has no token for, each once; none where it falls back on bytes."""
+        unknown, words = self.tokenizer.unk_token_id, dict.fromkeys(text.split())
+        return tuple(word.strip(",;:.!?") or word for word in words if unknown in self._plain_ids(word))
+
+    @cached_property
+    def _header_ids(self) -> list[int]:
+        return self._plain_ids(_HEADER)
 
     @cached_property
     def _marker_ids(self) -> set[int]:

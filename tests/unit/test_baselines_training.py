@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from baselines import DPO, SFT
-from baselines.metered import Metered, rate_share
+from baselines.metered import Metered
 from baselines.training import TrainedMethod, sharing_copy
 from harness.compute import Meter
 from harness.method import BaseShape
@@ -140,16 +140,6 @@ def test_under_a_flop_limit_training_goes_on_until_it_is_reached(tiny_base, trip
 def test_a_flop_limit_below_an_epoch_ends_it_early(tiny_base, triples):
     aligned = fitted(tiny_base, triples, limit=1, epochs=50)
     assert aligned.params["stopped_at"] == {"step": 1, "epoch": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("linear", [0, 0.5, 1, 0.5, 0]), ("cosine", [0, 0.5, 1, 0.5, 0]), ("constant", [0, 0.5, 1, 1, 1])],
-)
-def test_the_learning_rate_follows_the_used_share_of_the_limit(schedule, expected):
-    used = [0.0, 0.1, 0.2, 0.6, 1.0]
-    assert [rate_share(u, schedule=schedule, warmup=0.2) for u in used] == pytest.approx(expected)
-    assert rate_share(0.0, schedule=schedule, warmup=0.0) == 1
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -80,3 +80,60 @@ def test_the_identity_changes_with_the_template():
     before = ChatFormat.of(tokenizer).identity
     tokenizer.chat_template = tokenizer.chat_template.replace("usr ", "usr usr ")
     assert ChatFormat.of(tokenizer).identity != before
+
+
+def prepending_tokenizer():
+    """Writes a space in front of every text, as Llama's first tokenizer does."""
+    from tokenizers import Tokenizer, normalizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(set("▁:.\n" + "HumanAssistantHegoesWhere"))
+    merges = [("H", "e"), ("▁", "He"), ("▁", "g"), ("▁g", "o"), ("e", "s")]
+    vocabulary = dict.fromkeys(["<unk>", "<bos>", "<eos>", *letters, *map("".join, merges)])
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges, unk_token="<unk>"))
+    spaced = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(spaced)  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("answer", ["He goes.", "go", " He", "\nHe"])
+def test_an_answer_has_the_same_ids_in_training_and_in_a_later_turns_history(answer):
+    check_histories(ChatFormat.of(prepending_tokenizer()), "Where He goes", answer)
+    chat = ChatFormat.of(prepending_tokenizer())
+    assert words(chat, chat.response_ids("He goes.")) == "▁He ▁go es ."
+
+
+def check_histories(chat: ChatFormat, question: str, answer: str) -> None:
+    asked = conversation(question)
+    history = (*asked, Message(role="assistant", content=answer), Message(role="user", content=question))
+    start = chat.prompt_ids(asked) + chat.response_ids(answer)
+    assert chat.prompt_ids(history)[: len(start)] == start
+
+
+def test_real_answers_too_have_the_same_ids_in_a_history(data_folder):
+    from transformers import AutoTokenizer
+
+    from harness.data.triples import load_triples
+
+    tokenizer = AutoTokenizer.from_pretrained(data_folder / "models" / "stories260K")
+    chat = ChatFormat.of(tokenizer, "hh")
+    assert tokenizer.convert_ids_to_tokens(chat.response_ids("He goes."))[0] == "▁He"
+    for triple in load_triples(data_folder / "preferences" / "rasbt.jsonl")[:50]:
+        for answer in (triple.chosen, triple.rejected):
+            check_histories(chat, triple.prompt[-1]["content"], answer)
+
+
+def test_an_answer_that_the_header_would_swallow_is_written_by_itself():
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = sorted(set("\nAssistant: He"))
+    merges = [("H", "e"), (":", " ")]
+    vocabulary = dict.fromkeys([*pieces, "He", ": ", "<eos>"])
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    chat = ChatFormat.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+    assert chat.tokenizer.convert_ids_to_tokens(chat.response_ids("He")) == [" ", "He"]

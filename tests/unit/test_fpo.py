@@ -28,6 +28,7 @@ from harness.model.aligned import AlignedModel
 from harness.model.decoder import find_decoder
 from tests.conftest import D_MODEL, D_SAE, N_LAYERS, make_sae
 from tests.reference.losses import sigmoid_norm_loss
+from tests.unit.trained import learning_rates
 
 SHAPE = BaseShape("tiny", n_layers=N_LAYERS, d_model=D_MODEL)
 FAST = {"learning_rate": 1e-2, "batch_size": 8, "beta": 5.0, "k": 10}
@@ -322,20 +323,13 @@ def test_under_a_flop_limit_a_quarter_goes_to_the_reference_and_training_uses_wh
     assert train.tokens > 0
 
 
-def test_warm_up_is_a_share_of_the_training_and_no_longer_than_the_papers_steps(tiny_base, triples, fpo, monkeypatch):
-    from transformers import trainer
-
-    seen = []
-    scheduler = trainer.get_scheduler
-
-    def note(*args, **kwargs):
-        seen.append((kwargs["num_warmup_steps"], kwargs["num_training_steps"]))
-        return scheduler(*args, **kwargs)
-
-    monkeypatch.setattr(trainer, "get_scheduler", note)
-    for options in ({}, {"warmup_steps": 2}):
-        fit(fpo(epochs=2, tuning="lora", warmup_ratio=0.5, **options), tiny_base("llama"), triples)
-    assert seen == [(3, 6), (2, 6)]
+def test_warm_up_is_a_share_of_the_training_and_no_longer_than_the_papers_steps(tiny_base, triples, fpo):
+    for options, shares in (({}, [1 / 3, 2 / 3, 1]), ({"warmup_steps": 2}, [1 / 2, 1, 4 / 5])):
+        method = fpo(epochs=2, tuning="lora", warmup_ratio=0.5, **options)
+        with learning_rates() as rates:
+            fit(method, tiny_base("llama"), triples)
+        assert len(rates) == 6
+        assert rates[:3] == pytest.approx([share * method.learning_rate for share in shares])
 
 
 def test_defaults_are_the_papers(sae_refs):

@@ -192,7 +192,7 @@ def test_the_coin_takes_both_answers_and_belongs_to_the_seed(tiny_base, triples)
 
 def test_instructions_that_the_tokenizer_cannot_tell_apart_are_refused(tiny_base, triples):
     with pytest.raises(ValueError, match="same token ids"):
-        fit(tiny_base(), triples, good_instruction="unknown words", bad_instruction="strange things")
+        fit(tiny_base(), triples, good_instruction="w1  w2", bad_instruction="w1 w2")
 
 
 # --- the objectives on padded batches against unpadded forwards
@@ -401,7 +401,8 @@ def test_every_option_has_an_effect_and_trains(tiny_base, few, usual, options):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [(RAHFSCIT, {}), (RAHFSCIT, {"gradient_checkpointing": True}), (RAHFDual, {})]
+    ("method", "options"),
+    [(RAHFSCIT, {}), (RAHFSCIT, {"gradient_checkpointing": True}), (RAHFDual, {}), (RAHFDual, {"tuning": "lora"})],
 )
 def test_the_bill_equals_counting_the_whole_fit(tiny_base, few, method, options):
     base, meter = tiny_base(), Meter(tiny_base().model)
@@ -409,7 +410,7 @@ def test_the_bill_equals_counting_the_whole_fit(tiny_base, few, method, options)
         fit(base, few, method, meter=meter, **options)
     bill = meter.bill(method=method.name, n_triples=6)
     assert [stage.name for stage in bill.stages] == ["stage 1", "stage 2"]
-    assert bill.executed_flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert bill.executed_flops == counter.get_total_flops()  # the merges too
     assert (bill.paper_flops == paper_flops("rahf_scit", 6)) == (method is RAHFSCIT)
 
 
@@ -454,12 +455,21 @@ def test_the_defaults_are_the_papers():
     assert (scit.lora_rank, scit.lora_alpha, scit.lora_dropout) == (8, 16, 0.05)
     assert scit.lora_targets == ["q_proj", "v_proj"]
     assert (scit.mode, scit.smoothing) == ("paper", 0.2)
-    assert dual.learning_rate == 9e-6
+    assert (dual.learning_rate, dual.lr_schedule, dual.epochs, dual.batch_size) == (2e-5, "cosine", 3, 128)
+    assert dual.fit_learning_rate == scit.fit_learning_rate
 
 
-@pytest.mark.parametrize(("n_layers", "layers"), [(32, (10, 12, 14, 16, 18)), (4, (1, 2)), (2, (1,))])
-def test_without_layers_they_lie_at_the_released_depths(n_layers, layers):
-    assert RAHFSCIT().target_layers(n_layers) == layers
+@pytest.mark.parametrize(
+    ("method", "n_layers", "layers"),
+    [
+        (RAHFSCIT, 32, (10, 12, 14, 16, 18)),
+        (RAHFDual, 32, (10, 12, 14, 16, 18, 20)),
+        (RAHFSCIT, 4, (1, 2)),
+        (RAHFSCIT, 2, (1,)),
+    ],
+)
+def test_without_layers_they_lie_at_the_released_depths(method, n_layers, layers):
+    assert method().target_layers(n_layers) == layers
 
 
 @pytest.mark.parametrize(

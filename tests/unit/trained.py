@@ -1,9 +1,12 @@
 """What holds for every method that trains: shared by the tests of each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.compute import Meter, count_flops
 from harness.compute.bill import Bill
@@ -26,6 +29,22 @@ def margin_gain(before: AlignedModel, after: AlignedModel, triples: list[Triple]
     """By how much log p(chosen) - log p(rejected) rose, mean over the triples."""
     (good, bad), (better, worse) = answer_loglikelihoods(before, triples), answer_loglikelihoods(after, triples)
     return (sum(better) - sum(worse) - sum(good) + sum(bad)) / len(triples)
+
+
+@contextmanager
+def learning_rates() -> Iterator[list[float]]:
+    """Filled with the learning rate of every optimiser step inside, whoever trains; all groups of one have the same."""
+    rates: list[float] = []
+
+    def note(optimizer: Any, *_: Any) -> None:
+        (rate,) = {group["lr"] for group in optimizer.param_groups}
+        rates.append(rate)
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        yield rates
+    finally:
+        hook.remove()
 
 
 def fit_checked(method: Any, base: AlignedModel, triples: list[Triple], folder: Path) -> tuple[AlignedModel, Bill]:
