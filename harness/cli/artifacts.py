@@ -93,7 +93,8 @@ def fit(
     if "stopped_at" in aligned.params:
         print(f"stopped at the bill of {flops:.3g}: {_stop_text(aligned.params['stopped_at'])}")
     if sampled is not None:
-        print(f"{trace}: Chrome trace of {len(sampled)} steps, one of every kind; open it in https://ui.perfetto.dev")
+        steps = f"one step of every kind ({len(sampled)} in all)"
+        print(f"{trace}: Chrome trace of {steps}; open it in https://ui.perfetto.dev or chrome://tracing")
 
 
 @commands.command(
