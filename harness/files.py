@@ -239,11 +239,11 @@ def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None
         lock.release()
 
 
-def check_can_make(path: Path) -> None:
-    """Raise ValueError when the folder ``path``, given as --out, could not be made; makes nothing."""
+def check_can_make(path: Path, option: str = "--out") -> None:
+    """Raise ValueError when the file or folder ``path``, given as ``option``, could not be made; makes nothing."""
     path = path.absolute()
     there = next(parent for parent in path.parents if os.path.lexists(parent))
     if not there.is_dir():
-        raise ValueError(f"--out {str(path)!r} cannot be made: {str(there)!r} is not a folder")
+        raise ValueError(f"{option} {str(path)!r} cannot be made: {str(there)!r} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {str(path)!r} cannot be made: no permission to write to {str(there)!r}")
+        raise ValueError(f"{option} {str(path)!r} cannot be made: no permission to write to {str(there)!r}")

@@ -1,6 +1,7 @@
 """``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
@@ -42,12 +43,21 @@ def fit(
     param: Param = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Chrome trace to write, of one step of every kind; must not exist.",
+            show_default="none",
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Align one model by one method and keep the artifact, with its compute bill inside.
 
     SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
     """
+    from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
     from harness.data.triples import draw_budget, load_triples
     from harness.experiment import cell
@@ -63,6 +73,8 @@ def fit(
     check_can_make(out)
     load_plugins()
     chosen = _method(method, param or [])
+    if trace is not None:
+        _check_trace(trace, out, chosen)
     read = load_triples(triples)
     drawn = draw_budget(read, len(read) if budget is None else budget, seed) if chosen.uses_triples else None
     ref = model_ref(base, chat)
@@ -70,7 +82,9 @@ def fit(
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device).derive(encoded={})
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
-    aligned = cell.fit(chosen, start, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
+    with nullcontext() if trace is None else trace_file(trace) as sampled:
+        bounds = {"flops_limit": limit, "predicted": forecast.stages}
+        aligned = cell.fit(chosen, start, forecast.budget, seed, **bounds, trace=sampled)
     aligned.save(out)
     bill = aligned.bill or {}
     print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
@@ -78,6 +92,9 @@ def fit(
     print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
     if "stopped_at" in aligned.params:
         print(f"stopped at the bill of {flops:.3g}: {_stop_text(aligned.params['stopped_at'])}")
+    if sampled is not None:
+        steps = f"one step of every kind ({len(sampled)} in all)"
+        print(f"{trace}: Chrome trace of {steps}; open it in https://ui.perfetto.dev or chrome://tracing")
 
 
 @commands.command(
@@ -161,6 +178,19 @@ def generate(
         if completion.error is not None:
             raise ValueError(f"no answer to {shorten(text, 60)!r}: {completion.error}")
     print("\n\n".join(completion.text for completion in completions))
+
+
+def _check_trace(trace: Path, out: Path, method: "MethodConfig") -> None:
+    """Raise ValueError for a ``trace`` that could not be written, or would have nothing in it."""
+    from harness.files import check_can_make
+
+    if not method.uses_triples:
+        raise ValueError(f"--trace: {method.name} fits nothing, so there are no steps to trace; leave it out")
+    if trace.exists():
+        raise ValueError(f"--trace {str(trace)!r} exists already; traces are never overwritten")
+    if out.absolute() in (trace.absolute(), *trace.absolute().parents):
+        raise ValueError(f"--trace {str(trace)!r} is inside the artifact --out {str(out)!r}; choose another place")
+    check_can_make(trace, "--trace")
 
 
 def _method(name: str, params: Sequence[str]) -> "MethodConfig":

@@ -4,9 +4,9 @@
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from harness.files import Document
 
@@ -24,21 +24,27 @@ class StageBill(Document):
     peak_bytes: int = Field(description="peak resident memory of the process during the stage")
     tokens: int
     steps: int
-    sampled_steps: int = Field(description="steps that went through the torch profiler for `Bill.operators`")
+    sampled_steps: int = Field(description="kinds of steps of which one went through the torch profiler")
 
 
 class OperatorRow(Document):
-    """One operator in the profiled steps of one stage (not extrapolated to the stage).
+    """One operator in all steps of one kind (forward, encode, train, ...) of one stage.
 
-    ``flops`` is the profiler's figure, which unlike `executed_flops` includes elementwise additions and
-    multiplications; ``seconds`` is the operator's own time, on the device where it ran there, else on the
-    host.
+    ``flops`` and ``steps`` are exact: FLOPs are the counter's, by operator, and those of a stage's rows sum to its
+    `executed_flops`. The rest is scaled up from one step that the torch profiler saw: ``calls`` by the number of steps;
+    ``profiler_flops``, the profiler's own figure, and ``seconds``, the operator's own time (on the device where it ran
+    there, else on the host), by FLOPs. The profiler has no formula for some operators (fused attention, in-place
+    products): their ``profiler_flops`` are 0. It has one for elementwise additions and multiplications, which are no
+    executed FLOPs.
     """
 
     stage: str
+    step: str
+    steps: int
     operator: str
-    calls: int
     flops: int
+    calls: int
+    profiler_flops: int
     seconds: float
 
 
@@ -75,6 +81,12 @@ class Bill(Document):
     total_params: int
     stages: list[StageBill]
     operators: list[OperatorRow]
+
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _of_whole_stages(cls, rows: Any) -> Any:
+        """Bills of before have rows of one sampled step, not of its stage; they are left out."""
+        return [row for row in rows if not isinstance(row, dict) or "step" in row]
 
 
 # What the paper assumes (section on compute): an 8B model; prompt, chosen and rejected of 1000 tokens each.

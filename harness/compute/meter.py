@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from harness.compute.bill import PAPER_FIGURES, Bill, MemorySource, StageBill, forward_flops, paper_flops, train_flops
-from harness.compute.flops import OperatorProfile, count_flops
+from harness.compute.flops import count_flops, flops_by_operator
+from harness.compute.profile import Profiler, Tally, step_name
+from harness.compute.trace import Trace
 
 _SLACK_BYTES = 16 * 2**20
 Kind = Literal["forward", "train"]
@@ -80,8 +82,7 @@ class _Stage:
     forward_tokens: int = 0
     train_tokens: int = 0
     steps: int = 0
-    sampled_steps: int = 0
-    sampled_plainly: bool = False
+    tallies: dict[str, Tally] = field(default_factory=dict)
     seconds: float = 0.0
     peak: Peak = field(default_factory=lambda: Peak(0))
 
@@ -101,10 +102,10 @@ class Meter:
 
     FLOPs of a step are counted once per new (stage, kind, signature) and added from a table afterwards, so
     the total is exact while nearly every step runs unmetered. The more batches share their padded length,
-    the fewer steps are counted. In each stage one step goes through the torch profiler for the operator breakdown
-    (with ``sample_profile``): the first that is not being counted, or the second at all where no signature comes
-    twice (counting is then in its seconds, not in its FLOPs). A stage of one step has none, and says so with
-    ``sampled_steps`` 0.
+    the fewer steps are counted. In each stage one step of every kind (see `step_name`) goes through the torch
+    profiler for the operator breakdown (with ``sample_profile``): the first that is not being counted, or the second
+    at all where no signature comes twice, or the only one (counting is then in its seconds, not in its FLOPs). With a
+    ``trace`` the events of these steps go there.
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
     ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
@@ -116,7 +117,12 @@ class Meter:
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, sample_profile: bool = True, flops_limit: int | None = None
+        self,
+        model: nn.Module | None = None,
+        *,
+        sample_profile: bool = True,
+        flops_limit: int | None = None,
+        trace: Trace | None = None,
     ) -> None:
         if flops_limit is not None and flops_limit < 1:
             raise ValueError(f"flops_limit must be at least 1, got {flops_limit}")
@@ -126,8 +132,8 @@ class Meter:
         self.optimiser_steps = 0
         self.epochs: float | None = None
         self._sample_profile = sample_profile
-        self._flops: dict[Hashable, int] = {}
-        self._profile = OperatorProfile()
+        self._flops: dict[Hashable, dict[str, int]] = {}
+        self._profiler = Profiler(trace)
         self._peak_source: MemorySource = "VmHWM"
         self._stages: dict[str, _Stage] = {}
         self._stage: _Stage | None = None
@@ -204,24 +210,22 @@ class Meter:
         if tokens < 0 or reference_tokens < 0:
             raise ValueError(f"token counts must be 0 or more, got {tokens} and {reference_tokens}")
         key = (stage.name, kind, signature)
-        new = key not in self._flops
-        sampled = self._sample_profile and (
-            stage.steps == 1 and not stage.sampled_steps if new else not stage.sampled_plainly
-        )
+        known, name = self._flops.get(key), step_name(signature, kind)
+        tally = stage.tallies.setdefault(name, Tally())
+        sample = tally.wanted(counted=known is None) if self._sample_profile else None
         self._in_step = True
         try:
-            with self._profile.sample(stage.name) if sampled else nullcontext():
-                if new:
+            with nullcontext() if sample is None else self._profiler.sampling(sample, f"{stage.name}: {name}"):
+                if known is None:
                     with count_flops() as counter:
                         yield
-                    self._flops[key] = counter.get_total_flops()
+                    known = self._flops[key] = flops_by_operator(counter)
                 else:
                     yield
         finally:
             self._in_step = False
-        if sampled:
-            stage.sampled_steps, stage.sampled_plainly = 1, not new
-        stage.executed_flops += self._flops[key]
+        tally.add(known, sample)
+        stage.executed_flops += sum(known.values())
         stage.steps += 1
         if kind == "train":
             stage.train_tokens += tokens
@@ -250,7 +254,7 @@ class Meter:
                 peak_bytes=stage.peak.host,
                 tokens=stage.forward_tokens + stage.train_tokens,
                 steps=stage.steps,
-                sampled_steps=stage.sampled_steps,
+                sampled_steps=sum(tally.sample is not None for tally in stage.tallies.values()),
             )
             for stage in self._stages.values()
         ]
@@ -264,7 +268,7 @@ class Meter:
             flops_limit=self.flops_limit,
             epochs=self.epochs,
             seconds=self._seconds,
-            metering_seconds=self._profile.overhead,
+            metering_seconds=self._profiler.overhead,
             start_bytes=self._start_bytes,
             peak_bytes=self._peak.host,
             peak_source=self._peak_source,
@@ -274,7 +278,12 @@ class Meter:
             train_params=self.train_params,
             total_params=n_params,
             stages=stages,
-            operators=list(self._profile.rows),
+            operators=[
+                row
+                for stage in self._stages.values()
+                for name, tally in stage.tallies.items()
+                for row in tally.rows(stage.name, name)
+            ],
         )
 
     def _clock(self) -> float:
@@ -282,4 +291,4 @@ class Meter:
         if torch.cuda.is_initialized():
             for device in range(torch.cuda.device_count()):
                 torch.cuda.synchronize(device)
-        return time.perf_counter() - self._profile.overhead
+        return time.perf_counter() - self._profiler.overhead

@@ -12,6 +12,7 @@ from transformers import set_seed
 from harness.benchmark import BenchmarkConfig, Record
 from harness.compute import Meter
 from harness.compute.bill import Bill
+from harness.compute.trace import Trace
 from harness.data.triples import Budget, Triple, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
@@ -148,15 +149,17 @@ def fit(
     *,
     flops_limit: int | None = None,
     predicted: dict[str, int] | None = None,
+    trace: Trace | None = None,
 ) -> AlignedModel:
     """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
 
-    The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples.
+    The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. The steps that
+    the meter samples also go to ``trace``.
     """
     # For code that draws from the global generators: what was done before in this process leaves no trace.
     set_seed(seed)
     triples = () if budget is None else budget.triples
-    meter = Meter(base.model, flops_limit=flops_limit)
+    meter = Meter(base.model, flops_limit=flops_limit, trace=trace)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     if method.single_pass:

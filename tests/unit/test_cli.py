@@ -200,6 +200,27 @@ def test_fit_stops_at_the_bill_it_is_given(call, suite_path, tmp_path, tiny_fold
     assert not (tmp_path / "caa").exists()
 
 
+def test_fit_writes_a_chrome_trace_of_the_steps_it_sampled(call, suite_path, tmp_path, tiny_folders):
+    given = ["--base", tiny_folders["llama"], "--triples", suite_path.parent / "triples.jsonl", "--param", "layer=1"]
+    path = tmp_path / "traces" / "caa.json"
+    code, out, err = call("fit", "caa", *given, "--out", tmp_path / "caa", "--trace", path)
+    assert (code, err) == (0, "")
+    assert "Chrome trace of one step of every kind (1 in all)" in out
+    assert any(event["name"].startswith("features: forward") for event in json.loads(path.read_text())["traceEvents"])
+    (tmp_path / "file").touch()
+    for method, trace, expected in (
+        ("caa", path, "exists already; traces are never overwritten"),
+        ("caa", tmp_path / "again" / "trace.json", "is inside the artifact --out"),
+        ("caa", tmp_path / "file" / "trace.json", "file' is not a folder"),
+        ("base", tmp_path / "trace.json", "--trace: base fits nothing"),
+    ):
+        layer = [] if method == "caa" else given[:-2]
+        code, _, err = call("fit", method, *(layer or given), "--out", tmp_path / "again", "--trace", trace)
+        assert code == 2
+        assert expected in err
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

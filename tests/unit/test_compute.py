@@ -242,41 +242,6 @@ def test_reference_tokens_of_a_training_step_are_forward_only() -> None:
     assert (bill.formula_flops, bill.tokens) == (16 * (6 * 10 + 2 * 7), 17)
 
 
-def test_operator_rows_hold_the_same_products_as_the_counted_step() -> None:
-    model, batch = llama(), batches()[0]
-    meter = Meter(model)
-    with meter.stage("train"):
-        for _ in range(3):
-            with meter.step("s", tokens=1, kind="train"):
-                train(model, batch)
-    bill = meter.bill(method="any", n_triples=1)
-    elementwise = {"aten::add", "aten::add_", "aten::mul", "aten::mul_"}
-    products = sum(row.flops for row in bill.operators if row.operator not in elementwise)
-    assert products == bill.executed_flops // 3
-    assert bill.stages[0].sampled_steps == 1
-    assert {row.stage for row in bill.operators} == {"train"}
-    attention = next(r for r in bill.operators if r.operator.endswith("flash_attention_for_cpu_backward"))
-    assert attention.calls == 2
-
-
-def test_where_no_shape_repeats_the_second_step_is_sampled_while_it_is_counted() -> None:
-    model, (short, long), meter = llama(), batches()[:2], Meter(llama())
-    with meter.stage("train"):
-        with meter.step("short", tokens=1, kind="train"):
-            train(model, short)
-        before = meter.executed_flops
-        with meter.step("long", tokens=1, kind="train"):
-            train(model, long)
-        second = meter.executed_flops - before
-    with meter.stage("alone"), meter.step("short", tokens=1, kind="forward"):
-        forward(model, short)
-    bill = meter.bill(method="any", n_triples=1)
-    elementwise = {"aten::add", "aten::add_", "aten::mul", "aten::mul_"}
-    assert sum(row.flops for row in bill.operators if row.operator not in elementwise) == second
-    assert [stage.sampled_steps for stage in bill.stages] == [1, 0]
-    assert {row.stage for row in bill.operators} == {"train"}
-
-
 def test_profiling_can_be_switched_off_without_changing_the_totals() -> None:
     on, off = metered(llama(), forward, "forward"), metered(llama(), forward, "forward", sample_profile=False)
     assert off.operators == []
