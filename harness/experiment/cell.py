@@ -91,7 +91,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     if aligned is not None:
 
         def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
-            seed = derive_seed(suite.file.seed, cell.name, name)
+            seed = derive_seed(suite.file.seed, str(cell.seed), name)  # every variant's: they draw the same noise
             settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
             return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
 
