@@ -22,8 +22,8 @@ class MethodConfig(BaseModel):
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
     ``meter.exhausted``. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them alone is
-    made by `adjust`, without one. ``diagnostics`` explains each figure that the method's intervention reports of itself: name ->
-    a sentence for the report's legend.
+    made by `adjust`, without one. ``diagnostics`` explains each figure that the method's intervention reports of
+    itself: name -> a sentence for the report's legend.
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
