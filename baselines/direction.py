@@ -27,6 +27,7 @@ class DirectionMethod(MethodConfig):
     """Base of the methods that add a multiple of one vector, found in answers' states, after one layer."""
 
     single_pass: ClassVar[bool] = True
+    online: ClassVar[frozenset[str]] = frozenset({"scale", "positions"})
     diagnostics: ClassVar[Mapping[str, str]] = {
         "relative_step": "length of the added vector over the mean length of the residual stream that it is added to"
     }
@@ -45,6 +46,11 @@ class DirectionMethod(MethodConfig):
         encoded = encode_triples(base, triples)
         features = residual_flops(encoded, last_layer=self.layer, rates=rates, batch_size=self.batch_size)
         return {"features": features}
+
+    def adjust(self, fitted: AlignedModel) -> AlignedModel:
+        """The same vector, added by this method's ``online`` settings."""
+        assert isinstance(fitted.intervention, DirectionSteering)
+        return self.adding(fitted, fitted.intervention.vector)
 
     def adding(self, base: AlignedModel, vector: Float[Tensor, " d_model"]) -> AlignedModel:
         """The artifact: the base with ``scale`` times the vector added."""
@@ -119,6 +125,11 @@ class DirectionSteering(FixedSteering):
         """``settings``: layer, scale, positions."""
         super().__init__(settings)
         self._vector, self._step = vector, vector * settings["scale"]
+
+    @property
+    def vector(self) -> Float[Tensor, " d_model"]:
+        """What is added, before it is scaled."""
+        return self._vector
 
     @property
     def write_layers(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from harness.method import BaseShape, MethodConfig, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.intervention import Positions, RowState, Sums, register_intervention
 
-_ONLINE = {"sae", "alpha", "scale", "active_only", "positions"}
+_ONLINE = frozenset({"alpha", "scale", "active_only", "positions"})
 
 
 @register_method("static_sae")
@@ -32,6 +32,7 @@ class StaticSAE(MethodConfig):
     """
 
     single_pass: ClassVar[bool] = True
+    online: ClassVar[frozenset[str]] = _ONLINE
     diagnostics: ClassVar[Mapping[str, str]] = {
         "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
         "set_size": "latents selected per prompt",
@@ -63,10 +64,18 @@ class StaticSAE(MethodConfig):
             latents, sign = (found[0] for found in latent_sets(mean, self.mode, self.k_diff))
             latents, sign = latents[latents >= 0], sign[latents >= 0]
         located = {"sae": self.sae.located().model_dump()}
-        settings = self.model_dump(mode="json", include=_ONLINE) | located | {"norm_limit": densities.norm_limits[1]}
+        settings = (
+            self.model_dump(mode="json", include=set(_ONLINE)) | located | {"norm_limit": densities.norm_limits[1]}
+        )
         steering = StaticSteering(latents, sign, settings, device)
         params = self.model_dump(mode="json") | located
         return base.derive(method="static_sae", params=params, intervention=steering)
+
+    def adjust(self, fitted: AlignedModel) -> AlignedModel:
+        """The same latents, edited by this method's ``online`` settings."""
+        assert isinstance(fitted.intervention, StaticSteering)
+        changed = self.model_dump(mode="json", include=set(self.online))
+        return fitted.derive(params={**fitted.params, **changed}, intervention=fitted.intervention.changed(**changed))
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """The features; picking latents by their mean costs no product."""
@@ -114,6 +123,10 @@ class StaticSteering(FixedSteering):
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "StaticSteering":
         return cls(tensors["latents"], tensors["sign"], params, device)
+
+    def changed(self, **settings: Any) -> "StaticSteering":
+        """The same latents under other settings."""
+        return StaticSteering(self._latents, self._sign[0], self._settings | settings, str(self._latents.device))
 
     def to(self, device: torch.device | str) -> "StaticSteering":
         return StaticSteering(self._latents.to(device), self._sign[0].to(device), self._settings, str(device))

@@ -27,6 +27,7 @@ class DSPA(MethodConfig):
     the percentile, the strict gate and the steered positions are ours (see docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
+    online: ClassVar[frozenset[str]] = frozenset({"k_prompt", "k_diff", "alpha", "mode", "scale", "positions"})
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
@@ -85,6 +86,16 @@ class DSPA(MethodConfig):
         online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
         settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
         return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
+
+    def adjust(self, fitted: AlignedModel) -> AlignedModel:
+        """The same map, steered by this method's ``online`` settings."""
+        steering = fitted.intervention
+        assert isinstance(steering, DSPASteering)
+        changed = {name: getattr(self, name) for name in self.online}
+        steering = DSPASteering(
+            steering.condition_map, steering.settings.model_copy(update=changed), str(fitted.device)
+        )
+        return fitted.derive(params={**fitted.params, **changed}, intervention=steering)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """An upper bound for the map: every input latent has a row of its own."""

@@ -21,8 +21,9 @@ class MethodConfig(BaseModel):
     ``uses_triples`` is False for methods without a fit on preference data: one result for every budget.
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
-    ``meter.exhausted``. ``diagnostics`` explains each figure that the method's intervention reports of itself: name ->
-    a sentence for the report's legend.
+    ``meter.exhausted``. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them alone is
+    made by `adjust`, without one. ``diagnostics`` explains each figure that the method's intervention reports of
+    itself: name -> a sentence for the report's legend.
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
@@ -30,6 +31,7 @@ class MethodConfig(BaseModel):
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
+    online: ClassVar[frozenset[str]] = frozenset()
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     def check(self, base: BaseShape) -> None:
@@ -37,6 +39,13 @@ class MethodConfig(BaseModel):
 
     def fit(self, base: "AlignedModel", triples: Sequence[Triple], *, meter: "Meter", seed: int) -> "AlignedModel":
         """Align ``base``, unchanged itself, on ``triples``; each forward and training step is billed to ``meter``."""
+        raise NotImplementedError
+
+    def adjust(self, fitted: "AlignedModel") -> "AlignedModel":
+        """What `fit` would have given, from ``fitted``, the result of a method that differs in ``online`` alone.
+
+        To be implemented where ``online`` names anything; equal to a fit of its own, fingerprint included.
+        """
         raise NotImplementedError
 
     def predict(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> dict[str, int] | None:

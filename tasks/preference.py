@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmar
 from harness.data.refs import InputPath
 from harness.data.triples import Triple, load_triples
 from harness.judging import Judge
+from harness.measure.margins import TripleScore, score_triples
 from harness.responder import Responder
 
 _ACCURACY = Metric(name="preference_accuracy", title="Preference accuracy", unit="%", made_of="loglikelihoods")
@@ -56,38 +56,26 @@ class Preference(BenchmarkConfig):
         self, model: Responder, *, judge: Judge | None = None, seed: int = 0, folder: Path | None = None
     ) -> Iterator[Record]:
         """Nothing is drawn and nothing judged, so ``seed`` and ``judge`` have no effect; no files are written."""
-        requests, fitting = [], []
-        for number, triple in enumerate(self._triples, 1):
-            try:
-                prompt, *answers = model.triple_ids(triple)
-            except ValueError as problem:  # longer than the context
-                yield from _records(number, triple, {}, str(problem))
-                continue
-            fitting.append((number, triple))
-            requests += [(prompt, [*answer, model.chat.end_id]) for answer in answers]
-        scores = [value for value, _ in model.loglikelihood_tokens(requests, batch_size=self.batch_size)]
-        for index, (number, triple) in enumerate(fitting):
-            pair = slice(2 * index, 2 * index + 2)
-            tokens = [len(answer) for _, answer in requests[pair]]
-            yield from _records(number, triple, {"loglikelihoods": scores[pair], "tokens": tokens})
+        scored = list(enumerate(zip(self._triples, self._scores(model), strict=True), 1))
+        for number, (triple, score) in sorted(scored, key=lambda one: one[1][1].fits):  # what does not fit comes first
+            yield from _records(number, triple, score)
+
+    def _scores(self, model: Responder) -> list[TripleScore]:
+        return score_triples(model, self._triples, batch_size=self.batch_size)
 
     @cached_property
     def _triples(self) -> list[Triple]:
         return load_triples(self.triples)
 
 
-def _records(number: int, triple: Triple, scored: dict[str, Any], error: str | None = None) -> Iterator[Record]:
-    """A triple's record of each metric; ``scored`` holds log-likelihoods and tokens of chosen and rejected."""
+def _records(number: int, triple: Triple, score: TripleScore) -> Iterator[Record]:
+    """A triple's record of each metric."""
     accuracy = margin = None
-    raw = {"prompt": triple.prompt[-1]["content"], "chosen": triple.chosen, "rejected": triple.rejected}
-    if error is None:
-        chosen, rejected = scored["loglikelihoods"]
-        if math.isfinite(chosen) and math.isfinite(rejected):
-            of_chosen, of_rejected = scored["tokens"]
-            accuracy, margin = 100.0 * (chosen > rejected), chosen / of_chosen - rejected / of_rejected
-            raw |= scored | {"summed_margin": chosen - rejected}
-        else:
-            error = f"log-likelihoods are not both finite: {chosen} and {rejected}"
+    raw: dict[str, Any] = {"prompt": triple.prompt[-1]["content"], "chosen": triple.chosen, "rejected": triple.rejected}
+    if score.error is None:
+        chosen, rejected = score.loglikelihoods
+        accuracy, margin = 100.0 * (chosen > rejected), score.margin
+        raw |= {"loglikelihoods": [chosen, rejected], "tokens": list(score.tokens), "summed_margin": chosen - rejected}
     cluster = hashlib.sha256(json.dumps(triple.prompt).encode()).hexdigest()[:16]
     for metric, value in ((_ACCURACY, accuracy), (_MARGIN, margin)):
-        yield Record(item=str(number), cluster=cluster, metric=metric.name, value=value, error=error, raw=raw)
+        yield Record(item=str(number), cluster=cluster, metric=metric.name, value=value, error=score.error, raw=raw)

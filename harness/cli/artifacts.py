@@ -60,7 +60,7 @@ def fit(
     from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
     from harness.data.triples import draw_budget, load_triples
-    from harness.experiment import cell
+    from harness.experiment.fitting import fit as metered_fit
     from harness.experiment.check import check_base
     from harness.experiment.forecast import Forecaster
     from harness.files import check_can_make
@@ -84,7 +84,7 @@ def fit(
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
     with nullcontext() if trace is None else trace_file(trace) as sampled:
         bounds = {"flops_limit": limit, "predicted": forecast.stages}
-        aligned = cell.fit(chosen, start, forecast.budget, seed, **bounds, trace=sampled)
+        aligned = metered_fit(chosen, start, forecast.budget, seed, **bounds, trace=sampled)
     aligned.save(out)
     bill = aligned.bill or {}
     print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from harness.files import read_jsonl
 
@@ -133,6 +133,50 @@ def split_by_prompt(triples: Sequence[Triple], held_out: float, seed: int) -> tu
         return int.from_bytes(digest[:8], "big") < held_out * 2**64
 
     return [t for t in triples if not is_held_out(t)], [t for t in triples if is_held_out(t)]
+
+
+def split_budget(triples: Sequence[Triple], held_out: float, seed: int) -> tuple[list[Triple], list[Triple]]:
+    """(kept, held out): the share ``held_out`` of the prompts, rounded, go to the second list with all their triples.
+
+    Unlike `split_by_prompt` exact for a small number of triples: at least one prompt is on either side, and prompts
+    that differ in case and spacing alone are one. Both lists keep the order. ValueError for fewer than two prompts.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must be in (0, 1), got {held_out}")
+    prompts = [_prompt_key(triple) for triple in triples]
+    ranked = sorted(set(prompts), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    if len(ranked) < 2:
+        raise ValueError(
+            f"{len(triples)} triples on {len(ranked)} prompt cannot be split by prompt; it takes 2 prompts"
+        )
+    chosen = set(ranked[: min(max(round(held_out * len(ranked)), 1), len(ranked) - 1)])
+    parts: tuple[list[Triple], list[Triple]] = ([], [])
+    for triple, prompt in zip(triples, prompts, strict=True):
+        parts[prompt in chosen].append(triple)
+    return parts
+
+
+def prompt_count(triples: Iterable[Triple]) -> int:
+    """How many different prompts there are, up to case and spacing."""
+    return len({_prompt_key(triple) for triple in triples})
+
+
+def _prompt_key(triple: Triple) -> str:
+    return json.dumps([[m["role"], _normal(m["content"])] for m in triple.prompt])
+
+
+Preferences = Literal["given", "swapped", "shuffled"]
+"""Which answers count as chosen: those of the data, the rejected ones, or the rejected ones in a random half."""
+
+
+def with_preferences(triples: Sequence[Triple], preferences: Preferences, seed: int) -> tuple[Triple, ...]:
+    """The triples in their order, for controls: chosen and rejected ``swapped`` in all, or ``shuffled``, which is
+    swapped in half of them (rounded down), drawn by ``seed`` and content."""
+    swapped: set[str] = set()
+    if preferences != "given":
+        ranked = sorted((t.key for t in triples), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        swapped = set(ranked if preferences == "swapped" else ranked[: len(ranked) // 2])
+    return tuple(Triple(t.prompt, t.rejected, t.chosen, t.source) if t.key in swapped else t for t in triples)
 
 
 def contaminated(triples: Iterable[Triple], evaluation_prompts: Iterable[str]) -> list[str]:

@@ -10,16 +10,15 @@ from typing import TypeVar
 from transformers import set_seed
 
 from harness.benchmark import BenchmarkConfig, Record
-from harness.compute import Meter
 from harness.compute.bill import Bill
-from harness.compute.trace import Trace
-from harness.data.triples import Budget, Triple, load_triples
+from harness.data.triples import Triple, load_triples
 from harness.experiment.answering import Answering
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.suite import Suite, load_suite
+from harness.experiment.tuning import Tuning
 from harness.judging import Judge
-from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
@@ -53,6 +52,11 @@ class CellContext:
     @cached_property
     def judges(self) -> dict[str, Judge]:
         return {key: judge.at(self.folder.judging) for key, judge in self.suite.judges.items()}
+
+    @cached_property
+    def evaluation_prompts(self) -> list[str]:
+        """Those of all benchmarks."""
+        return [prompt for benchmark in self.suite.benchmarks.values() for prompt in benchmark.prompts()]
 
     @cached_property
     def forecaster(self) -> Forecaster:
@@ -92,7 +96,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     if aligned is not None:
 
         def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
-            seed = derive_seed(suite.file.seed, cell.name, name)
+            seed = derive_seed(suite.file.seed, str(cell.seed), name)  # every variant's: they draw the same noise
             settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
             return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
 
@@ -126,6 +130,19 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
         budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
         encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
         method = suite.method_of(cell, context.folder.path)
+        if budget is not None and suite.tuned(cell):
+            best = Tuning(
+                suite=suite,
+                cell=cell,
+                run=context.folder.path,
+                base=encoding,
+                budget=budget,
+                judge=context.judges.get("judge"),
+                forecaster=context.forecaster,
+                evaluation_prompts=context.evaluation_prompts,
+                notify=lambda stage: notify(cell.name, stage, 0),
+            ).best(folder.tuning)
+            method = suite.method_of(cell, context.folder.path, best.params)
         forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
         seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
         aligned = fit(method, encoding, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
@@ -139,34 +156,6 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
     if aligned is not None and aligned.budget is not None:
         return aligned.budget["hash"]
     return cell_triples(context.suite, cell, context.triples).hash if cell.uses_triples else None
-
-
-def fit(
-    method: MethodConfig,
-    base: AlignedModel,
-    budget: Budget | None,
-    seed: int,
-    *,
-    flops_limit: int | None = None,
-    predicted: dict[str, int] | None = None,
-    trace: Trace | None = None,
-) -> AlignedModel:
-    """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
-
-    The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. The steps that
-    the meter samples also go to ``trace``.
-    """
-    # For code that draws from the global generators: what was done before in this process leaves no trace.
-    set_seed(seed)
-    triples = () if budget is None else budget.triples
-    meter = Meter(base.model, flops_limit=flops_limit, trace=trace)
-    with meter.running():
-        aligned = method.fit(base, triples, meter=meter, seed=seed)
-    if method.single_pass:
-        meter.epochs = 1.0
-    bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
-    provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
-    return aligned.derive(budget=provenance, bill=bill, encoded=None)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
-from harness.data.triples import Triple, contaminated, load_triples
+from harness.data.triples import Triple, contaminated, draw_budget, load_triples, prompt_count
 from harness.experiment.plan import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
@@ -47,6 +47,8 @@ def check_suite(suite: Suite) -> Checked:
         for key, method in suite.methods:
             problems.of(key, method.check, shape)
     judges_prompts = _check_judges(suite, problems)
+    if any(variant.space is not None for variant in suite.variants):
+        problems.of(("tune", "score"), _check_tuning_judge, suite)
     prompts: dict[str, list[str]] = {}
     owners: dict[str, str] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
@@ -63,6 +65,11 @@ def check_suite(suite: Suite) -> Checked:
             if budget > len(triples):
                 text = f"budget {budget} is larger than the data: {file.triples.path} has {len(triples)} triples"
                 problems.add(("budgets", index), text)
+        if not problems.texts and any(variant.space is not None for variant in suite.variants):
+            for index, budget in enumerate(file.budgets):
+                problems.of(("budgets", index), _check_can_be_split, suite, triples, budget)
+            for index, _ in enumerate(file.flops_budgets):
+                problems.of(("flops_budgets", index), _check_can_be_split, suite, triples, len(triples))
         advice = "remove those triples (or those questions)"
         for name, texts in prompts.items():
             problems.of(("triples", "path"), _check_unseen, triples, texts, f"evaluation prompts of {name}", advice)
@@ -143,6 +150,26 @@ def _check_asks(judge: Judge, benchmark: BenchmarkConfig) -> None:
             f"benchmark {benchmark.name!r} asks for {' and '.join(missing)}, which judge {judge.name!r} cannot give "
             f"(it gives {' and '.join(sorted(judge.verbs))}); take another judge, or leave this benchmark out"
         )
+
+
+def _check_tuning_judge(suite: Suite) -> None:
+    if suite.file.tune.score != "judge":
+        return
+    if suite.judge is None:
+        raise ValueError("tuning by the judge needs one; add `judge:` to the suite")
+    if "rate" not in suite.judge.verbs:
+        raise ValueError(f"tuning by the judge asks for ratings, which judge {suite.judge.name!r} cannot give")
+
+
+def _check_can_be_split(suite: Suite, triples: list[Triple], size: int) -> None:
+    """Tuning fits on some prompts of a budget and scores on others."""
+    for seed in range(suite.file.seeds):
+        prompts = prompt_count(draw_budget(triples, size, seed=suite.file.seed + seed).triples)
+        if prompts < 2:
+            raise ValueError(
+                f"a budget of {size} triples with {prompts} prompt cannot be split for tuning, which takes 2 prompts; "
+                "give a larger budget, or variants without `tune`"
+            )
 
 
 def _check_device(device: str) -> None:

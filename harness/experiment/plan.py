@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.refs import SAERef
-from harness.data.triples import Budget, Triple, draw_budget, triples_hash
-from harness.experiment.suite import Suite, Variant, as_given, dumped
+from harness.data.triples import Budget, Triple, draw_budget, triples_hash, with_preferences
+from harness.experiment.space import Choices
+from harness.experiment.suite import Suite, Variant, as_given, dumped, moved_values
 from harness.files import folder_hash
 from harness.model.base import base_identity
 from harness.run_folder.plan import (
@@ -17,6 +18,7 @@ from harness.run_folder.plan import (
     Plan,
     PlannedBenchmark,
     PlannedCell,
+    PlannedTuning,
     PlannedVariant,
     budget_order,
     cell_name,
@@ -51,6 +53,8 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
                 method=variant.section.method,
                 uses_triples=variant.method.uses_triples,
                 settings=as_given(variant.section.params, dumped(variant.method, folder)),
+                preferences=variant.section.preferences,
+                tuning=_planned_tuning(suite, variant, folder),
             )
             for variant in suite.variants
         ),
@@ -77,6 +81,13 @@ def grown(plan: Plan, before: Plan | None, folder: Path) -> Plan:
     others = [cell for cell in (before.cells if before is not None else ()) if cell.name not in names]
     begun = tuple(cell for cell in others if (folder / "cells" / cell.name).is_dir())
     return plan.model_copy(update={"cells": plan.cells + begun}) if begun else plan
+
+
+def _planned_tuning(suite: Suite, variant: Variant, folder: Path) -> PlannedTuning | None:
+    if variant.space is None:
+        return None
+    how = suite.file.tune.model_dump(include={"search", "score", "validation", "floor"})
+    return PlannedTuning(**how, trials=variant.trials, space=moved_values(variant, folder))
 
 
 def _budgets(suite: Suite) -> tuple[BudgetName, ...]:
@@ -113,10 +124,15 @@ def derive_seed(suite_seed: int, *names: str) -> int:
 def cell_triples(suite: Suite, cell: PlannedCell, triples: Sequence[Triple]) -> Budget:
     """The triples ``cell`` may see: same subset, same order for every variant at its budget and seed.
 
-    Where the budget is a bill, that is all of them, in the order that smaller subsets are cut from.
+    Where the budget is a bill, that is all of them, in the order that smaller subsets are cut from. A variant with
+    other ``preferences`` than those given, a control, gets the same prompts and answers and is told otherwise which
+    answers are chosen.
     """
     size = cell.budget if isinstance(cell.budget, int) else len(triples)
-    return draw_budget(triples, size, seed=suite.file.seed + cell.seed)
+    drawn = draw_budget(triples, size, seed=suite.file.seed + cell.seed)
+    preferences = suite.variant_of(cell).section.preferences
+    seed = derive_seed(suite.file.seed, str(cell.seed), "preferences")
+    return Budget(with_preferences(drawn.triples, preferences, seed), drawn.seed)
 
 
 def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple]) -> Identity:
@@ -147,11 +163,30 @@ def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Tripl
     for variant in suite.variants:
         for values, method in ((None, variant.method), *variant.points):
             params = suite.params(variant, method, {"contents": True})
-            units[f"variants.{point_name(variant.name, values)}"] = {"method": variant.section.method, "params": params}
+            unit = {"method": variant.section.method, "params": params}
+            if variant.section.preferences != "given":
+                unit["preferences"] = variant.section.preferences
+            if values is None and variant.space is not None:
+                unit["tune"] = _tuning_identity(suite, variant)
+            units[f"variants.{point_name(variant.name, values)}"] = unit
     for cell in cells:
         if cell.sweep is None:  # a larger budget moves a sweep to new cells; the old ones are still what they say
             units[f"cells.{cell.name}"] = {}
     return json.loads(json.dumps(units))
+
+
+def _tuning_identity(suite: Suite, variant: Variant) -> dict[str, Any]:
+    """What the outcome of a variant's tuning depends on; files that may be chosen stand for their content."""
+    assert variant.space is not None
+    space: dict[str, Any] = {}
+    for name, dimension in variant.space.dimensions.items():
+        methods = [method for key, method in variant.space.samples if key == name]
+        values = [method.model_dump(mode="json", context={"contents": True})[name] for method in methods]
+        space[name] = values if isinstance(dimension, Choices) else [*values, "log" if dimension.log else "linear"]
+    how = suite.file.tune.model_dump(exclude={"trials"}) | {"trials": variant.trials}
+    if how["score"] != "judge":
+        del how["max_new_tokens"]
+    return how | {"space": space}
 
 
 def decisive_settings(thing: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import importlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -13,7 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
 from harness.data.refs import InputPath, ModelRef, SAERef
+from harness.data.triples import Preferences
 from harness.experiment.source import Key, Source, describe
+from harness.experiment.space import Choices, Space, SpaceError, TuneSection, Values
 from harness.judging import JUDGES, Judge
 from harness.method import METHODS, MethodConfig
 from harness.plugins import Registry, load_plugins
@@ -65,6 +67,9 @@ class VariantSection(_Section):
     label: str | None = None
     params: dict[str, Any] = {}
     sweep: dict[str, list[str | bool | int | float]] = {}
+    tune: dict[str, Any] = Field(default={}, description="hyper-parameter -> list of values, or {low, high, log}")
+    trials: int | None = Field(default=None, ge=2, description="of its tuning; by default the suite's")
+    preferences: Preferences = Field(default="given", description="a control: what counts as chosen")
 
 
 class ReportSection(_Section):
@@ -98,6 +103,7 @@ class SuiteFile(_Section):
         default=None, description="judges the same answers again, to see how far two judges agree"
     )
     benchmarks: tuple[BenchmarkSection, ...] = Field(min_length=1)
+    tune: TuneSection = TuneSection()
     variants: tuple[VariantSection, ...] = Field(min_length=1)
     report: ReportSection = ReportSection()
     execution: ExecutionSection = ExecutionSection()
@@ -111,11 +117,16 @@ class SuiteFile(_Section):
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of the suite with its method built and its sweep spelt out: (swept values, method) of each point."""
+    """A variant of the suite with its method built and its sweep spelt out: (swept values, method) of each point.
+
+    ``space`` is what tuning may try in ``trials`` trials; None for a variant that is not tuned.
+    """
 
     section: VariantSection
     method: MethodConfig
     points: tuple[tuple[dict[str, Any], MethodConfig], ...]
+    space: Space | None = None
+    trials: int = 0
 
     @property
     def name(self) -> str:
@@ -160,6 +171,8 @@ class Suite:
             yield ("variants", index), variant.method
             for _, method in variant.points:
                 yield ("variants", index, "sweep"), method
+            for name, method in variant.space.samples if variant.space is not None else ():
+                yield ("variants", index, "tune", name), method
 
     def params(self, variant: Variant, method: MethodConfig, context: dict[str, Any]) -> dict[str, Any]:
         """All hyper-parameters of ``method``, defaults included; an SAE that the suite calls by name keeps its name.
@@ -170,9 +183,17 @@ class Suite:
         resolved = method.model_dump(mode="json", context=context)
         return {key: _named(given.get(key), value, self.file.saes) for key, value in resolved.items()}
 
-    def method_of(self, cell: PlannedCell, folder: Path) -> MethodConfig:
-        """The method of ``cell``, a cell of the run in ``folder``."""
-        return METHODS[cell.method].model_validate(cell.params, context=_context(self.file, folder))
+    def variant_of(self, cell: PlannedCell) -> Variant:
+        """The variant of ``cell``."""
+        return next(variant for variant in self.variants if variant.name == cell.variant)
+
+    def tuned(self, cell: PlannedCell) -> bool:
+        """Whether ``cell`` is tuned before its fit; points of a sweep are not."""
+        return cell.sweep is None and self.variant_of(cell).space is not None
+
+    def method_of(self, cell: PlannedCell, folder: Path, values: Values | None = None) -> MethodConfig:
+        """The method of ``cell``, a cell of the run in ``folder``, with some ``values`` changed."""
+        return METHODS[cell.method].model_validate(cell.params | (values or {}), context=_context(self.file, folder))
 
     def to_yaml(self, folder: Path) -> str:
         """The suite as it was run (overrides applied); paths are relative to ``folder``, its future home."""
@@ -180,6 +201,7 @@ class Suite:
         resolved["benchmarks"] = [{"name": name, **dumped(one, folder)} for name, one in self.benchmarks.items()]
         for section, variant in zip(resolved["variants"], self.variants, strict=True):
             section["params"] = dumped(variant.method, folder)
+            section["tune"] = moved_values(variant, folder)
         for key, judge in self.judges.items():
             resolved[key] = {**resolved[key], **dumped(judge, folder)}
         return yaml.safe_dump(as_given(self.source.data, resolved), sort_keys=False, allow_unicode=True)
@@ -208,7 +230,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         section and _build(source, JUDGES, section.kind, section.model_extra, context, (key,), (key, "kind"))
         for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
     ]
-    variants = tuple(_variant(source, v, i, context) for i, v in enumerate(file.variants))
+    variants = tuple(_variant(source, file, v, i, context) for i, v in enumerate(file.variants))
     return Suite(source, file, variants, benchmarks, *judges)
 
 
@@ -271,7 +293,7 @@ def _build(
         raise describe(problem, cls, source.error, place) from None
 
 
-def _variant(source: Source, variant: VariantSection, index: int, context: dict[str, Any]) -> Variant:
+def _variant(source: Source, file: SuiteFile, variant: VariantSection, index: int, context: dict[str, Any]) -> Variant:
     key: Key = ("variants", index)
 
     def build(values: dict[str, Any], place: str) -> Any:
@@ -287,7 +309,47 @@ def _variant(source: Source, variant: VariantSection, index: int, context: dict[
             raise source.error((*key, "sweep", swept), "give a list of different values")
     combinations = itertools.product(*variant.sweep.values()) if variant.sweep else ()
     points = [dict(zip(variant.sweep, combination, strict=True)) for combination in combinations]
-    return Variant(variant, method, tuple((values, build(values, "sweep")) for values in points))
+    if variant.preferences != "given" and not method.uses_triples:
+        raise source.error((*key, "preferences"), f"method {variant.method!r} uses no triples, so this changes nothing")
+    found = Variant(variant, method, tuple((values, build(values, "sweep")) for values in points))
+    return _tuned(source, file, found, key, lambda values, _: build(values, "tune"))
+
+
+def _tuned(
+    source: Source, file: SuiteFile, variant: Variant, key: Key, build: Callable[[Values, str], MethodConfig]
+) -> Variant:
+    """``variant`` with the space and number of its trials, where it has ``tune``."""
+    section = variant.section
+    if not section.tune:
+        if section.trials is not None:
+            raise source.error((*key, "trials"), "trials of a variant without 'tune'; add it, or leave this out")
+        return variant
+    if not variant.method.uses_triples:
+        raise source.error(
+            (*key, "tune"), f"method {section.method!r} uses no triples, so nothing can be tuned on them"
+        )
+    try:
+        space = Space.of(section.tune, section.params, build)
+    except SpaceError as problem:
+        raise source.error((*key, "tune", problem.key), problem.text) from None
+    trials = section.trials or file.tune.trials
+    if space.points is None and file.tune.search == "grid":
+        raise source.error((*key, "tune"), "a grid has no ranges of floats; give lists of values, or search: tpe")
+    if space.points is not None and space.points > trials and file.tune.search == "grid":
+        text = f"the grid has {space.points} points, the variant's own included, and there are {trials} trials"
+        raise source.error((*key, "tune"), f"{text}; give trials: {space.points}, or fewer values")
+    return replace(variant, space=space, trials=min(trials, space.points or trials))
+
+
+def moved_values(variant: Variant, folder: Path) -> dict[str, Any]:
+    """The ``tune`` of a variant with paths in it relative to ``folder``."""
+    found, space = dict(variant.section.tune), variant.space
+    if space is not None:
+        for name, dimension in space.dimensions.items():
+            if isinstance(dimension, Choices):
+                methods = [method for key, method in space.samples if key == name]
+                found[name] = as_given(list(dimension), [dumped(method, folder)[name] for method in methods])
+    return found
 
 
 def _context(file: SuiteFile, folder: Path) -> dict[str, Any]:

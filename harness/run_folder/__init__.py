@@ -1,15 +1,20 @@
 """The folder of a run, typed: the experiment writes it, reports and tests read it. Nothing here needs torch."""
 
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
-from harness.run_folder.plan import Environment, Plan, PlannedBenchmark, PlannedCell, PlannedVariant
+from harness.run_folder.plan import Environment, Plan, PlannedBenchmark, PlannedCell, PlannedTuning, PlannedVariant
+from harness.run_folder.tuning import Best, Trial, TuningFolder
 
 __all__ = [
+    "Best",
     "CellFolder",
     "CellState",
     "Environment",
     "Plan",
     "PlannedBenchmark",
     "PlannedCell",
+    "PlannedTuning",
     "PlannedVariant",
     "RunFolder",
+    "Trial",
+    "TuningFolder",
 ]

@@ -5,6 +5,8 @@ plan.json                                 the cells, benchmarks and metrics; wri
 environment.json                          where, when and with what; written before the first cell
 judging/                                  what the judge keeps: replies, each as it comes, and the ledger
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
+cells/<cell>/tuning/trials.jsonl          what was tried before the fit of a tuned variant, each trial as it is over
+cells/<cell>/tuning/best.json             which of them won; written before the fit
 cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
 cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
 cells/<cell>/answers/<benchmark>.jsonl    what the model answered, each batch as it comes
@@ -35,6 +37,7 @@ from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.plan import Environment, Plan
+from harness.run_folder.tuning import TuningFolder
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""
@@ -171,6 +174,11 @@ class CellFolder:
     def second(self) -> "CellFolder":
         """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
         return CellFolder(self.path / "second")
+
+    @property
+    def tuning(self) -> TuningFolder:
+        """What was tried before the fit; empty for a variant that is not tuned."""
+        return TuningFolder(self.path / "tuning")
 
     def answers(self, benchmark: str) -> AnswerStore:
         """The model's answers of a benchmark, as they came; the second judge is given the same."""

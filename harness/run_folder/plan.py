@@ -57,14 +57,37 @@ def cell_name(variant: str, budget: BudgetName, seed: int, sweep: Mapping[str, A
     return f"{point_name(variant, sweep)}__{data}__s{seed}"
 
 
+class PlannedTuning(Document):
+    """How a variant is tuned in each of its cells but those of a sweep, and what its ``trials`` may try.
+
+    ``space`` is hyper-parameter -> list of values, or ``low``, ``high`` and ``log``, ``validation`` the share of a
+    budget's prompts that trials are scored on, ``floor`` the nats per token by which log p(chosen) may fall there below
+    the base model's (None: any).
+    """
+
+    search: str
+    score: str
+    validation: float
+    floor: float | None
+    trials: int
+    space: dict[str, Any]
+
+
 class PlannedVariant(Document):
-    """One row of the comparison. ``settings`` are the hyper-parameters that the suite sets; all others are defaults."""
+    """One row of the comparison.
+
+    ``settings`` are the hyper-parameters that the suite sets; all others are defaults. ``preferences`` other than
+    "given" make it a control: chosen and rejected were swapped in all of its triples, or in a random half (shuffled).
+    ``tuning`` is None for a variant that is not tuned.
+    """
 
     name: str
     label: str
     method: str
     uses_triples: bool
     settings: dict[str, Any] = Field(default={})
+    preferences: Literal["given", "swapped", "shuffled"] = "given"
+    tuning: PlannedTuning | None = None
 
 
 class PlannedBenchmark(Document):
@@ -81,8 +104,8 @@ class PlannedCell(Document):
 
     ``budget`` is the number of triples (0 for a method that uses none) or the name of a bill (see `flops_limit`),
     ``seed`` the repeat (0, 1, ...), ``sweep`` the swept hyper-parameters of a sweep cell, ``params`` all resolved
-    hyper-parameters of ``method``. Paths in them are relative to the run folder; SAEs of the suite's table keep their
-    names.
+    hyper-parameters of ``method`` (of a tuned variant its own, where its tuning starts). Paths in them are relative to
+    the run folder; SAEs of the suite's table keep their names.
     """
 
     name: str

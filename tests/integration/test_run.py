@@ -111,6 +111,17 @@ def test_a_cell_is_the_same_whatever_other_cells_there_are(uninterrupted, suite_
     assert fewer == {name: all_of_them[name] for name in fewer}
 
 
+def test_variants_draw_the_same_noise_under_one_seed_and_other_noise_under_another(suite_path, tmp_path):
+    still = [{"name": name, "method": "toy_noise", "params": {"scale": 0}} for name in ("one", "other")]
+    run(suite_path, tmp_path / "run", f"variants={json.dumps(still)}", "report.baseline=one", "budgets=[4]")
+
+    def answers(name: str) -> list[str]:
+        return [r.raw["answer_hash"] for r in RunFolder(tmp_path / "run").cell(name).records("toy_bench") or ()]
+
+    assert answers("one__n4__s0") == answers("other__n4__s0"), "equal models, equal noise: equal answers"
+    assert answers("one__n4__s0") != answers("one__n4__s1")
+
+
 def test_a_run_may_grow_and_keeps_what_it_has(uninterrupted, suite_path, tmp_path):
     out = tmp_path / "growing"
     run(suite_path, out, "budgets=[4]", "seeds=1", "variants.noise.sweep={scale: [0.1]}")

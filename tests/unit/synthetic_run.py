@@ -22,6 +22,8 @@ FACTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="u
 PLAN = Plan.model_validate(FACTS["plan"] | {"cells": []})
 BUDGETS, SEEDS, VARIANTS = PLAN.budgets, PLAN.seeds, list(PLAN.labels)
 _KEPT = tempfile.TemporaryDirectory()
+_SHARED = {"label", "method", "uses_triples"}
+"""What the plan says of a variant and of each of its cells."""
 NASTY = "<script>alert(1)</script> a | b\n*starred* `tick` _x_ [link](http://x)"
 
 
@@ -65,7 +67,7 @@ def few_replicates(patch: pytest.MonkeyPatch) -> None:
 
 
 def cell_of(variant: PlannedVariant, budget: int | str, seed: int, sweep: dict | None = None) -> PlannedCell:
-    name, what = cell_name(variant.name, budget, seed, sweep), variant.model_dump(exclude={"name", "settings"})
+    name, what = (cell_name(variant.name, budget, seed, sweep), variant.model_dump(include=_SHARED))
     return PlannedCell(name=name, variant=variant.name, budget=budget, seed=seed, sweep=sweep, params={}, **what)
 
 

@@ -1,0 +1,38 @@
+"""A metered fit: what a cell, a trial of its tuning and ``dspa-bench fit`` do with a method."""
+
+from transformers import set_seed
+
+from harness.compute import Meter
+from harness.compute.trace import Trace
+from harness.data.triples import Budget
+from harness.method import MethodConfig
+from harness.model.aligned import AlignedModel
+
+
+def fit(
+    method: MethodConfig,
+    base: AlignedModel,
+    budget: Budget | None,
+    seed: int,
+    *,
+    flops_limit: int | None = None,
+    predicted: dict[str, int] | None = None,
+    sample_profile: bool = True,
+    trace: Trace | None = None,
+) -> AlignedModel:
+    """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
+
+    The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. Without
+    ``sample_profile`` the bill has no operators; the steps that are sampled also go to ``trace``.
+    """
+    # For code that draws from the global generators: what was done before in this process leaves no trace.
+    set_seed(seed)
+    triples = () if budget is None else budget.triples
+    meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace)
+    with meter.running():
+        aligned = method.fit(base, triples, meter=meter, seed=seed)
+    if method.single_pass:
+        meter.epochs = 1.0
+    bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
+    provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
+    return aligned.derive(budget=provenance, bill=bill, encoded=None)
