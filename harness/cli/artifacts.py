@@ -60,8 +60,8 @@ def fit(
     from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
     from harness.data.triples import draw_budget, load_triples
-    from harness.experiment.fitting import fit as metered_fit
     from harness.experiment.check import check_base
+    from harness.experiment.fitting import fit as metered_fit
     from harness.experiment.forecast import Forecaster
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
