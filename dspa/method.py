@@ -6,10 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from dspa.density import measure_densities, predict_densities
+from dspa.density import Densities, measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
 from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.kernel import unexplained_share
+from dspa.map.ridge import RidgeMap, most_flops
+from dspa.map.score_map import ScoreMap, Scores
 from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
@@ -20,16 +23,26 @@ from harness.method import MethodConfig, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.intervention import Positions
 
+_ONLY_ROWS = ("percentile", "gate", "min_support", "k_prompt", *(field.name for field in fields(MapOptions)))
+
 
 @register_method("dspa")
 class DSPA(MethodConfig):
     """Dynamic SAE Steering for Preference Alignment (arXiv 2603.21461). Defaults are the paper's where it gives them;
-    the percentile, the strict gate and the steered positions are ours (see docs/dspa.md)."""
+    the percentile, the strict gate and the steered positions are ours, other ``scores`` than rows go beyond it (see
+    docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
+    scores: Scores = Field(
+        "rows",
+        description="how a prompt's scores are made: rows (the paper's), ridge (see dspa_ridge), mean (no condition)",
+    )
+    rank: Annotated[int, Field(ge=1)] | None = Field(
+        128, description="factors kept of the ridge scores; null keeps all (the artifact says what that costs in error)"
+    )
     percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5
@@ -52,7 +65,7 @@ class DSPA(MethodConfig):
     def check(self, base: BaseShape) -> None:
         """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
         options of the map must make sense together."""
-        self._map_options()
+        self._check_options()
         input_layer, width = check_sae(self.input_sae, base)
         output_layer, output_width = check_sae(self.output_sae, base)
         if output_layer < input_layer:
@@ -77,21 +90,52 @@ class DSPA(MethodConfig):
             saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
             found = measure_densities(base, triples, **saes, meter=meter, batch_size=self.batch_size)
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
-            full = ConditionalDifferenceMap.estimate(
-                found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
-            )
-            fitted = ArtifactMap.build(full.to(device), self._map_options())
+            fitted, figures = self._fit_map(found, device)
+        if self.scores != "ridge":  # a diagnostic, no part of the method, so nobody is billed
+            share = unexplained_share(found.prompt.to(device), found.difference.to(device))
+            figures = {} if share is None else {"unexplained_share": share}
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
         online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
-        settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
-        return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
+        options = fitted.settings if isinstance(fitted, ArtifactMap) else None
+        settings = SteeringSettings(**online, map=options, norm_limits=found.norm_limits, fit_figures=figures)
+        return base.derive(method=self.name, params=params, intervention=DSPASteering(fitted, settings, device))
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
-        """An upper bound for the map: every input latent has a row of its own."""
+        """An upper bound for the map: every input latent has a row of its own (``rows``), every latent is active in
+        every text (``ridge``)."""
         saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
         features = predict_densities(base, triples, **saes, rates=rates, batch_size=self.batch_size)
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
-        return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
+        rows = 0 if self.truncate is None else 2 * len(triples) * d_in * d_out
+        of_map = {"rows": rows, "mean": 0, "ridge": most_flops(len(triples), d_in, d_out, rank=self.rank)}
+        return {"features": features, "map": of_map[self.scores]}
+
+    def _fit_map(self, found: Densities, device: str) -> tuple[ScoreMap, dict[str, float]]:
+        """The map that ``scores`` names, and what was found out while fitting it."""
+        if self.scores == "mean":
+            mean = found.difference.mean().to(device)
+            return RidgeMap.of_mean(mean, d_in=found.prompt.width, n_triples=len(found.prompt)), {}
+        if self.scores == "ridge":
+            ridge, left_out, error = RidgeMap.fit(found.prompt.to(device), found.difference.to(device), rank=self.rank)
+            return ridge, left_out.figures | {"rank_error": error}
+        full = ConditionalDifferenceMap.estimate(
+            found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
+        )
+        return ArtifactMap.build(full.to(device), self._map_options()), {}
+
+    def _check_options(self) -> None:
+        self._map_options()
+        for name in _ONLY_ROWS if self.scores != "rows" else ():
+            self._refuse_if_set(name, "rows")
+        if self.scores != "ridge":
+            self._refuse_if_set("rank", "ridge")
+
+    def _refuse_if_set(self, name: str, read_by: Scores) -> None:
+        value = getattr(self, name)
+        if value != type(self).model_fields[name].default:
+            raise ValueError(
+                f"{name}: {value} has no effect with scores: {self.scores}; only {read_by} reads it, so leave it out"
+            )
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})

@@ -13,6 +13,8 @@ from dspa.density import density_of
 from dspa.diagnostics import SelectionTally, selection_figures
 from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import extreme_columns
+from dspa.map.ridge import RidgeMap
+from dspa.map.score_map import ScoreMap, Scores
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.data.refs import SAERef
 from harness.model.intervention import Mask, Positions, Residual, RowState, register_intervention
@@ -24,7 +26,9 @@ Mode = Literal["ablate", "augment", "both"]
 class SteeringSettings(BaseModel):
     """What an artifact keeps of how DSPA steers, beside the map's tensors; see the fields of `dspa.method.DSPA`.
 
-    ``norm_limits``: largest norm of a token that the input SAE counts and the output SAE edits (None: no limit).
+    ``scores`` says which map it is, and ``map`` how it is read (None: nothing to set). ``norm_limits``: largest norm of
+    a token that the input SAE counts and the output SAE edits (None: no limit). ``fit_figures``: what the fit found out
+    about itself, of `dspa.diagnostics.LEGEND`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,8 +40,10 @@ class SteeringSettings(BaseModel):
     mode: Mode
     scale: Scale
     positions: Positions
-    map: MapOptions
+    scores: Scores = "rows"
+    map: MapOptions | None
     norm_limits: tuple[float | None, float | None]
+    fit_figures: dict[str, float] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +53,7 @@ class Selection:
     density: Float[Tensor, "batch d_in"]
     """Share of the prompt's tokens on which each input latent fires."""
     gates: Int[Tensor, "batch k_prompt"]
-    """The densest input latents; -1: none."""
+    """The densest input latents; -1: none. Without columns where the scores are not made of them."""
     scores: Float[Tensor, "batch d_out"]
     """s(x) of every output latent."""
     latents: Int[Tensor, "batch k_out"]
@@ -60,7 +66,7 @@ class Selection:
 class DSPASteering:
     """The online half of DSPA; a harness Intervention."""
 
-    def __init__(self, condition_map: ArtifactMap, settings: SteeringSettings, device: str = "cpu") -> None:
+    def __init__(self, condition_map: ScoreMap, settings: SteeringSettings, device: str = "cpu") -> None:
         self.condition_map = condition_map.to(device)
         """The map the sets are selected by."""
         self.settings = settings
@@ -76,7 +82,7 @@ class DSPASteering:
         """The latent sets of prompts, from the residual stream at the input SAE's layer over their tokens."""
         settings = self.settings
         density = density_of(self._input, residual, prompt, settings.norm_limits[0])
-        gates = top_latents(density, settings.k_prompt)
+        gates = top_latents(density, settings.k_prompt) if settings.scores == "rows" else _no_gates(density)
         scores = self.condition_map.scores(gates, density)
         return Selection(density, gates, scores, *latent_sets(scores, settings.mode, settings.k_diff))
 
@@ -121,11 +127,17 @@ class DSPASteering:
         return self.settings.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        return self.params() | {"input_sae": self._input.identity, "output_sae": self._output.identity}
+        return self.settings.model_dump(mode="json", exclude={"fit_figures"}) | {
+            "input_sae": self._input.identity,
+            "output_sae": self._output.identity,
+        }
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
         settings = SteeringSettings.model_validate(params)
+        if settings.scores != "rows":
+            return cls(RidgeMap.restore(tensors), settings, device)
+        assert settings.map is not None
         return cls(ArtifactMap.restore(tensors, settings.map), settings, device)
 
     def to(self, device: torch.device | str) -> "DSPASteering":
@@ -135,8 +147,12 @@ class DSPASteering:
         return SelectionTally(self.condition_map)
 
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """See `dspa.diagnostics.LEGEND`."""
-        return selection_figures(self.condition_map, tallies)
+        """See `dspa.diagnostics.LEGEND`. Without tallies those of the fit alone."""
+        return self.settings.fit_figures | selection_figures(self.condition_map, tallies)
+
+
+def _no_gates(density: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch 0"]:
+    return torch.zeros(len(density), 0, dtype=torch.long, device=density.device)
 
 
 def top_latents(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:

@@ -1,0 +1,17 @@
+"""dspa_ridge: DSPA's edit with ridge scores. It is not the paper's method (docs/dspa.md, "Ridge scores")."""
+
+from typing import Literal
+
+from dspa.method import DSPA
+from harness.method import register_method
+
+
+@register_method("dspa_ridge")
+class DSPARidge(DSPA):
+    """DSPA whose scores are a ridge regression on everything that is active in the prompt.
+
+    Selection, edit, token gate and scale are DSPA's, and so are their defaults; ``k_prompt``, ``gate``, ``percentile``
+    and the options of the rows have no effect and are refused.
+    """
+
+    scores: Literal["ridge"] = "ridge"  # type: ignore[assignment]  # frozen, so narrowing is safe
