@@ -19,7 +19,7 @@ from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.data.refs import BaseShape, SAERef
 from harness.data.triples import Triple
-from harness.method import MethodConfig, register_method
+from harness.method import MethodConfig, Preview, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.intervention import Positions
 
@@ -92,8 +92,7 @@ class DSPA(MethodConfig):
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
             fitted, figures = self._fit_map(found, device)
         if self.scores != "ridge":  # a diagnostic, no part of the method, so nobody is billed
-            share = unexplained_share(found.prompt.to(device), found.difference.to(device))
-            figures = {} if share is None else {"unexplained_share": share}
+            figures = _conditionality(found, device)
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
         online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
         options = fitted.settings if isinstance(fitted, ArtifactMap) else None
@@ -109,6 +108,20 @@ class DSPA(MethodConfig):
         rows = 0 if self.truncate is None else 2 * len(triples) * d_in * d_out
         of_map = {"rows": rows, "mean": 0, "ridge": most_flops(len(triples), d_in, d_out, rank=self.rank)}
         return {"features": features, "map": of_map[self.scores]}
+
+    def preview(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> Preview:
+        """The unexplained share, from the densities that a fit measures."""
+        refs = {"input_sae": self.input_sae, "output_sae": self.output_sae}
+        flops = predict_densities(base, triples, **refs, rates=rates, batch_size=self.batch_size)
+
+        def measure(loaded: AlignedModel) -> dict[str, float]:
+            meter = Meter(loaded.model, sample_profile=False)
+            saes = {name: load_sae(ref, str(loaded.device)) for name, ref in refs.items()}
+            with meter.stage("features"):
+                found = measure_densities(loaded, triples, **saes, meter=meter, batch_size=self.batch_size)
+            return _conditionality(found, str(loaded.device))
+
+        return Preview(flops, f"{self.input_sae} {self.output_sae}", measure)
 
     def _fit_map(self, found: Densities, device: str) -> tuple[ScoreMap, dict[str, float]]:
         """The map that ``scores`` names, and what was found out while fitting it."""
@@ -139,3 +152,8 @@ class DSPA(MethodConfig):
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
+
+
+def _conditionality(found: Densities, device: str) -> dict[str, float]:
+    share = unexplained_share(found.prompt.to(device), found.difference.to(device))
+    return {} if share is None else {"unexplained_share": share}

@@ -50,7 +50,7 @@ class Example:
 @dataclass(frozen=True)
 class Conditionality:
     """What was selected for the prompts. ``figures``: the artifact's own diagnostics; ``ablated`` and ``augmented``:
-    the sets of each prompt, in order; ``supports``: N_i of every selected gate of every prompt."""
+    the sets of each prompt, in order; ``supports``: N_i of every selected gate of every prompt (rows only)."""
 
     figures: dict[str, float]
     ablated: list[frozenset[int]]
@@ -82,7 +82,8 @@ def measure_conditionality(
     for batch in residual_batches(model, texts, {layer}):
         selection = steering.select(batch.residual[layer], batch.kind != NOT_COUNTED)
         tally.selected(selection.gates, selection.latents, selection.scores)
-        supports += steering.condition_map.support[selection.gates[selection.gates >= 0]].tolist()
+        if (support := steering.condition_map.support) is not None:
+            supports += support[selection.gates[selection.gates >= 0]].tolist()
         for position, row in enumerate(batch.rows):
             latents, sign = selection.latents[position], selection.sign[position]
             ablated[row] = frozenset(latents[sign < 0].tolist())
@@ -103,8 +104,10 @@ def _example(steering: DSPASteering, prompt: Conversation, selection: Selection,
             ends = None if interval is None else (float(interval[0][0, k]), float(interval[1][0, k]))
             ablated, score = float(selection.sign[row, k]) < 0, float(selection.scores[row, latent])
             selected.append(Selected(latent, ablated, score, ends))
-    shown = tuple(Gate(i, float(density[i]), int(support[i])) for i in gates[0].tolist() if i >= 0)
-    return Example(prompt, shown, tuple(selected))
+    shown = (
+        [] if support is None else [Gate(i, float(density[i]), int(support[i])) for i in gates[0].tolist() if i >= 0]
+    )
+    return Example(prompt, tuple(shown), tuple(selected))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """What steering asks of a map, however its scores are made: rows of A summed, ridge regression, or the mean alone."""
 
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ Scores = Literal["rows", "ridge", "mean"]
 """rows: sums of rows of A, the paper's (`dspa.map.artifact_map.ArtifactMap`). ridge, mean: `dspa.map.ridge`."""
 
 
+@runtime_checkable
 class ScoreMap(Protocol):
     """Scores of prompts: how much each output latent is to be wanted, more in chosen than in rejected answers."""
 
@@ -52,7 +53,7 @@ class ScoreMap(Protocol):
         """(augment, ablate): the k output latents with the largest and the smallest column sums."""
         ...
 
-    def to(self, device: torch.device | str) -> Self: ...
+    def to(self, device: torch.device | str) -> "ScoreMap": ...
 
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""

@@ -110,7 +110,8 @@ class Intervention(Protocol):
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Figures of what was selected and edited, from what the sessions' tallies read, in the order of the sessions.
 
-        Empty without tallies. The method declares a sentence for each figure (`MethodConfig.diagnostics`).
+        Without tallies only what the fit itself found out. The method declares a sentence for each figure
+        (`MethodConfig.diagnostics`).
         """
         ...
 
