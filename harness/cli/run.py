@@ -190,7 +190,7 @@ def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
             continue
         if preview.flops > PREVIEW_FLOPS:
             text = (
-                f"figures beforehand: not measured, they take {preview.flops:.3g} FLOPs; `dspa-bench fit` prints them"
+                f"what a fit prints of the triples was not measured, it takes {preview.flops:.3g} FLOPs"
             )
             lines.setdefault(text, []).append(cell.variant)
             continue
