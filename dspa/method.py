@@ -18,7 +18,7 @@ from harness.data.refs import BaseShape, SAERef
 from harness.data.triples import Triple
 from harness.method import MethodConfig, register_method
 from harness.model.aligned import AlignedModel
-from harness.model.intervention import Positions
+from harness.model.intervention import Condition, Positions
 
 
 @register_method("dspa")
@@ -47,6 +47,9 @@ class DSPA(MethodConfig):
     mode: Mode = "ablate"
     scale: Scale = "max"
     positions: Positions = "generation"
+    condition: Condition = Field(
+        "conversation", description="prompt tokens that densities are of: all (the paper), or the last user turn's"
+    )
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:
@@ -75,7 +78,9 @@ class DSPA(MethodConfig):
         device = str(base.device)
         with meter.stage("features"):
             saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
-            found = measure_densities(base, triples, **saes, meter=meter, batch_size=self.batch_size)
+            found = measure_densities(
+                base, triples, **saes, meter=meter, batch_size=self.batch_size, condition=self.condition
+            )
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
             full = ConditionalDifferenceMap.estimate(
                 found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
@@ -89,7 +94,9 @@ class DSPA(MethodConfig):
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """An upper bound for the map: every input latent has a row of its own."""
         saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
-        features = predict_densities(base, triples, **saes, rates=rates, batch_size=self.batch_size)
+        features = predict_densities(
+            base, triples, **saes, rates=rates, batch_size=self.batch_size, condition=self.condition
+        )
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
         return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
 

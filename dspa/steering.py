@@ -15,7 +15,7 @@ from dspa.map.artifact_map import ArtifactMap, MapOptions
 from dspa.map.condiff import extreme_columns
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.data.refs import SAERef
-from harness.model.intervention import Mask, Positions, Residual, RowState, register_intervention
+from harness.model.intervention import Condition, Mask, Positions, Residual, RowState, register_intervention
 
 Scale = Literal["max", "own"]
 Mode = Literal["ablate", "augment", "both"]
@@ -38,6 +38,7 @@ class SteeringSettings(BaseModel):
     positions: Positions
     map: MapOptions
     norm_limits: tuple[float | None, float | None]
+    condition: Condition = "conversation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class DSPASteering:
         """The map the sets are selected by."""
         self.settings = settings
         self.positions: Positions = settings.positions
+        self.condition_on: Condition = settings.condition
         self._input: ResidualSAE = load_sae(settings.input_sae, device)
         self._output: ResidualSAE = load_sae(settings.output_sae, device)
         self.saes = self._input, self._output
@@ -121,7 +123,10 @@ class DSPASteering:
         return self.settings.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        return self.params() | {"input_sae": self._input.identity, "output_sae": self._output.identity}
+        # An option that came later does not change what an artifact without it is.
+        settings, added = self.params(), SteeringSettings.model_fields
+        settings = {k: v for k, v in settings.items() if added[k].is_required() or v != added[k].default}
+        return settings | {"input_sae": self._input.identity, "output_sae": self._output.identity}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
