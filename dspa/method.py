@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dspa.controls import Control, prompt_bank
 from dspa.density import measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
 from dspa.map.artifact_map import ArtifactMap, MapOptions
-from dspa.map.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.condiff import ConditionalDifferenceMap, Gate, budget_percentile
 from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
@@ -30,9 +31,13 @@ class DSPA(MethodConfig):
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
-    percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
+    percentile: Annotated[float, Field(ge=0, le=100)] | Literal["by_budget"] = Field(
+        95.0,
+        description="of each input latent's density, from which its gate is open; by_budget: see budget_percentile",
+    )
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5
+    shrink: float = Field(0.0, ge=0, allow_inf_nan=False, description="mean triples added to each row (strict gate)")
     truncate: Annotated[int, Field(ge=1)] | None = Field(
         16, description="entries kept at either end of each row of the map; null ships the exact factored map"
     )
@@ -43,6 +48,8 @@ class DSPA(MethodConfig):
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
+    sure_only: bool = Field(False, description="edit only selected latents whose score's 95 % interval has no 0")
+    control: Control | None = Field(None, description="edit random latents, or those of another prompt: not a method")
     alpha: Annotated[float, Field(ge=0)] = 0.2
     mode: Mode = "ablate"
     scale: Scale = "max"
@@ -56,6 +63,7 @@ class DSPA(MethodConfig):
         """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
         options of the map must make sense together."""
         self._map_options()
+        self._check_small_budget()
         input_layer, width = check_sae(self.input_sae, base)
         output_layer, output_width = check_sae(self.output_sae, base)
         if output_layer < input_layer:
@@ -74,7 +82,7 @@ class DSPA(MethodConfig):
                 raise ValueError(f"{name}: {value} is more than the {width} latents of the SAEs; give at most {width}")
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
-        """Deterministic: ``seed`` has no effect."""
+        """Deterministic: ``seed`` has no effect, but for the training prompts of ``control: other_prompt``."""
         device = str(base.device)
         with meter.stage("features"):
             saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
@@ -82,14 +90,17 @@ class DSPA(MethodConfig):
                 base, triples, **saes, meter=meter, batch_size=self.batch_size, condition=self.condition
             )
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
-            full = ConditionalDifferenceMap.estimate(
-                found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
-            )
+            percentile = self.percentile
+            if percentile == "by_budget":
+                percentile = budget_percentile(len(triples), self.min_support)
+            options = {"gate": self.gate, "min_support": self.min_support, "shrink": self.shrink}
+            full = ConditionalDifferenceMap.estimate(found.prompt, found.difference, percentile=percentile, **options)
             fitted = ArtifactMap.build(full.to(device), self._map_options())
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
         online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
         settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
-        return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
+        bank = prompt_bank(found.prompt, seed) if self.control == "other_prompt" else None
+        return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device, bank))
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """An upper bound for the map: every input latent has a row of its own."""
@@ -99,6 +110,18 @@ class DSPA(MethodConfig):
         )
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
         return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
+
+    def _check_small_budget(self) -> None:
+        """Refuse options for few triples that cannot work, or that nothing would read."""
+        if self.shrink and self.gate != "strict":
+            raise ValueError(f"shrink is for rows divided by their support; set gate: strict, not {self.gate}")
+        if self.shrink and self.demix:
+            raise ValueError("demix weighs the rows as they were fitted; set shrink: 0, or demix: false")
+        default = type(self).model_fields["min_support"].default
+        if self.shrink and self.percentile != "by_budget" and self.min_support != default:
+            raise ValueError(f"with shrink no row is left out for its support; leave min_support at {default}")
+        if self.sure_only and (self.demix or not self.keep_factors):
+            raise ValueError("sure_only needs the intervals of scores; set keep_factors: true and demix: false")
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
