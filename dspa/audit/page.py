@@ -144,8 +144,8 @@ def _rankings(audit: Audit) -> Iterator[str]:
         f"Output features ranked by {_RANKED_BY[audit.steering.settings.scores]}: the {audit.settings.top} smallest "
         f"(below 0), the {audit.settings.top} largest (above 0), and as many drawn from all features that fire on the "
         f"texts (seed {audit.settings.seed}; some may be in a set too). Density: share of tokens on which it fires. "
-        "Tokens: where it fires most strongly. Selected: share of prompts for which it is; what is done to it is decided prompt by "
-        f"prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
+        "Tokens: where it fires most strongly. Selected: share of prompts for which it is; what is done to it is "
+        f"decided prompt by prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
     )
     for name, members in audit.ranking.items():
         yield f"### {_TITLES[name]}"

@@ -14,6 +14,7 @@ from dspa.diagnostics import SelectionTally, edit_counts
 from dspa.steering import DSPASteering, Selection
 from harness.data.triples import Conversation
 from harness.model.aligned import AlignedModel
+from harness.model.turns import narrowed
 
 MOST_EDITED = 20  # latents listed by number of edits
 
@@ -80,7 +81,12 @@ def measure_conditionality(
     full: dict[int, Example] = {}
     tally = SelectionTally(steering.condition_map)
     for batch in residual_batches(model, texts, {layer}):
-        selection = steering.select(batch.residual[layer], batch.kind != NOT_COUNTED)
+        counted = batch.kind != NOT_COUNTED
+        if steering.condition_on == "last_turn":
+            lengths = torch.tensor(batch.lengths, device=batch.ids.device)
+            whole = torch.arange(batch.ids.shape[1], device=lengths.device) < lengths[:, None]
+            counted &= narrowed(whole, batch.ids, model.chat.last_turn)
+        selection = steering.select(batch.residual[layer], counted)
         tally.selected(selection.gates, selection.latents, selection.scores)
         if (support := steering.condition_map.support) is not None:
             supports += support[selection.gates[selection.gates >= 0]].tolist()

@@ -189,9 +189,7 @@ def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
         if preview is None:
             continue
         if preview.flops > PREVIEW_FLOPS:
-            text = (
-                f"what a fit prints of the triples was not measured, it takes {preview.flops:.3g} FLOPs"
-            )
+            text = f"what a fit prints of the triples was not measured, it takes {preview.flops:.3g} FLOPs"
             lines.setdefault(text, []).append(cell.variant)
             continue
         if preview.subject not in measured:
