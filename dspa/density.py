@@ -15,6 +15,7 @@ from harness.compute.rates import Rates
 from harness.data.refs import SAERef
 from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
+from harness.model.intervention import Condition
 from harness.model.residuals import TripleIds, batches_by_length, encode_triples, residual_flops, triple_residuals
 
 CALIBRATION = 64  # triples from which the median norm is taken
@@ -63,18 +64,23 @@ def measure_densities(
     output_sae: ResidualSAE,
     meter: Meter,
     batch_size: int,
+    condition: Condition = "conversation",
 ) -> Densities:
     """Densities of every triple, in order; beside them, memory does not grow with the number of triples.
 
     The prompt is passed once and its KV cache serves both answers; every forward stops after the deepest SAE layer,
     so later layers and the LM head never run. BOS, EOS and pad tokens are not counted, nor is the answer's EOS.
-    Without ``input_sae`` the prompt densities have width 0 (unconditional methods need none).
+    Without ``input_sae`` the prompt densities have width 0 (unconditional methods need none). With ``condition``
+    "last_turn" only the tokens of a prompt's last user turn count (`ChatFormat.last_turn`): the whole prompt is passed,
+    but no other token of it is encoded.
 
     For SAEs that were trained without tokens of large norm (``norm_multiple``) a pass over the first 64 triples finds
-    the limit: that multiple of the median norm over all their counted tokens. Raises ValueError, before any forward,
-    for a triple that does not fit the context.
+    the limit: that multiple of the median norm over all their tokens but special ones, whatever the condition. Raises
+    ValueError, before any forward, for a triple that does not fit the context, and for a chat format that does not show
+    where the last turn is.
     """
     encoded = encode_triples(base, triples)
+    turns = condition_spans(base, encoded, condition)
     limits = _norm_limits(base, encoded[:CALIBRATION], (input_sae, output_sae), meter, batch_size)
     order: list[int] = []
     prompts: list[SparseRows] = []
@@ -84,7 +90,8 @@ def measure_densities(
         order += rows
         prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
         if input_sae is not None:
-            density = density_of(input_sae, prompt.residual[input_sae.layer], prompt.counted, limits[0], meter=meter)
+            counted = prompt.counted & _inside([turns[r] for r in rows], [encoded[r] for r in rows], prompt.counted)
+            density = density_of(input_sae, prompt.residual[input_sae.layer], counted, limits[0], meter=meter)
             prompts.append(SparseRows.from_dense(density).to("cpu"))
         residual = answers.residual[output_sae.layer]
         shares = density_of(output_sae, residual, answers.counted, limits[1], meter=meter)
@@ -95,6 +102,23 @@ def measure_densities(
     else:
         prompt_rows = SparseRows.concatenate(prompts, input_sae.d_sae).select(back)
     return Densities(prompt_rows, SparseRows.concatenate(differences, output_sae.d_sae).select(back), limits)
+
+
+def condition_spans(base: AlignedModel, encoded: Sequence[TripleIds], condition: Condition) -> list[tuple[int, int]]:
+    """(start, end) of the prompt tokens that count, of each triple."""
+    whole = condition == "conversation"
+    return [(0, len(one.prompt)) if whole else base.chat.last_turn(one.prompt) for one in encoded]
+
+
+def _inside(
+    spans: Sequence[tuple[int, int]], batch: Sequence[TripleIds], like: Bool[Tensor, "row pos"]
+) -> Bool[Tensor, "row pos"]:
+    """Where each row's span is in a batch of prompts, which are padded on the left."""
+    inside = torch.zeros_like(like)
+    for row, ((start, end), one) in enumerate(zip(spans, batch, strict=True)):
+        first = like.shape[1] - len(one.prompt)
+        inside[row, first + start : first + end] = True
+    return inside
 
 
 def _norm_limits(
@@ -122,13 +146,15 @@ def predict_densities(
     output_sae: SAERef,
     rates: Rates,
     batch_size: int,
+    condition: Condition = "conversation",
 ) -> int:
     """FLOPs that `measure_densities` is going to execute, if no token is left out for its norm."""
     encoded = encode_triples(base, triples)
     special = set(base.chat.special_ids)
     passes = [(output_sae, [text for one in encoded for text in (one.chosen, one.rejected)])]
     if input_sae is not None:
-        passes.append((input_sae, [one.prompt for one in encoded]))
+        spans = condition_spans(base, encoded, condition)
+        passes.append((input_sae, [one.prompt[a:b] for one, (a, b) in zip(encoded, spans, strict=True)]))
     layers, filtered, total = [], [], 0
     for ref, texts in passes:
         layer, d_model, d_sae = sae_sizes(ref)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dspa.map.artifact_map import ArtifactMap
+from dspa.map.score_map import ScoreMap
 
 LEGEND = {
     "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",
@@ -20,8 +20,14 @@ LEGEND = {
     "edited_share": "share of the steered tokens that were changed",
     "edited_latents": "output latents that were edited at least once",
     "edits_in_top": "share of the edits on the 50 largest and 50 smallest columns of the map, the audited latents",
+    "unexplained_share": "leave-one-out error of predicting the differences of answers from what is active in their "
+    "prompts, over their spread around the mean; near 1: these prompts' features do not predict the preference, and a "
+    "fixed set of latents would do as well",
+    "ridge_lambda": "penalty of the ridge scores with the smallest leave-one-out error; at 30, the largest on offer, "
+    "little more than the mean is used",
+    "rank_error": "relative error of the fitted ridge scores, without their mean, from keeping so few factors",
 }
-"""A sentence for each of `selection_figures`."""
+"""A sentence for each of `selection_figures` and for what a fit finds out (the last three)."""
 _KEPT_PROMPTS = 512  # bounds memory; the first prompts of a run are as good as any
 _BOOTSTRAPPED_PROMPTS = 32  # an interval costs a thousand resamples of the map
 _AUDITED = 50  # latents at either end of the map's column sums: the paper's audited sets
@@ -36,7 +42,7 @@ class SelectionTally:
     ``tokens`` and ``changed`` (steered and changed tokens by age: token 1, 2-3, 4-7, ... of the answer).
     """
 
-    def __init__(self, condition_map: ArtifactMap) -> None:
+    def __init__(self, condition_map: ScoreMap) -> None:
         self._mean = condition_map.mean_difference
         device = self._mean.device
         self._selected: dict[str, list[Tensor]] = {"inputs": [], "latents": [], "cosines": []}
@@ -107,7 +113,7 @@ def edited_share_by_age(tallies: Tallies) -> list[tuple[int, int, float]]:
     return [(2**b, 2 ** (b + 1) - 1, c / n) for b, (n, c) in enumerate(zip(*sums, strict=True)) if n]
 
 
-def selection_figures(condition_map: ArtifactMap, tallies: Tallies) -> dict[str, float]:
+def selection_figures(condition_map: ScoreMap, tallies: Tallies) -> dict[str, float]:
     """The figures of `LEGEND`, over the first 512 prompts (``sure_share``: 32) and all tokens of the sessions.
 
     A figure for which there is nothing to go by is left out; the intervals are bootstrapped here, once.
@@ -124,11 +130,10 @@ def selection_figures(condition_map: ArtifactMap, tallies: Tallies) -> dict[str,
         cosines = first("cosines", _KEPT_PROMPTS)
         figures["cosine_to_global"] = sum(cosines) / len(cosines)
         figures["set_size"] = sum(map(len, sets)) / len(sets)
-        device = condition_map.support.device
-        inputs = torch.tensor(first("inputs", _KEPT_PROMPTS), device=device)
-        supports = condition_map.support[inputs[inputs >= 0]]
-        if len(supports):
-            figures["median_support"] = float(supports.float().median())
+        device = condition_map.mean_difference.device
+        inputs = torch.tensor(first("inputs", _KEPT_PROMPTS), dtype=torch.long, device=device)
+        if condition_map.support is not None and bool((inputs >= 0).any()):
+            figures["median_support"] = float(condition_map.support[inputs[inputs >= 0]].float().median())
         latents = torch.tensor(first("latents", _BOOTSTRAPPED_PROMPTS), device=device)
         interval = condition_map.interval(inputs[:_BOOTSTRAPPED_PROMPTS], latents)
         if interval is not None and bool((latents >= 0).any()):

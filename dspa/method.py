@@ -2,38 +2,64 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dspa.density import measure_densities, predict_densities
+from dspa.controls import Control, prompt_bank
+from dspa.density import Densities, measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
 from dspa.map.artifact_map import ArtifactMap, MapOptions
-from dspa.map.condiff import ConditionalDifferenceMap, Gate
+from dspa.map.condiff import ConditionalDifferenceMap, Gate, budget_percentile
+from dspa.map.kernel import unexplained_share
+from dspa.map.ridge import RidgeMap, most_flops
+from dspa.map.score_map import ScoreMap, Scores
 from dspa.saes.sae import check_sae, load_sae, sae_sizes
 from dspa.steering import DSPASteering, Mode, Scale, SteeringSettings
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.data.refs import BaseShape, SAERef
 from harness.data.triples import Triple
-from harness.method import MethodConfig, register_method
+from harness.method import MethodConfig, Preview, register_method
 from harness.model.aligned import AlignedModel
-from harness.model.intervention import Positions
+from harness.model.intervention import Condition, Positions
+
+_ONLY_ROWS = (
+    "percentile",
+    "gate",
+    "min_support",
+    "shrink",
+    "k_prompt",
+    "sure_only",
+    *(field.name for field in fields(MapOptions)),
+)
 
 
 @register_method("dspa")
 class DSPA(MethodConfig):
     """Dynamic SAE Steering for Preference Alignment (arXiv 2603.21461). Defaults are the paper's where it gives them;
-    the percentile, the strict gate and the steered positions are ours (see docs/dspa.md)."""
+    the percentile, the strict gate and the steered positions are ours, other ``scores`` than rows go beyond it (see
+    docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
     online: ClassVar[frozenset[str]] = frozenset({"k_prompt", "k_diff", "alpha", "mode", "scale", "positions"})
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
-    percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
+    scores: Scores = Field(
+        "rows",
+        description="how a prompt's scores are made: rows (the paper's), ridge (see dspa_ridge), mean (no condition)",
+    )
+    rank: Annotated[int, Field(ge=1)] | None = Field(
+        128, description="factors kept of the ridge scores; null keeps all (the artifact says what that costs in error)"
+    )
+    percentile: Annotated[float, Field(ge=0, le=100)] | Literal["by_budget"] = Field(
+        95.0,
+        description="of each input latent's density, from which its gate is open; by_budget: see budget_percentile",
+    )
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5
+    shrink: float = Field(0.0, ge=0, allow_inf_nan=False, description="mean triples added to each row (strict gate)")
     truncate: Annotated[int, Field(ge=1)] | None = Field(
         16, description="entries kept at either end of each row of the map; null ships the exact factored map"
     )
@@ -44,16 +70,22 @@ class DSPA(MethodConfig):
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
+    sure_only: bool = Field(False, description="edit only selected latents whose score's 95 % interval has no 0")
+    control: Control | None = Field(None, description="edit random latents, or those of another prompt: not a method")
     alpha: Annotated[float, Field(ge=0)] = 0.2
     mode: Mode = "ablate"
     scale: Scale = "max"
     positions: Positions = "generation"
+    condition: Condition = Field(
+        "conversation", description="prompt tokens that densities are of: all (the paper), or the last user turn's"
+    )
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:
         """The SAEs must fit the base, share their width, and the output layer must not precede the input layer; the
         options of the map must make sense together."""
-        self._map_options()
+        self._check_options()
+        self._check_small_budget()
         input_layer, width = check_sae(self.input_sae, base)
         output_layer, output_width = check_sae(self.output_sae, base)
         if output_layer < input_layer:
@@ -72,20 +104,23 @@ class DSPA(MethodConfig):
                 raise ValueError(f"{name}: {value} is more than the {width} latents of the SAEs; give at most {width}")
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
-        """Deterministic: ``seed`` has no effect."""
+        """Deterministic: ``seed`` has no effect, but for the training prompts of ``control: other_prompt``."""
         device = str(base.device)
         with meter.stage("features"):
             saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
-            found = measure_densities(base, triples, **saes, meter=meter, batch_size=self.batch_size)
-        with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
-            full = ConditionalDifferenceMap.estimate(
-                found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
+            found = measure_densities(
+                base, triples, **saes, meter=meter, batch_size=self.batch_size, condition=self.condition
             )
-            fitted = ArtifactMap.build(full.to(device), self._map_options())
+        with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
+            fitted, figures = self._fit_map(found, device)
+        if self.scores != "ridge":  # a diagnostic, no part of the method, so nobody is billed
+            figures = _conditionality(found, device)
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
         online = {name: params[name] for name in SteeringSettings.model_fields if name in params}
-        settings = SteeringSettings(**online, map=fitted.settings, norm_limits=found.norm_limits)
-        return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
+        options = fitted.settings if isinstance(fitted, ArtifactMap) else None
+        settings = SteeringSettings(**online, map=options, norm_limits=found.norm_limits, fit_figures=figures)
+        bank = prompt_bank(found.prompt, seed) if self.control == "other_prompt" else None
+        return base.derive(method=self.name, params=params, intervention=DSPASteering(fitted, settings, device, bank))
 
     def adjust(self, fitted: AlignedModel) -> AlignedModel:
         """The same map, steered by this method's ``online`` settings."""
@@ -98,11 +133,77 @@ class DSPA(MethodConfig):
         return fitted.derive(params={**fitted.params, **changed}, intervention=steering)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
-        """An upper bound for the map: every input latent has a row of its own."""
+        """An upper bound for the map: every input latent has a row of its own (``rows``), every latent is active in
+        every text (``ridge``)."""
         saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
-        features = predict_densities(base, triples, **saes, rates=rates, batch_size=self.batch_size)
+        features = predict_densities(
+            base, triples, **saes, rates=rates, batch_size=self.batch_size, condition=self.condition
+        )
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
-        return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
+        rows = 0 if self.truncate is None else 2 * len(triples) * d_in * d_out
+        of_map = {"rows": rows, "mean": 0, "ridge": most_flops(len(triples), d_in, d_out, rank=self.rank)}
+        return {"features": features, "map": of_map[self.scores]}
+
+    def preview(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> Preview:
+        """The unexplained share, from the densities that a fit measures."""
+        refs = {"input_sae": self.input_sae, "output_sae": self.output_sae}
+        options = {"batch_size": self.batch_size, "condition": self.condition}
+        flops = predict_densities(base, triples, **refs, rates=rates, **options)
+
+        def measure(loaded: AlignedModel) -> dict[str, float]:
+            meter = Meter(loaded.model, sample_profile=False)
+            saes = {name: load_sae(ref, str(loaded.device)) for name, ref in refs.items()}
+            with meter.stage("features"):
+                found = measure_densities(loaded, triples, **saes, meter=meter, **options)
+            return _conditionality(found, str(loaded.device))
+
+        return Preview(flops, f"{self.input_sae} {self.output_sae} {self.condition}", measure)
+
+    def _fit_map(self, found: Densities, device: str) -> tuple[ScoreMap, dict[str, float]]:
+        """The map that ``scores`` names, and what was found out while fitting it."""
+        if self.scores == "mean":
+            mean = found.difference.mean().to(device)
+            return RidgeMap.of_mean(mean, d_in=found.prompt.width, n_triples=len(found.prompt)), {}
+        if self.scores == "ridge":
+            ridge, left_out, error = RidgeMap.fit(found.prompt.to(device), found.difference.to(device), rank=self.rank)
+            return ridge, left_out.figures | {"rank_error": error}
+        percentile = self.percentile
+        if percentile == "by_budget":
+            percentile = budget_percentile(len(found.prompt), self.min_support)
+        options = {"gate": self.gate, "min_support": self.min_support, "shrink": self.shrink}
+        full = ConditionalDifferenceMap.estimate(found.prompt, found.difference, percentile=percentile, **options)
+        return ArtifactMap.build(full.to(device), self._map_options()), {}
+
+    def _check_options(self) -> None:
+        self._map_options()
+        for name in _ONLY_ROWS if self.scores != "rows" else ():
+            self._refuse_if_set(name, "rows")
+        if self.scores != "ridge":
+            self._refuse_if_set("rank", "ridge")
+
+    def _refuse_if_set(self, name: str, read_by: Scores) -> None:
+        value = getattr(self, name)
+        if value != type(self).model_fields[name].default:
+            raise ValueError(
+                f"{name}: {value} has no effect with scores: {self.scores}; only {read_by} reads it, so leave it out"
+            )
+
+    def _check_small_budget(self) -> None:
+        """Refuse options for few triples that cannot work, or that nothing would read."""
+        if self.shrink and self.gate != "strict":
+            raise ValueError(f"shrink is for rows divided by their support; set gate: strict, not {self.gate}")
+        if self.shrink and self.demix:
+            raise ValueError("demix weighs the rows as they were fitted; set shrink: 0, or demix: false")
+        default = type(self).model_fields["min_support"].default
+        if self.shrink and self.percentile != "by_budget" and self.min_support != default:
+            raise ValueError(f"with shrink no row is left out for its support; leave min_support at {default}")
+        if self.sure_only and (self.demix or not self.keep_factors):
+            raise ValueError("sure_only needs the intervals of scores; set keep_factors: true and demix: false")
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
+
+
+def _conditionality(found: Densities, device: str) -> dict[str, float]:
+    share = unexplained_share(found.prompt.to(device), found.difference.to(device))
+    return {} if share is None else {"unexplained_share": share}

@@ -9,14 +9,19 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from dspa.controls import Control, other_prompt, random_latents
 from dspa.density import density_of
 from dspa.diagnostics import SelectionTally, selection_figures
 from dspa.map.artifact_map import ArtifactMap, MapOptions
-from dspa.map.condiff import extreme_columns
+from dspa.map.condiff import below, extreme_columns
+from dspa.map.ridge import RidgeMap
+from dspa.map.score_map import ScoreMap, Scores
+from dspa.map.sparse import SparseRows, pack, unpack
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.data.refs import SAERef
-from harness.model.intervention import Mask, Positions, Residual, RowState, register_intervention
+from harness.model.intervention import Condition, Mask, Positions, Residual, RowState, register_intervention
 
+_BANK = "bank."
 Scale = Literal["max", "own"]
 Mode = Literal["ablate", "augment", "both"]
 
@@ -24,7 +29,9 @@ Mode = Literal["ablate", "augment", "both"]
 class SteeringSettings(BaseModel):
     """What an artifact keeps of how DSPA steers, beside the map's tensors; see the fields of `dspa.method.DSPA`.
 
-    ``norm_limits``: largest norm of a token that the input SAE counts and the output SAE edits (None: no limit).
+    ``scores`` says which map it is, and ``map`` how it is read (None: nothing to set). ``norm_limits``: largest norm of
+    a token that the input SAE counts and the output SAE edits (None: no limit). ``fit_figures``: what the fit found out
+    about itself, of `dspa.diagnostics.LEGEND`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,8 +43,13 @@ class SteeringSettings(BaseModel):
     mode: Mode
     scale: Scale
     positions: Positions
-    map: MapOptions
+    scores: Scores = "rows"
+    map: MapOptions | None
     norm_limits: tuple[float | None, float | None]
+    condition: Condition = "conversation"
+    sure_only: bool = False
+    control: Control | None = None
+    fit_figures: dict[str, float] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +59,7 @@ class Selection:
     density: Float[Tensor, "batch d_in"]
     """Share of the prompt's tokens on which each input latent fires."""
     gates: Int[Tensor, "batch k_prompt"]
-    """The densest input latents; -1: none."""
+    """The densest input latents; -1: none. Without columns where the scores are not made of them."""
     scores: Float[Tensor, "batch d_out"]
     """s(x) of every output latent."""
     latents: Int[Tensor, "batch k_out"]
@@ -60,11 +72,16 @@ class Selection:
 class DSPASteering:
     """The online half of DSPA; a harness Intervention."""
 
-    def __init__(self, condition_map: ArtifactMap, settings: SteeringSettings, device: str = "cpu") -> None:
+    def __init__(
+        self, condition_map: ScoreMap, settings: SteeringSettings, device: str = "cpu", bank: SparseRows | None = None
+    ) -> None:
+        """``bank``: densities of training prompts, for ``control: other_prompt``."""
         self.condition_map = condition_map.to(device)
         """The map the sets are selected by."""
         self.settings = settings
+        self.bank = bank
         self.positions: Positions = settings.positions
+        self.condition_on: Condition = settings.condition
         self._input: ResidualSAE = load_sae(settings.input_sae, device)
         self._output: ResidualSAE = load_sae(settings.output_sae, device)
         self.saes = self._input, self._output
@@ -76,9 +93,21 @@ class DSPASteering:
         """The latent sets of prompts, from the residual stream at the input SAE's layer over their tokens."""
         settings = self.settings
         density = density_of(self._input, residual, prompt, settings.norm_limits[0])
-        gates = top_latents(density, settings.k_prompt)
+        if settings.control == "other_prompt":
+            assert self.bank is not None
+            density = other_prompt(density, self.bank)
+        gates = top_latents(density, settings.k_prompt) if settings.scores == "rows" else _no_gates(density)
         scores = self.condition_map.scores(gates, density)
-        return Selection(density, gates, scores, *latent_sets(scores, settings.mode, settings.k_diff))
+        latents, sign = latent_sets(scores, settings.mode, settings.k_diff)
+        if settings.sure_only:
+            assert isinstance(self.condition_map, ArtifactMap)
+            sure = self.condition_map.sure(gates, latents, sign)
+            latents, sign = latents.masked_fill(~sure, -1), sign.masked_fill(~sure, 0.0)
+        if settings.control == "random_latents":
+            fires = self.condition_map.mean_difference.nonzero()[:, 0]
+            latents = random_latents(latents, density, fires)
+            sign = sign.masked_fill(latents < 0, 0.0)
+        return Selection(density, gates, scores, latents, sign)
 
     def condition(
         self, residual: Mapping[int, Residual], prompt: Mask, *, tally: SelectionTally | None = None
@@ -115,28 +144,45 @@ class DSPASteering:
         return strongest
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.condition_map.tensors()
+        bank = {} if self.bank is None else pack(self.bank)
+        return self.condition_map.tensors() | {_BANK + name: tensor for name, tensor in bank.items()}
 
     def params(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        return self.params() | {"input_sae": self._input.identity, "output_sae": self._output.identity}
+        # An option that came later does not change what an artifact without it is.
+        settings, added = self.params(), SteeringSettings.model_fields
+        settings = {
+            k: v
+            for k, v in settings.items()
+            if k != "fit_figures" and (added[k].is_required() or v != added[k].default)
+        }
+        return settings | {"input_sae": self._input.identity, "output_sae": self._output.identity}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], params: dict[str, Any], device: str) -> "DSPASteering":
         settings = SteeringSettings.model_validate(params)
-        return cls(ArtifactMap.restore(tensors, settings.map), settings, device)
+        kept = below(tensors, _BANK)
+        bank = unpack(kept, len(kept["length"]), load_sae(settings.input_sae, device).d_sae) if kept else None
+        if settings.scores != "rows":
+            return cls(RidgeMap.restore(tensors), settings, device, bank)
+        assert settings.map is not None
+        return cls(ArtifactMap.restore(tensors, settings.map), settings, device, bank)
 
     def to(self, device: torch.device | str) -> "DSPASteering":
-        return DSPASteering(self.condition_map, self.settings, str(device))
+        return DSPASteering(self.condition_map, self.settings, str(device), self.bank)
 
     def tally(self) -> SelectionTally:
         return SelectionTally(self.condition_map)
 
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """See `dspa.diagnostics.LEGEND`."""
-        return selection_figures(self.condition_map, tallies)
+        """See `dspa.diagnostics.LEGEND`. Without tallies those of the fit alone."""
+        return self.settings.fit_figures | selection_figures(self.condition_map, tallies)
+
+
+def _no_gates(density: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch 0"]:
+    return torch.zeros(len(density), 0, dtype=torch.long, device=density.device)
 
 
 def top_latents(values: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, "batch k"]:

@@ -1,6 +1,7 @@
 """What an alignment method is: a class whose fields are its hyper-parameters and whose `fit` makes an artifact."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from harness.compute import Meter
     from harness.compute.rates import Rates
     from harness.model.aligned import AlignedModel
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Figures that a method can measure on triples before it is fitted, named as in its ``diagnostics``.
+
+    ``flops``: what measuring them is predicted to take. ``subject``: what they depend on beside the triples; methods
+    with equal subjects get equal figures. ``measure``: the figures, given the base with its weights.
+    """
+
+    flops: int
+    subject: str
+    measure: "Callable[[AlignedModel], dict[str, float]]"
 
 
 class MethodConfig(BaseModel):
@@ -53,6 +67,13 @@ class MethodConfig(BaseModel):
 
         ``base`` has its tokenizer and chat format, and no weights. Also asked for triples that do not fit the context,
         for which it may raise the ValueError that `fit` would.
+        """
+        return None
+
+    def preview(self, base: "AlignedModel", triples: Sequence[Triple], rates: "Rates") -> Preview | None:
+        """What can be found out about ``triples`` before a fit, for `run --dry-run`; None: nothing.
+
+        ``base`` and what may be raised are as in `predict`.
         """
         return None
 

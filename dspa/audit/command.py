@@ -45,9 +45,12 @@ def audit_command(
     endpoint = None
     if judge_url is not None and judge_model is not None:
         endpoint = ChatEndpoint(judge_url, judge_model, api_key_env=judge_key)
-    method = read_description(artifact)["method"]
-    if method != "dspa":
-        raise ValueError(f"{artifact} is of method {method!r}; only DSPA artifacts have a map to audit")
+    description = read_description(artifact)
+    if (description["intervention"] or {}).get("kind") != "dspa":
+        raise ValueError(
+            f"{artifact} is of method {description['method']!r}; only DSPA artifacts have a map to audit (methods dspa "
+            "and dspa_ridge)"
+        )
     name = artifact.resolve().name
     if out is None:
         named = artifact if artifact.name not in ("", "..") else artifact.resolve()

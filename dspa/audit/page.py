@@ -16,6 +16,19 @@ _TITLES = {
     "random": "Random live features",
 }
 
+_MEAN = "the mean difference of chosen and rejected answers (the score of a prompt about which nothing is known)"
+_RANKED_BY = {"rows": "sum_i A_ij of the whole map", "ridge": _MEAN, "mean": _MEAN}
+_SCORED_BY = {
+    "rows": "The input features of a prompt that fire on most of its tokens open rows of the map (N_i: triples whose "
+    "gate is open); the output features with the most extreme scores s_j(x) are edited. Intervals: 95 %, triples drawn "
+    "again 1,000 times, of the whole map; the scores are of the truncated one that steers, so a score may lie "
+    "outside its interval. The features were picked as the most extreme ones, for which the intervals make no "
+    "allowance.",
+    "ridge": "Scores s_j(x) are a ridge regression on all input features that fire on the prompt; the output features "
+    "with the most extreme ones are edited. There are no gates and no intervals.",
+    "mean": "Scores are the mean difference for every prompt; the features with the most extreme ones are edited.",
+}
+
 
 def to_markdown(audit: Audit, name: str, texts: str, judge: str | None) -> str:
     """The whole page; ``name`` of the artifact, ``texts`` the file measured on, ``judge`` who explained (or None)."""
@@ -128,11 +141,11 @@ def _categories(audit: Audit, judge: str | None) -> Iterator[str]:
 def _rankings(audit: Audit) -> Iterator[str]:
     yield "## Features by column sum"
     yield (
-        f"Output features ranked by sum_i A_ij of the whole map: the {audit.settings.top} smallest (below 0), the "
-        f"{audit.settings.top} largest (above 0), and as many drawn from all features that fire on the texts (seed "
-        f"{audit.settings.seed}; some may be in a set too). Density: share of tokens on which it fires. Tokens: where "
-        "it fires most strongly. Selected: share of prompts for which it is; what is done to it is decided prompt by "
-        f"prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
+        f"Output features ranked by {_RANKED_BY[audit.steering.settings.scores]}: the {audit.settings.top} smallest "
+        f"(below 0), the {audit.settings.top} largest (above 0), and as many drawn from all features that fire on the "
+        f"texts (seed {audit.settings.seed}; some may be in a set too). Density: share of tokens on which it fires. "
+        "Tokens: where it fires most strongly. Selected: share of prompts for which it is; what is done to it is "
+        f"decided prompt by prompt, by mode {audit.steering.settings.mode}, whichever set it stands in."
     )
     for name, members in audit.ranking.items():
         yield f"### {_TITLES[name]}"
@@ -143,16 +156,11 @@ def _examples(audit: Audit) -> Iterator[str]:
     if audit.conditionality is None or not audit.conditionality.examples:
         return
     yield "## Some prompts in full"
-    yield (
-        "The input features of a prompt that fire on most of its tokens open rows of the map (N_i: triples whose gate "
-        "is open); the output features with the most extreme scores s_j(x) are edited. Intervals: 95 %, triples drawn "
-        "again 1,000 times, of the whole map; the scores are of the truncated one that steers, so a score may lie "
-        "outside its interval. The features were picked as the most extreme ones, for which the intervals make no "
-        "allowance."
-    )
+    yield _SCORED_BY[audit.steering.settings.scores]
     for example in audit.conditionality.examples:
         yield f"### {md.escape(example.prompt[-1]['content'][:120])}"
-        yield tables.gate_line(audit, example)
+        if audit.steering.settings.scores == "rows":
+            yield tables.gate_line(audit, example)
         yield tables.selection_table(audit, example) if example.selected else "No feature was selected."
 
 

@@ -14,6 +14,7 @@ from dspa.diagnostics import SelectionTally, edit_counts
 from dspa.steering import DSPASteering, Selection
 from harness.data.triples import Conversation
 from harness.model.aligned import AlignedModel
+from harness.model.turns import narrowed
 
 MOST_EDITED = 20  # latents listed by number of edits
 
@@ -50,7 +51,7 @@ class Example:
 @dataclass(frozen=True)
 class Conditionality:
     """What was selected for the prompts. ``figures``: the artifact's own diagnostics; ``ablated`` and ``augmented``:
-    the sets of each prompt, in order; ``supports``: N_i of every selected gate of every prompt."""
+    the sets of each prompt, in order; ``supports``: N_i of every selected gate of every prompt (rows only)."""
 
     figures: dict[str, float]
     ablated: list[frozenset[int]]
@@ -80,9 +81,15 @@ def measure_conditionality(
     full: dict[int, Example] = {}
     tally = SelectionTally(steering.condition_map)
     for batch in residual_batches(model, texts, {layer}):
-        selection = steering.select(batch.residual[layer], batch.kind != NOT_COUNTED)
+        counted = batch.kind != NOT_COUNTED
+        if steering.condition_on == "last_turn":
+            lengths = torch.tensor(batch.lengths, device=batch.ids.device)
+            whole = torch.arange(batch.ids.shape[1], device=lengths.device) < lengths[:, None]
+            counted &= narrowed(whole, batch.ids, model.chat.last_turn)
+        selection = steering.select(batch.residual[layer], counted)
         tally.selected(selection.gates, selection.latents, selection.scores)
-        supports += steering.condition_map.support[selection.gates[selection.gates >= 0]].tolist()
+        if (support := steering.condition_map.support) is not None:
+            supports += support[selection.gates[selection.gates >= 0]].tolist()
         for position, row in enumerate(batch.rows):
             latents, sign = selection.latents[position], selection.sign[position]
             ablated[row] = frozenset(latents[sign < 0].tolist())
@@ -103,8 +110,10 @@ def _example(steering: DSPASteering, prompt: Conversation, selection: Selection,
             ends = None if interval is None else (float(interval[0][0, k]), float(interval[1][0, k]))
             ablated, score = float(selection.sign[row, k]) < 0, float(selection.scores[row, latent])
             selected.append(Selected(latent, ablated, score, ends))
-    shown = tuple(Gate(i, float(density[i]), int(support[i])) for i in gates[0].tolist() if i >= 0)
-    return Example(prompt, shown, tuple(selected))
+    shown = (
+        [] if support is None else [Gate(i, float(density[i]), int(support[i])) for i in gates[0].tolist() if i >= 0]
+    )
+    return Example(prompt, tuple(shown), tuple(selected))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,17 +9,23 @@ from dspa.audit.prompts import Conditionality, Coverage, Example
 from dspa.audit.scan import KINDS
 from dspa.audit.snippets import top_tokens
 from dspa.audit.truth import SIDES, Labels
+from dspa.diagnostics import LEGEND
 from harness import markdown as md
 
 GATES_SHOWN = 10
 LOW_VARIANCE = 0.5  # explained variance below which the page warns
-_SELECTING = ("gate", "percentile", "min_support", "truncate", "k_prompt", "k_diff")
+_SELECTING = {
+    "rows": ("scores", "gate", "percentile", "min_support", "truncate", "k_prompt", "k_diff"),
+    "ridge": ("scores", "rank", "k_diff"),
+    "mean": ("scores", "k_diff"),
+}
 _EDITING = ("mode", "scale", "alpha", "positions")
 _FIGURES = {
     "jaccard": "mean Jaccard similarity of two prompts' edited sets; 1: every prompt gets the same set",
     "cosine_to_global": "mean cosine of a prompt's scores with the global mean difference; 1: nothing is conditional",
     "set_size": "features selected per prompt",
     "sure_share": "share of selected features whose score has a 95 % bootstrap interval that excludes 0",
+    **{name: LEGEND[name] for name in ("unexplained_share", "ridge_lambda", "rank_error")},
 }
 _TITLES = {
     "ablated": "selected to ablate",
@@ -31,13 +37,14 @@ _TITLES = {
 
 def artifact_table(audit: Audit) -> str:
     model, params, budget = audit.model, audit.model.params, audit.model.budget or {}
+    settings = _SELECTING[audit.steering.settings.scores] + _EDITING
     fitted = f"{audit.steering.condition_map.n_triples} triples, seed {budget.get('seed', 'unknown')}"
     rows = [
         ["method", f"{model.method}, fingerprint {md.code(model.fingerprint[:12])}"],
         ["base", f"{md.code(model.base.ref.path or model.base.ref.id)}, {md.code(model.base.identity[:12])}"],
         ["fitted on", f"{fitted}, hash {md.code(str(budget.get('hash', 'unknown'))[:12])}"],
         ["chat format", md.escape(model.base.ref.chat)],
-        ["settings", md.escape(", ".join(f"{key} {params[key]}" for key in _SELECTING + _EDITING if key in params))],
+        ["settings", md.escape(", ".join(f"{key} {params[key]}" for key in settings if key in params))],
     ]
     return md.table(["artifact", ""], rows, text_columns=2)
 

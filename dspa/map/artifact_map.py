@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dspa.map.condiff import ConditionalDifferenceMap, TruncatedMap, below
@@ -139,7 +139,9 @@ class ArtifactMap(OnDevice):
             for row, (opened, change) in enumerate(zip(gates, changes, strict=True)):
                 if full.gate == "strict":
                     support = times @ opened.t()
-                    per_triple = torch.where(support > 0, 1 / support.clamp(min=1), 0.0) @ opened
+                    weighed = support + full.shrink
+                    per_row = torch.where(weighed > 0, 1 / weighed.clamp(min=1e-30), 0.0)
+                    per_triple = per_row @ (opened + full.shrink / n)
                 else:
                     per_triple = opened.sum(0, keepdim=True) / n
                 draws[row].append((times * per_triple) @ change.t())
@@ -148,6 +150,25 @@ class ArtifactMap(OnDevice):
         low, high = ends.masked_fill((columns < 0)[None], torch.nan)
         scale = 1.0 if self.column_scale is None else self.column_scale[columns.clamp(min=0)]
         return low * scale, high * scale
+
+    def sure(
+        self, selected: Int[Tensor, "batch k"], columns: Int[Tensor, "batch j"], sign: Float[Tensor, "batch j"]
+    ) -> Bool[Tensor, "batch j"]:
+        """Whether the 95 % interval of each row's score at the given columns (-1: none) lies on the side of ``sign``.
+
+        The interval is that of the untruncated score, 1.96 standard errors to either side (whitening changes neither
+        side). Raises ValueError where there is none: without factors, and with ``demix``.
+        """
+        full = self.factors
+        if full is None or self.settings.demix:
+            raise ValueError("the scores have no interval: that needs keep_factors: true and demix: false")
+        sure = torch.zeros_like(columns, dtype=torch.bool)
+        for row in range(len(columns)):
+            latents, places = selected[row], (columns[row] >= 0).nonzero()[:, 0]
+            wanted = columns[row, places].to(full.always.device)
+            score, error = full.spread(latents[latents >= 0].to(full.always.device), wanted)
+            sure[row, places] = (score.to(sign.device) * sign[row, places]) > 1.96 * error.to(sign.device)
+        return sure
 
     def candidates(self, k: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
         """(augment, ablate): the k output latents with the largest and the smallest column sums, ties to the lower."""

@@ -28,6 +28,7 @@ from harness.model.aligned import AlignedModel
 from harness.model.batching import pad_rows, positions_of
 from harness.model.decoder import find_decoder
 from harness.model.residuals import early_residuals
+from harness.model.turns import narrowed
 from harness.speed.report import Figure, Section
 
 UNSTEERED, OWN, MAX = "unsteered", "DSPA, scale own", "DSPA, scale max"
@@ -263,4 +264,6 @@ def selected_latents(fitted: AlignedModel, prompts: Sequence[Sequence[int]]) -> 
     (layer,) = steering.read_layers
     residual = early_residuals(find_decoder(fitted.model), {layer}, ids, mask)[layer]
     counted = mask.bool() & ~torch.isin(ids, torch.tensor(fitted.chat.special_ids, device=fitted.device))
+    if steering.condition_on == "last_turn":
+        counted &= narrowed(mask.bool(), ids, fitted.chat.last_turn)
     return steering.select(residual, counted).latents

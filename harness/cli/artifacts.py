@@ -90,6 +90,9 @@ def fit(
     print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
     foreseen = "" if forecast.flops is None or limit is not None else f", {forecast.flops:.3g} predicted"
     print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
+    figures = aligned.intervention.figures([]) if aligned.intervention else {}
+    for figure, value in figures.items():
+        print(f"{figure} {value:.3g}: {chosen.diagnostics[figure]}")
     if "stopped_at" in aligned.params:
         print(f"stopped at the bill of {flops:.3g}: {_stop_text(aligned.params['stopped_at'])}")
     if sampled is not None:

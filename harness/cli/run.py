@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 commands = command_group()
 
+PREVIEW_FLOPS = 10**12
+"""What the plan measures on triples beforehand may take: some seconds on a CPU."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -121,6 +123,8 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     console.print(table)
     if bills.rows:
         console.print(bills)
+    for line in _previews(prepared, forecaster):
+        console.print(line, markup=False)
     console.print(f"cells: {len(prepared.plan.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
@@ -162,6 +166,39 @@ def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCel
         assert forecast.budget is not None
         return f"{forecast.flops:.4g}", f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
     return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
+
+
+def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
+    """What methods can measure on the first triples of the largest budget before any fit; loads the base for it alone.
+
+    A line for each figure and each value of it, with the variants that have it.
+    """
+    from harness.experiment.plan import cell_triples
+    from harness.model.aligned import AlignedModel
+    from harness.quiet import without_progress_bars
+
+    without_progress_bars()
+    file, measured, base = prepared.suite.file, {}, None
+    lines: dict[str, list[str]] = {}
+    for cell in prepared.plan.in_table_order:
+        if not cell.uses_triples or cell.sweep or cell.seed or cell.budget != prepared.plan.budgets[-1]:
+            continue
+        triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
+        method = prepared.suite.method_of(cell, prepared.folder.path)
+        preview = forecaster.preview(method, triples)
+        if preview is None:
+            continue
+        if preview.flops > PREVIEW_FLOPS:
+            text = f"what a fit prints of the triples was not measured, it takes {preview.flops:.3g} FLOPs"
+            lines.setdefault(text, []).append(cell.variant)
+            continue
+        if preview.subject not in measured:
+            base = base or AlignedModel.from_base(file.base, device=file.execution.device)
+            measured[preview.subject] = preview.measure(base)
+        for figure, value in measured[preview.subject].items():
+            text = f"{figure} {value:.3g} on {len(triples.triples)} triples ({method.diagnostics[figure]})"
+            lines.setdefault(text, []).append(cell.variant)
+    return (f"{', '.join(variants)}: {text}" for text, variants in lines.items())
 
 
 @contextmanager

@@ -42,12 +42,26 @@ def accumulated_product_flops(_total: Shape, left: Shape, right: Shape, *_: Any,
     return 2 * math.prod(left) * right[-1]
 
 
+def eigendecomposition_flops(matrix: Shape, *_: Any, **__: Any) -> int:
+    """Values and vectors of symmetric matrices [.., n, n]: 9 n^3 (Golub and Van Loan, "Matrix Computations", 8.3)."""
+    return 9 * math.prod(matrix) * matrix[-1]
+
+
+def product_flops(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
+    """``left @ right`` of [m, k] and [k, n]; of a sparse ``left`` only the numbers that it holds are multiplied."""
+    sparse = left.layout == torch.sparse_csr
+    return 2 * (left.values().numel() if sparse else left.shape[0] * left.shape[1]) * right.shape[1]
+
+
+product_flops._get_raw = True  # type: ignore[attr-defined]  # torch then gives it the tensors, not their shapes
+
 _aten = torch.ops.aten
 FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
     _aten.addmm_: accumulated_product_flops,
     _aten.baddbmm_: accumulated_product_flops,
+    _aten._linalg_eigh: eigendecomposition_flops,
 }
 
 
@@ -69,10 +83,11 @@ def signature_of(inputs: Mapping[str, Any], *state: Hashable) -> Hashable:
 def count_flops() -> Iterator[FlopCounterMode]:
     """Count the FLOPs executed inside, backward included; ask the result for `get_total_flops()`.
 
-    torch's FlopCounterMode plus the operators that it misses: fused attention on CPU and in-place products.
+    torch's FlopCounterMode plus the operators that it misses: fused attention on CPU, in-place products, symmetric
+    eigendecompositions, and products with a sparse matrix, which it takes for a dense one.
     1.4-4.9 times slower than the code alone.
     """
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS | {_aten.mm: product_flops}) as counter:
         yield counter
 
 

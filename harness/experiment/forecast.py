@@ -14,7 +14,7 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Budget, Triple
 from harness.experiment.plan import cell_triples
 from harness.experiment.suite import Suite
-from harness.method import MethodConfig
+from harness.method import MethodConfig, Preview
 from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
@@ -82,6 +82,13 @@ class Forecaster:
             )
         n = bisect_right(range(1, len(triples) + 1), flops_limit, key=cost)  # costs rise with n
         return Forecast(Budget(triples[:n], budget.seed), stages(n))
+
+    def preview(self, method: MethodConfig, budget: Budget) -> Preview | None:
+        """What ``method`` can measure on ``budget`` before it is fitted; None: nothing."""
+        try:
+            return method.preview(self._base, budget.triples, self._rates)
+        except ValueError:  # what is wrong with the triples, the fit will say
+            return None
 
     @cached_property
     def _rates(self) -> Rates:

@@ -1,6 +1,7 @@
 """Conversations -> token ids. The only place that knows chat templates, BOS and stop tokens."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -9,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.triples import Conversation, Message
+from harness.model.turns import TurnMarks
 
 ChatKind = Literal["tokenizer", "hh"]
 _PROBE = "system-turn-probe"
@@ -61,6 +63,28 @@ class ChatFormat:
             return self._plain_ids(response)
         whole, header = self._plain_ids(f"{_HEADER} {response}"), self._header_ids
         return whole[len(header) :] if whole[: len(header)] == header else self._plain_ids(" " + response)
+
+    def last_turn(self, ids: Sequence[int]) -> tuple[int, int]:
+        """(start, end) of the tokens of the last user turn in a prompt: its content, without headers, earlier turns and
+        the space around it.
+
+        Read off the ids, so it holds for prompts that others rendered, too. A text without a user header is one turn:
+        all of it. A system instruction that the format folds into the first user turn belongs to that turn; so does,
+        of a turn that quotes the user header itself, only what follows it. Raises ValueError where the format does not
+        show its turns (see `TurnMarks`).
+        """
+        return self._turn_marks.last_turn(ids)
+
+    @cached_property
+    def _turn_marks(self) -> TurnMarks:
+        def render(conversation: Conversation) -> str:
+            if self.kind == "hh":
+                return self.hh_text(conversation)
+            return str(
+                self.tokenizer.apply_chat_template(_dicts(conversation), tokenize=False, add_generation_prompt=True)
+            )
+
+        return TurnMarks.of(self.tokenizer, render, self.prompt_ids)
 
     @cached_property
     def end_id(self) -> int:

@@ -10,6 +10,8 @@ from torch import Tensor
 from harness.plugins import Registry
 
 Positions = Literal["generation", "all"]
+Condition = Literal["conversation", "last_turn"]
+"""What of a prompt an intervention is conditioned on: all its tokens, or those of the last user turn."""
 Residual = Float[Tensor, "batch pos d_model"]
 Mask = Bool[Tensor, "batch pos"]
 RowState = dict[str, Tensor]
@@ -48,7 +50,8 @@ class Intervention(Protocol):
 
     ``name`` is what it is registered as. ``read_layers`` are the layers whose residual over the prompt ``condition``
     needs; all of them must be at or before the first write layer, so that the last prompt token can be steered in the
-    same forward pass.
+    same forward pass. It may have an attribute ``condition_on`` (`Condition`): which tokens of the prompt ``condition``
+    gets; without one it gets all of the conversation.
 
     An intervention never changes: what is counted while it steers goes to the ``tally`` of the steering session, an
     object that its own `tally` made.
@@ -66,7 +69,8 @@ class Intervention(Protocol):
     def write_layers(self) -> tuple[int, ...]: ...
 
     def condition(self, residual: Mapping[int, Residual], prompt: Mask, *, tally: Any = None) -> RowState:
-        """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``).
+        """State of each row from the residual stream over its prompt (BOS, EOS and pad are not in ``prompt``, and with
+        "last_turn" only the last user turn is; a row may then have no tokens at all).
 
         What was selected is noted in ``tally``; None: nobody counts.
         """
@@ -110,7 +114,8 @@ class Intervention(Protocol):
     def figures(self, tallies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Figures of what was selected and edited, from what the sessions' tallies read, in the order of the sessions.
 
-        Empty without tallies. The method declares a sentence for each figure (`MethodConfig.diagnostics`).
+        Without tallies only what the fit itself found out. The method declares a sentence for each figure
+        (`MethodConfig.diagnostics`).
         """
         ...
 

@@ -24,20 +24,28 @@ from torch import Tensor, nn
 
 from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder, residual_of, with_residual
-from harness.model.intervention import Intervention, Mask, RowState
+from harness.model.intervention import Condition, Intervention, Mask, RowState
+from harness.model.turns import LastTurn, narrowed
 
 
 class Steering:
     """Context manager around forwards of ``model`` (a causal LM, PEFT or not); one session is for one thread.
 
-    ``special_ids`` (BOS, EOS, pad) are left out of the condition and never edited, ``stop_ids`` end a row.
+    ``special_ids`` (BOS, EOS, pad) are left out of the condition and never edited, ``stop_ids`` end a row. What is
+    conditioned on the last user turn needs ``last_turn``, which finds it in a prompt's ids (`ChatFormat.last_turn`).
     A model has one session at a time (ValueError); a copy made of it meanwhile is not steered.
     """
 
     _steered: ClassVar[WeakSet[nn.Module]] = WeakSet()
 
     def __init__(
-        self, model: nn.Module, intervention: Intervention, *, special_ids: Sequence[int], stop_ids: Sequence[int]
+        self,
+        model: nn.Module,
+        intervention: Intervention,
+        *,
+        special_ids: Sequence[int],
+        stop_ids: Sequence[int],
+        last_turn: LastTurn | None = None,
     ) -> None:
         self._decoder = find_decoder(model)
         self._intervention = intervention
@@ -49,6 +57,10 @@ class Steering:
             raise ValueError(f"layers {reads} -> {writes} are not all in the model, which has layers 0..{allowed[-1]}")
         if reads and max(reads) > min(writes):
             raise ValueError(f"read layers {reads} must not come after the first write layer {min(writes)}")
+        condition_on: Condition = getattr(intervention, "condition_on", "conversation")
+        if condition_on == "last_turn" and last_turn is None:
+            raise ValueError("the intervention is conditioned on the last user turn; give last_turn, which finds it")
+        self._last_turn = last_turn if condition_on == "last_turn" else None
         device = next(model.parameters()).device
         vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         self._special = _members(special_ids, vocabulary, device)
@@ -184,7 +196,8 @@ class Steering:
         steered = valid if self._intervention.positions == "all" else valid & (order >= lengths[:, None] - 1)
         # Left-padded prompts are steered in their last column alone: what is in front need not be encoded.
         self._first = int(steered.any(0).int().argmax())
-        self._prompt = prompt & ~self._special[ids]
+        conditioning = prompt if self._last_turn is None else narrowed(prompt, ids, self._last_turn)
+        self._prompt = conditioning & ~self._special[ids]
         self._finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         self._counts = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         self._announced, self._prefill = False, True
@@ -326,4 +339,10 @@ class Runtime:
         if self.intervention is None:
             return nullcontext()
         chat = self.chat
-        return Steering(self.model, self.intervention, special_ids=chat.special_ids, stop_ids=chat.stop_ids)
+        return Steering(
+            self.model,
+            self.intervention,
+            special_ids=chat.special_ids,
+            stop_ids=chat.stop_ids,
+            last_turn=chat.last_turn,
+        )

@@ -46,6 +46,9 @@ class ReferenceDSPA:
         self.input_limit, self.output_limit = (math.inf if x is None else x for x in settings["norm_limits"])
         self.layers = find_decoder(aligned.model).layers
 
+    def words(self, ids: list[int]) -> list[str]:
+        return self.chat.tokenizer.convert_ids_to_tokens(ids)
+
     @torch.no_grad()
     def sets(self, prompt: list[int]) -> tuple[list[int], list[int]]:
         seen = {}
@@ -57,6 +60,9 @@ class ReferenceDSPA:
             self.model(input_ids=torch.tensor([prompt]))
         short = seen["h"][0].float().norm(dim=-1) <= self.input_limit
         kept = [p for p, token in enumerate(prompt) if token not in self.chat.special_ids and short[p]]
+        if self.settings["condition"] == "last_turn" and "usr" in (words := self.words(prompt)):
+            begin = len(words) - words[::-1].index("usr")
+            kept = [p for p in kept if begin <= p < begin + words[begin:].index("end")]
         if not kept:
             return [], []
         rho = (self.input.sae.encode(seen["h"][0, kept]) > 0).double().mean(0)
