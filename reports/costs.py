@@ -11,7 +11,10 @@ from reports.tables import NAN, Table
 
 
 class Cost(NamedTuple):
-    """The bill of one row of the comparison: means over its cells, peak memory their largest; nan without cells."""
+    """The bill of one row of the comparison: means over its cells, peak memory their largest; nan without cells.
+
+    What tuning executed and how long it took is not in the fit's figures; 0 for what is not tuned.
+    """
 
     train_params: float
     executed_flops: float
@@ -19,6 +22,8 @@ class Cost(NamedTuple):
     paper_flops: float
     fit_seconds: float
     peak_bytes: float
+    tuning_flops: float
+    tuning_seconds: float
 
 
 class Compute(NamedTuple):
@@ -38,6 +43,8 @@ class Compute(NamedTuple):
     formula_flops: float
     paper_flops: float
     fit_seconds: float
+    tuning_flops: float
+    tuning_seconds: float
     peak_bytes: float
     cuda_peak_bytes: float
     triples: float
@@ -86,7 +93,10 @@ def mean_cost(cells: Sequence[Cell]) -> Cost:
     """The bill's part of a comparison row."""
     bills = [cell.bill for cell in cells if cell.bill is not None]
     means = (_mean(bills, key) for key in ("train_params", "executed_flops", "formula_flops", "paper_flops", "seconds"))
-    return Cost(*means, peak_bytes=max((bill.peak_bytes for bill in bills), default=NAN))
+    peak = max((bill.peak_bytes for bill in bills), default=NAN)
+    tuned = [(0, 0.0) if c.best is None else (c.best.executed_flops, c.best.seconds) for c in cells]
+    flops, seconds = (sum(column) / len(tuned) for column in zip(*tuned, strict=True)) if tuned else (NAN, NAN)
+    return Cost(*means, peak_bytes=peak, tuning_flops=flops, tuning_seconds=seconds)
 
 
 def compute(run: Run) -> Table[Compute]:

@@ -8,7 +8,7 @@ from harness import markdown
 from harness.compute.bill import PAPER_NOTE
 from harness.measure.statistics import REPLICATES
 from harness.run_folder.plan import budget_text
-from reports import comparison, costs, sections, tables
+from reports import comparison, costs, sections, tables, tuning
 from reports.answers import sample_answers
 from reports.figures import write_figures
 from reports.run import Run, read_run
@@ -47,6 +47,8 @@ def _build(run: Run, folder: Path) -> None:
         "operators": costs.operators(run),
         "failures": tables.failures(run),
     }
+    if tuned := tuning.tuned(run):
+        found |= {"tuning": tuned, "trials": tuning.trials(run)}
     if judging := costs.judging(run):
         found["judging"] = judging
     if run.environment.second_judge is not None:

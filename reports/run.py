@@ -8,7 +8,17 @@ from pathlib import Path
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
-from harness.run_folder import CellFolder, CellState, Environment, Plan, PlannedBenchmark, PlannedCell, RunFolder
+from harness.run_folder import (
+    Best,
+    CellFolder,
+    CellState,
+    Environment,
+    Plan,
+    PlannedBenchmark,
+    PlannedCell,
+    RunFolder,
+    Trial,
+)
 from harness.run_folder.plan import BudgetName, budget_order
 
 
@@ -17,7 +27,8 @@ class Cell:
     """A cell that is over, done or failed.
 
     ``bill`` is None for a cell that failed before it had one. ``records`` maps each benchmark to its records,
-    ``second`` those whose answers the second judge judged too to its records of them.
+    ``second`` those whose answers the second judge judged too to its records of them. ``trials`` are those of its
+    tuning and ``best`` how that ended; none and None for a cell that is not tuned.
     """
 
     planned: PlannedCell
@@ -26,6 +37,8 @@ class Cell:
     bill: Bill | None
     records: dict[str, tuple[Record, ...]]
     second: dict[str, tuple[Record, ...]]
+    trials: tuple[Trial, ...] = ()
+    best: Best | None = None
 
     @property
     def done(self) -> bool:
@@ -99,6 +112,26 @@ class Run:
             and all(record.error is None for found in both for record in found)
         )
 
+    @cached_property
+    def controls(self) -> dict[str, str]:
+        """Variant -> how its preferences were altered, where they were."""
+        found = {variant.name: variant.preferences for variant in self.plan.variants}
+        return {name: preferences for name, preferences in found.items() if preferences != "given"}
+
+    @property
+    def unmatched(self) -> list[tuple[BudgetName, int]]:
+        """(number of triples, seed) wherever not all variants were fitted on the same triples, as they are meant to be.
+
+        Controls, whose preferences are altered, are compared with their like; bills buy what triples they pay for.
+        """
+        seen: dict[tuple[BudgetName, int], dict[str, set[str | None]]] = {}
+        for cell in self.cells:
+            planned = cell.planned
+            if cell.done and planned.uses_triples and isinstance(planned.budget, int):
+                like = seen.setdefault((planned.budget, planned.seed), {})
+                like.setdefault(self.controls.get(planned.variant, "given"), set()).add(cell.state.triples_hash)
+        return [place for place, like in seen.items() if any(len(hashes) > 1 for hashes in like.values())]
+
     @property
     def commits(self) -> list[str]:
         """The commits whose code ran the cells, each once; "unknown" for cells that do not say."""
@@ -120,7 +153,8 @@ def read_run(folder: Path) -> Run:
             continue
         twice = [benchmark for benchmark in run.plan.benchmarks if benchmark.judged_twice]
         records, second = _records(home, run.plan.benchmarks), _records(home.second, twice)
-        cells.append(Cell(planned, state, home, home.bill, records, second))
+        tuning = home.tuning
+        cells.append(Cell(planned, state, home, home.bill, records, second, tuning.trials, tuning.best))
     return Run(run.path, run.plan, run.environment, tuple(cells), tuple(unfinished))
 
 

@@ -15,6 +15,7 @@ from reports.comparison import Comparison, Drop, Sides, choice_metrics
 from reports.costs import Compute, Judging, Operator, Stage
 from reports.run import Run
 from reports.tables import Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
+from reports.tuning import Tuned
 
 R = TypeVar("R")
 Columns = Mapping[str, Callable[[R], str]]
@@ -107,7 +108,11 @@ def settings_table(run: Run) -> str:
     """What the suite sets for each variant; everything else is the method's default."""
 
     def settings(variant: PlannedVariant) -> str:
-        return ", ".join(f"{name} = {json.dumps(value)}" for name, value in variant.settings.items())
+        found = [f"{name} = {json.dumps(value)}" for name, value in variant.settings.items()]
+        space = {} if variant.tuning is None else variant.tuning.space
+        found += [f"{name} tuned in {json.dumps(values)}" for name, values in space.items()]
+        found += [f"preferences {variant.preferences}"] * (variant.preferences != "given")
+        return ", ".join(found)
 
     columns: Columns[PlannedVariant] = {
         "variant": lambda variant: md.escape(variant.label),
@@ -170,6 +175,8 @@ def compute_table(run: Run, compute: Table[Compute]) -> str:
         "formula FLOPs": lambda row: md.flops(row.formula_flops),
         "paper FLOPs": lambda row: md.flops(row.paper_flops),
         "seconds": lambda row: md.number(row.fit_seconds),
+        "tuning FLOPs": lambda row: md.flops(row.tuning_flops) if row.tuning_flops else md.EMPTY,
+        "tuning seconds": lambda row: md.number(row.tuning_seconds) if row.tuning_flops else md.EMPTY,
         "peak memory": lambda row: md.bytes_(row.peak_bytes),
         "peak GPU memory": lambda row: md.bytes_(row.cuda_peak_bytes),
         "tokens": lambda row: md.number(row.tokens, 0),
@@ -178,7 +185,45 @@ def compute_table(run: Run, compute: Table[Compute]) -> str:
     }
     if all(math.isnan(row.cuda_peak_bytes) for row in compute):
         del columns["peak GPU memory"]
+    if not any(row.tuning_flops for row in compute):
+        del columns["tuning FLOPs"], columns["tuning seconds"]
     return _table(compute, columns)
+
+
+def tuning_table(run: Run, tuned: Table[Tuned]) -> str:
+    """Variants x how their tuning went; of seeds with the same winner all are named at once."""
+
+    def won(row: Tuned) -> str:
+        seeds: dict[str, list[str]] = {}
+        for one in row.winners:
+            values = ", ".join(f"{name} {_value(value)}" for name, value in one.params.items())
+            note = " (own: none passed)" if one.fallback else " (own)" if one.trial == 1 else ""
+            seeds.setdefault(values + note, []).append(str(one.seed))
+        return md.escape("; ".join(f"seed {' and '.join(found)}: {text}" for text, found in seeds.items()))
+
+    def failures(row: Tuned) -> str:
+        failed = f", {row.failed} failed" if row.failed else ""
+        return f"{row.below_floor} of {row.all_trials}{failed}"
+
+    columns: Columns[Tuned] = {
+        "variant": lambda row: _label(run, row.variant),
+        "won": won,
+        "triples": lambda row: md.budget(row.budget),
+        "trials (fits)": lambda row: f"{md.number(row.trials, 0)} ({_value(row.fits)})",
+        "base": lambda row: md.number(row.base_score, 3),
+        "own values": lambda row: md.number(row.own_score, 3),
+        "winner": lambda row: md.number(row.best_score, 3),
+        "median trial": lambda row: md.number(row.median_score, 3),
+        "near the best": lambda row: md.EMPTY if math.isnan(row.near) else f"{row.near:.0f} %",
+        "below the floor": failures,
+        "FLOPs": lambda row: md.flops(row.executed_flops),
+        "seconds": lambda row: md.number(row.seconds),
+    }
+    return _table(tuned, columns, 2)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value) if value is None else str(value)
 
 
 def stop_table(run: Run, compute: Table[Compute]) -> str:

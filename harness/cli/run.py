@@ -111,6 +111,7 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     forecaster = Forecaster(file.base, device=file.execution.device)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
+    tuning = _table("tuning in each cell, before its fit", "trials", "fits", "predicted FLOPs", "")
     for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.plan.cells):
         cells = [c for c in prepared.plan.cells if (c.point, c.budget) == (point, budget)]
         left = [cell.name for cell in cells if cell.name in failures]
@@ -120,11 +121,20 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
         table.add_row(*row, *map(str, counts))
         if cells[0].uses_triples:
             bills.add_row(*row, *_predicted(prepared, forecaster, cells[0]))
+        if prepared.suite.tuned(cells[0]):
+            tuning.add_row(*row, *_predicted_tuning(prepared, forecaster, cells[0]))
     console.print(table)
     if bills.rows:
         console.print(bills)
     for line in _previews(prepared, forecaster):
         console.print(line, markup=False)
+    if tuning.rows:
+        how = file.tune
+        console.print(tuning)
+        console.print(
+            f"tuning: {how.search}, scored by {how.score} on {how.validation:.3g} of each budget's prompts; predicted "
+            "are the trials' fits, with the variant's own values for those that are not known yet; scoring is extra"
+        )
     console.print(f"cells: {len(prepared.plan.cells)}, of which {len(failures)} to do")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
@@ -199,6 +209,17 @@ def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
             text = f"{figure} {value:.3g} on {len(triples.triples)} triples ({method.diagnostics[figure]})"
             lines.setdefault(text, []).append(cell.variant)
     return (f"{', '.join(variants)}: {text}" for text, variants in lines.items())
+
+
+def _predicted_tuning(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str, str, str]:
+    """Trials of ``cell``, their fits at most, what these are predicted to execute, and whether that is an estimate."""
+    from harness.experiment.tuning import forecast
+
+    suite = prepared.suite
+    trials = suite.variant_of(cell).trials
+    fits, flops, exact = forecast(suite, cell, prepared.folder.path, prepared.checked.triples, forecaster)
+    text = "-" if flops is None else f"{flops:.4g}"
+    return str(trials), str(fits), text, "" if flops is None or exact else "an estimate"
 
 
 @contextmanager

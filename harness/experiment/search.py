@@ -18,7 +18,7 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Told:
-    """A trial that is over. ``score``: None where there is none; ``excess``: nats below the floor, > 0 for a failure."""
+    """A trial that is over. ``score``: None where there is none; ``excess``: nats below the floor, > 0: failed."""
 
     params: Values
     score: float | None

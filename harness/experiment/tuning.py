@@ -12,7 +12,7 @@ from harness.compute import Meter
 from harness.data.triples import Budget, Conversation, Message, Triple, contaminated, prompt_count, split_budget
 from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
-from harness.experiment.plan import derive_seed
+from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.search import Told, suggest
 from harness.experiment.space import Space, Values
 from harness.experiment.suite import Suite
@@ -23,6 +23,44 @@ from harness.model.aligned import AlignedModel
 from harness.model.base import base_shape
 from harness.run_folder.plan import PlannedCell
 from harness.run_folder.tuning import Best, Trial, TuningFolder
+
+
+def parts_of(suite: Suite, cell: PlannedCell, budget: Budget) -> tuple[list[Triple], list[Triple]]:
+    """(fit part, validation part) of the triples of ``cell``; the same for every method at one budget and seed."""
+    seed = derive_seed(suite.file.seed, str(cell.seed), "validation")
+    return split_budget(budget.triples, suite.file.tune.validation, seed)
+
+
+def forecast(
+    suite: Suite, cell: PlannedCell, run: Path, triples: Sequence[Triple], forecaster: Forecaster
+) -> tuple[int, int | None, bool]:
+    """(fits, FLOPs, exact): at most how many fits the trials of a tuned ``cell`` take, and what they will execute.
+
+    Exact where all trials are known beforehand (a grid), up to the methods' own predictions; else the variant's own
+    values stand for all. None where a method predicts nothing. Scoring is not in it.
+    """
+    variant = suite.variant_of(cell)
+    space, budget = variant.space, cell_triples(suite, cell, triples)
+    assert space is not None
+    part = Budget(tuple(parts_of(suite, cell, budget)[0]), budget.seed)
+
+    def flops(method: MethodConfig) -> int | None:
+        try:
+            predicted = forecaster.of(method, part, cell.flops_limit).flops
+        except ValueError:  # a bill that pays for no triple: the fit will say so
+            return None
+        limited = cell.flops_limit is not None and not method.single_pass
+        return predicted if predicted is None or not limited else min(predicted, cell.flops_limit or predicted)
+
+    exact = suite.file.tune.search == "grid"
+    if not exact:
+        fits, one = space.fits(variant.trials, variant.method.online), flops(variant.method)
+        return fits, None if one is None else fits * one, False
+    methods = [suite.method_of(cell, run, point) for point in (space.own, *space.grid())]
+    distinct = {json.dumps(m.model_dump(mode="json", exclude=set(m.online)), sort_keys=True): m for m in methods}
+    bills = [flops(method) for method in distinct.values()]
+    known = [bill for bill in bills if bill is not None]
+    return len(bills), sum(known) if len(known) == len(bills) else None, True
 
 
 @dataclass(frozen=True)
@@ -95,8 +133,7 @@ class Tuning:
 
     @cached_property
     def _parts(self) -> tuple[list[Triple], list[Triple]]:
-        seed = derive_seed(self.suite.file.seed, str(self.cell.seed), "validation")
-        return split_budget(self.budget.triples, self.suite.file.tune.validation, seed)
+        return parts_of(self.suite, self.cell, self.budget)
 
     @property
     def _validation(self) -> list[Triple]:

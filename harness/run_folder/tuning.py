@@ -14,10 +14,10 @@ class Trial(Document):
     """One trial: a fit on the fit part of the cell's triples, scored on the validation part.
 
     ``trial`` counts from 1, which tries the variant's own values. ``params`` are the tuned hyper-parameters as the
-    suite writes them, ``score`` what is maximised, ``chosen`` the mean log p(chosen) in nats per token; both are None for a
-    trial with an ``error``, whose method could not be made, fitted or scored. ``passed``: ``chosen`` is not below the
-    floor. ``shares`` is the earlier trial whose fit served this one too. FLOPs are executed ones; those of a trial that
-    was interrupted and begun again are counted once.
+    suite writes them, ``score`` what is maximised, ``chosen`` the mean log p(chosen) in nats per token; both are None
+    for a trial with an ``error``, whose method could not be made, fitted or scored. ``passed``: ``chosen`` is not below
+    the floor. ``shares`` is the earlier trial whose fit served this one too. FLOPs are executed ones; those of a trial
+    that was interrupted and begun again are counted once.
     """
 
     trial: int
@@ -42,9 +42,9 @@ class Best(Document):
 
     ``winner`` is the number of a trial and ``params`` its values; ``fallback``: no trial passed the floor, so trial 1,
     the variant's own values, stands. ``base_score`` and ``base_chosen`` are the unaligned model's on the validation
-    part. The parts have ``n_fit`` and ``n_validation`` triples on ``fit_prompts`` and ``validation_prompts`` prompts, and
-    ``split_hash`` is sha256 of both. FLOPs and seconds are those of all trials and of scoring the base, not of the fit
-    that follows.
+    part. The parts have ``n_fit`` and ``n_validation`` triples on ``fit_prompts`` and ``validation_prompts`` prompts,
+    and ``split_hash`` is sha256 of both. FLOPs and seconds are those of all trials and of scoring the base, not of the
+    fit that follows.
     """
 
     winner: int

@@ -15,6 +15,7 @@ from reports.sections import judging_table
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
+BILL += ["tuning_flops", "tuning_seconds"]
 
 
 @pytest.fixture(scope="module")
