@@ -1,5 +1,6 @@
 """``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -49,7 +50,7 @@ def fit(
     SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
     """
     from harness.data.refs import model_ref
-    from harness.data.triples import draw_budget, load_triples
+    from harness.data.triples import distinct, draw_budget, load_triples, repetitions
     from harness.experiment import cell
     from harness.experiment.check import check_base
     from harness.experiment.forecast import Forecaster
@@ -63,7 +64,9 @@ def fit(
     check_can_make(out)
     load_plugins()
     chosen = _method(method, param or [])
-    read = load_triples(triples)
+    read = distinct(load_triples(triples))
+    if (repeated := repetitions(triples)) is not None:
+        print(f"note: {repeated}", file=sys.stderr)
     drawn = draw_budget(read, len(read) if budget is None else budget, seed) if chosen.uses_triples else None
     ref = model_ref(base, chat)
     chosen.check(check_base(ref))

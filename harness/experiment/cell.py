@@ -12,7 +12,7 @@ from transformers import set_seed
 from harness.benchmark import BenchmarkConfig, Record
 from harness.compute import Meter
 from harness.compute.bill import Bill
-from harness.data.triples import Budget, Triple, load_triples
+from harness.data.triples import Budget, Triple, distinct, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
@@ -59,7 +59,7 @@ class CellContext:
 
     @cached_property
     def triples(self) -> list[Triple]:
-        return load_triples(self.suite.file.triples.path)
+        return distinct(load_triples(self.suite.file.triples.path))
 
 
 @dataclass
