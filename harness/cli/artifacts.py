@@ -1,5 +1,6 @@
 """``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,7 +60,7 @@ def fit(
     """
     from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
-    from harness.data.triples import draw_budget, load_triples
+    from harness.data.triples import distinct, draw_budget, load_triples, repetitions
     from harness.experiment.check import check_base
     from harness.experiment.fitting import fit as metered_fit
     from harness.experiment.forecast import Forecaster
@@ -75,7 +76,9 @@ def fit(
     chosen = _method(method, param or [])
     if trace is not None:
         _check_trace(trace, out, chosen)
-    read = load_triples(triples)
+    read = distinct(load_triples(triples))
+    if (repeated := repetitions(triples)) is not None:
+        print(f"note: {repeated}", file=sys.stderr)
     drawn = draw_budget(read, len(read) if budget is None else budget, seed) if chosen.uses_triples else None
     ref = model_ref(base, chat)
     chosen.check(check_base(ref))

@@ -72,6 +72,8 @@ def run_command(
     width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
     prepared = prepare(suite, out, overrides)
+    for note in prepared.checked.notes:
+        console.print(f"note: {note}", markup=False)
     if dry_run:
         print_plan(prepared, console)
         return 0

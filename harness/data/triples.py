@@ -48,12 +48,47 @@ def conversation(prompt: str | Sequence[Message]) -> Conversation:
 def load_triples(path: str | Path) -> list[Triple]:
     """Read JSONL with ``prompt`` (string or list of messages), ``chosen``, ``rejected`` and optionally ``source``.
 
-    Raises ValueError naming file:line for the first malformed line.
+    Raises ValueError naming file:line for the first malformed line. Repetitions are kept: see `distinct`.
     """
+    return [triple for _, triple in _numbered(path)]
+
+
+def distinct(triples: Iterable[Triple]) -> list[Triple]:
+    """Each triple once, where it comes first; the same prompt and answers are one, whatever their ``source``."""
+    first: dict[str, Triple] = {}
+    for triple in triples:
+        first.setdefault(triple.key, triple)
+    return list(first.values())
+
+
+def repetitions(path: str | Path) -> str | None:
+    """A sentence on the lines of a triples file that repeat an earlier one, for whoever fits on it; None without any.
+
+    Raises ValueError as `load_triples` does.
+    """
+    first: dict[str, int] = {}
+    repeated: list[tuple[int, int]] = []
+    numbered = _numbered(path)
+    for number, triple in numbered:
+        earlier = first.setdefault(triple.key, number)
+        if earlier != number:
+            repeated.append((number, earlier))
+    if not repeated:
+        return None
+    shown = ", ".join(f"{line} (as {earlier})" for line, earlier in repeated[:3])
+    more = "" if len(repeated) <= 3 else f" and {len(repeated) - 3} more"
+    return (
+        f"{Path(path).name}: {len(repeated)} of {len(numbered)} triples repeat an earlier one and count once, so that "
+        f"there are {len(first)}; lines {shown}{more}"
+    )
+
+
+def _numbered(path: str | Path) -> list[tuple[int, Triple]]:
+    """(line number, triple) of a file."""
     triples = []
     for number, row in read_jsonl(path, "triples"):
         try:
-            triples.append(_triple(row))
+            triples.append((number, _triple(row)))
         except ValueError as problem:
             raise ValueError(f"{path}:{number}: {problem}") from None
     return triples
@@ -113,13 +148,16 @@ class Budget:
 def draw_budget(triples: Sequence[Triple], size: int, seed: int) -> Budget:
     """The first ``size`` triples in an order fixed by ``seed`` and content alone, so smaller budgets are nested.
 
-    Neither the file's order nor other triples influence which of two triples comes first.
+    Neither the file's order nor other triples influence which of two triples comes first. A triple that is given twice
+    is one.
     """
     if size < 1:
         raise ValueError(f"budget {size} is too small: it is a number of triples, at least 1")
-    if size > len(triples):
-        raise ValueError(f"budget {size} is larger than the data: {len(triples)} triples")
-    ranked = sorted(triples, key=lambda t: hashlib.sha256(f"{seed}:{t.key}".encode()).digest())
+    different = distinct(triples)
+    if size > len(different):
+        counted = "" if len(different) == len(triples) else f", the {len(triples) - len(different)} repeated ones once"
+        raise ValueError(f"budget {size} is larger than the data: {len(different)} triples{counted}")
+    ranked = sorted(different, key=lambda t: hashlib.sha256(f"{seed}:{t.key}".encode()).digest())
     return Budget(tuple(ranked[:size]), seed)
 
 

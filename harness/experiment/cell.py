@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from harness.benchmark import BenchmarkConfig, Record
 from harness.compute.bill import Bill
-from harness.data.triples import Triple, load_triples
+from harness.data.triples import Triple, distinct, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
@@ -64,7 +64,7 @@ class CellContext:
 
     @cached_property
     def triples(self) -> list[Triple]:
-        return load_triples(self.suite.file.triples.path)
+        return distinct(load_triples(self.suite.file.triples.path))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
-from harness.data.triples import Triple, contaminated, draw_budget, load_triples, prompt_count
+from harness.data.triples import Triple, contaminated, distinct, draw_budget, load_triples, prompt_count, repetitions
 from harness.experiment.plan import decisive_settings
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
@@ -25,10 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Checked:
-    """What checking had to read: the triples, and each benchmark's number of prompts."""
+    """What checking had to read: the triples, each once, and each benchmark's number of prompts.
+
+    ``notes`` are what is no reason to refuse the suite, but a user has to know.
+    """
 
     triples: tuple[Triple, ...]
     prompts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def check_suite(suite: Suite) -> Checked:
@@ -60,10 +64,14 @@ def check_suite(suite: Suite) -> Checked:
             prompts[name] = benchmark.prompts()
             problems.of(("benchmarks", index), _check_metrics, name, benchmark, owners)
     triples = problems.of(("triples", "path"), load_triples, file.triples.path)
+    notes: tuple[str, ...] = ()
     if triples is not None:
+        triples, repeated = distinct(triples), repetitions(file.triples.path)
+        notes = () if repeated is None else (repeated,)
         for index, budget in enumerate(file.budgets):
             if budget > len(triples):
                 text = f"budget {budget} is larger than the data: {file.triples.path} has {len(triples)} triples"
+                text += "".join(f" ({note})" for note in notes)
                 problems.add(("budgets", index), text)
         if not problems.texts and any(variant.space is not None for variant in suite.variants):
             for index, budget in enumerate(file.budgets):
@@ -79,7 +87,7 @@ def check_suite(suite: Suite) -> Checked:
     if problems.texts:
         raise ValueError("\n".join(dict.fromkeys(problems.texts)))
     assert triples is not None
-    return Checked(tuple(triples), {name: len(texts) for name, texts in prompts.items()})
+    return Checked(tuple(triples), {name: len(texts) for name, texts in prompts.items()}, notes)
 
 
 class _Problems:

@@ -162,7 +162,10 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "packages": package_versions(),
             "judge": None,
             **described,
-            "notes": [note for benchmark in suite.benchmarks.values() for note in benchmark.notes],
+            "notes": [
+                *prepared.checked.notes,
+                *(note for benchmark in suite.benchmarks.values() for note in benchmark.notes),
+            ],
             "base": entry(file.base, hash=base_identity(file.base)),
             "saes": {name: entry(ref, hash=sae_hash(ref)) for name, ref in file.saes.items()},
             "triples": entry(file.triples, n=len(triples), hash=triples_hash(triples)),

@@ -241,6 +241,23 @@ def test_fit_refuses_bad_input_before_it_loads_the_base(call, suite_path, tmp_pa
     assert not (tmp_path / "a").exists()
 
 
+def test_repeated_triples_are_said_by_every_command_that_draws_from_them(call, suite_path, tmp_path, tiny_folders):
+    triples = suite_path.parent / "triples.jsonl"
+    triples.write_text(triples.read_text() + triples.read_text().splitlines()[0] + "\n")
+    said = "note: triples.jsonl: 1 of 13 triples repeat an earlier one and count once, so that there are 12;"
+    code, _, err = call(
+        "fit", "toy_noise", "--base", tiny_folders["llama"], "--triples", triples, "--out", tmp_path / "a"
+    )
+    assert code == 0
+    assert said in err
+    assert json.loads((tmp_path / "a" / "aligned.json").read_text())["budget"]["n"] == 12
+    out = call("run", suite_path, "--dry-run", "--out", tmp_path / "run")[1]
+    assert said in out
+    assert "triples: 12 in" in out
+    assert call("run", suite_path, "--out", tmp_path / "run")[0] == 0
+    assert "1 of 13 triples repeat" in (tmp_path / "run" / "report" / "report.md").read_text()
+
+
 def test_fit_says_what_is_wrong_with_a_public_base_that_cannot_be_read(call, suite_path, tmp_path, monkeypatch):
     def missing(_):
         raise OSError("nothing/there is not a valid model identifier")

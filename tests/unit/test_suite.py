@@ -32,6 +32,7 @@ def test_a_good_suite_passes_and_its_names_become_objects(suite_path):
     suite = load_suite(suite_path)
     checked = check_suite(suite)
     assert len(checked.triples) == 12
+    assert checked.notes == ()
     assert checked.prompts == {"toy_bench": 6}
     assert [v.method.scale for v in suite.variants[1:]] == [0.2]
     assert [values for values, _ in suite.variants[1].points] == [{"scale": 0.1}, {"scale": 0.3}]
@@ -232,6 +233,19 @@ def test_a_budget_larger_than_the_data_is_refused(suite_path):
     message = refused(suite_path, "budgets=[4, 13]")
     assert "budgets[1]: budget 13 is larger than the data" in message
     assert "has 12 triples" in message
+
+
+def test_a_repeated_triple_counts_once_and_is_said(suite_path):
+    triples = suite_path.parent / "triples.jsonl"
+    lines = triples.read_text().splitlines()
+    triples.write_text("\n".join([*lines, lines[2]]))
+    checked = check_suite(load_suite(suite_path))
+    assert len(checked.triples) == 12
+    (note,) = checked.notes
+    assert note == (
+        "triples.jsonl: 1 of 13 triples repeat an earlier one and count once, so that there are 12; lines 13 (as 3)"
+    )
+    assert f"has 12 triples ({note})" in refused(suite_path, "budgets=[13]")
 
 
 def test_evaluation_prompts_among_the_training_prompts_are_refused(suite_path):

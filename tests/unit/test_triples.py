@@ -1,8 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from harness.data.triples import Triple, contaminated, conversation, draw_budget, load_triples, split_by_prompt
+from harness.data.triples import (
+    Triple,
+    contaminated,
+    conversation,
+    distinct,
+    draw_budget,
+    load_triples,
+    repetitions,
+    split_by_prompt,
+)
 
 
 def triple(i: int, prompt: str | None = None) -> Triple:
@@ -96,3 +106,32 @@ def test_splitting_keeps_all_triples_of_a_prompt_together():
 
 def test_contamination_ignores_case_and_spacing():
     assert contaminated(POOL, ["Question  3", "question 99"]) == ["Question  3"]
+
+
+def test_a_triple_that_is_given_twice_counts_once_whatever_its_source():
+    twice = [*POOL[:10], *(replace(t, source="again") for t in POOL[5:8])]
+    assert distinct(twice) == POOL[:10]
+    assert draw_budget(twice, 10, seed=1) == draw_budget(POOL[:10], 10, seed=1)
+    with pytest.raises(ValueError, match="budget 11 is larger than the data: 10 triples, the 3 repeated ones once"):
+        draw_budget(twice, 11, seed=1)
+
+
+def test_a_file_names_the_lines_that_repeat_others(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    same = {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "source": "x"}
+    rows = [row, {**row, "chosen": "d"}, same, row, row, row]
+    path = write(tmp_path, "\n\n".join(map(json.dumps, rows)))
+    assert repetitions(path) == (
+        "triples.jsonl: 4 of 6 triples repeat an earlier one and count once, so that there are 2; "
+        "lines 5 (as 1), 7 (as 1), 9 (as 1) and 1 more"
+    )
+    assert repetitions(write(tmp_path, json.dumps(row))) is None
+
+
+def test_real_budgets_hold_distinct_triples(data_folder):
+    triples = load_triples(data_folder / "preferences" / "pandalm.jsonl")
+    assert len(triples) == 836
+    for seed in range(3):
+        assert len({t.key for t in draw_budget(triples, 250, seed).triples}) == 250
+    said = repetitions(data_folder / "preferences" / "pandalm.jsonl")
+    assert said is not None and "76 of 836 triples repeat an earlier one and count once, so that there are 760" in said
