@@ -10,16 +10,29 @@ from harness.cli.options import command_group
 commands = command_group()
 
 
-@commands.command(epilog="Example: `dspa-bench report runs/sandbox`")
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+@commands.command(epilog="Example: `dspa-bench report runs/sandbox --baseline dpo --out runs/sandbox-against-dpo`")
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    baseline: Annotated[
+        str | None, typer.Option(metavar="VARIANT", help="What others are compared with.", show_default="the suite's")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report; an earlier report there is replaced.", show_default="RUN/report"),
+    ] = None,
+) -> None:
     """Make the report of a run folder again: report.md, report.html, tables and figures.
+
+    Nothing is measured again: with another baseline the same records are compared with those of another variant.
 
     Exit code 0: the run is complete. 1: a cell or a record failed, or something planned is unfinished (the
     report names them). 2: bad input.
     """
-    from reports.render import write_report
+    from reports.render import check_report_folder, write_report
     from reports.run import read_run
 
+    if out is not None:
+        check_report_folder(out, run)
     data = read_run(run)
-    print(write_report(data))
+    print(write_report(data if baseline is None else data.against(baseline), out))
     raise typer.Exit(0 if data.complete else 1)

@@ -1,4 +1,4 @@
-"""What alignment and judging cost: the compute table, the bill by stage, the operator sample, the judges' accounts."""
+"""What alignment and judging cost: the compute table, the bill by stage and operator, the judges' accounts."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -59,7 +59,9 @@ class Compute(NamedTuple):
 class Stage(NamedTuple):
     """One stage of the bill, means over seeds, ``peak_bytes`` the largest.
 
-    ``predicted_flops`` is nan without a prediction; ``sampled_steps`` are those that `operators` counts.
+    ``predicted_flops`` is nan without a prediction; ``sampled_steps`` are the kinds of steps that the torch profiler
+    saw one of, and ``missed_share`` the percentage of the executed FLOPs in operators that it counts as 0 (nan
+    without a sample, or without FLOPs).
     """
 
     variant: str
@@ -73,13 +75,16 @@ class Stage(NamedTuple):
     tokens: float
     steps: float
     sampled_steps: float
+    missed_share: float
 
 
 class Operator(NamedTuple):
-    """One operator in the profiler's sample of a variant."""
+    """One operator in all steps of one kind; ``share`` is its percentage of its stage's executed FLOPs, nan where these
+    are 0. The shares of a stage sum to 100."""
 
     variant: str
-    sample: OperatorRow
+    row: OperatorRow
+    share: float
 
 
 class Judging(NamedTuple):
@@ -131,6 +136,7 @@ def stages(run: Run) -> Table[Stage]:
         bills = [cell.bill for cell in cells if cell.bill]
         for name in dict.fromkeys(stage.name for bill in bills for stage in bill.stages):
             found = [stage for bill in bills for stage in bill.stages if stage.name == name]
+            missed = [share for bill in bills if (share := _missed(bill.operators, name)) == share]
             rows.append(
                 Stage(
                     variant,
@@ -138,6 +144,7 @@ def stages(run: Run) -> Table[Stage]:
                     stage=name,
                     predicted_flops=_predicted(bills, name),
                     peak_bytes=max(stage.peak_bytes for stage in found),
+                    missed_share=sum(missed) / len(missed) if missed else NAN,
                     **{key: _mean(found, key) for key in means},
                 )
             )
@@ -145,14 +152,15 @@ def stages(run: Run) -> Table[Stage]:
 
 
 def operators(run: Run) -> Table[Operator]:
-    """The profiler's sample from each variant's first cell at its largest budget, by falling FLOPs."""
+    """Each variant's first cell at its largest budget: operators by stage and kind of step, by falling FLOPs."""
     largest = {variant: cells[0].bill for variant, _, cells in run.fitted()}
-    rows = [
-        Operator(variant, row)
-        for variant, bill in largest.items()
-        for row in sorted(bill.operators if bill else (), key=lambda row: -row.flops)
-    ]
-    return Table(["variant", *OperatorRow.model_fields], rows, lambda row: (row.variant, *dict(row.sample).values()))
+    rows = []
+    for variant, bill in largest.items():
+        totals = {stage.name: stage.executed_flops for stage in (bill.stages if bill else ())}
+        for row in bill.operators if bill else ():
+            rows.append(Operator(variant, row, 100 * row.flops / (totals[row.stage] or NAN)))
+    columns = ["variant", *OperatorRow.model_fields, "share"]
+    return Table(columns, rows, lambda found: (found.variant, *dict(found.row).values(), found.share))
 
 
 def judging(run: Run) -> Table[Judging]:
@@ -177,6 +185,13 @@ def _predicted(bills: Sequence[Any], stage: str | None = None) -> float:
             return NAN
         totals.append(sum(bill.predicted.values()) if stage is None else bill.predicted.get(stage, 0))
     return sum(totals) / len(totals) if totals else NAN
+
+
+def _missed(operators: Sequence[OperatorRow], stage: str) -> float:
+    """Percentage of the stage's FLOPs in operators that the torch profiler counts as 0; nan without FLOPs."""
+    rows = [row for row in operators if row.stage == stage]
+    missed = sum(row.flops for row in rows if not row.profiler_flops)
+    return 100 * missed / (sum(row.flops for row in rows) or NAN)
 
 
 def _mean(bills: Sequence[Any], key: str) -> float:

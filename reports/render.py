@@ -6,6 +6,7 @@ from typing import Any
 
 from harness import markdown
 from harness.compute.bill import PAPER_NOTE
+from harness.files import check_can_make
 from harness.measure.statistics import REPLICATES
 from harness.run_folder.plan import budget_text
 from reports import comparison, costs, sections, tables, tuning
@@ -13,25 +14,45 @@ from reports.answers import sample_answers
 from reports.figures import write_figures
 from reports.run import Run, read_run
 
+PARTS = ("report.md", "report.html", "tables", "figures")
 NAMED = 6
 """More variants than this on one side of the baseline are counted, and named in the tables."""
 
 
-def write_report(run: Path | Run) -> Path:
+def write_report(run: Path | Run, out: Path | None = None) -> Path:
     """Make the report of the run folder ``run`` (or of what `read_run` read) and return the path of report.md.
 
-    Everything is written to a folder beside ``report/`` that takes its place when complete, so an error
-    leaves an earlier report as it was. Raises ValueError for a folder that is not a run (see `read_run`).
+    It is the folder ``out``, by default ``report/`` in the run folder. Everything is written to a folder beside it that
+    takes its place when complete, so an error leaves an earlier report as it was. Raises ValueError for a folder that
+    is not a run (see `read_run`), and for an ``out`` that is there and is not a report.
     """
     data = run if isinstance(run, Run) else read_run(run)
     target = data.folder / "report"
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=data.folder) as scratch:
+    if out is not None:
+        check_report_folder(out, data.folder)
+        target = out
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=target.parent) as scratch:
         built, replaced = Path(scratch, "report"), Path(scratch, "replaced")
         _build(data, built)
         if target.exists():
             target.rename(replaced)
         built.rename(target)
     return target / "report.md"
+
+
+def check_report_folder(folder: Path, run: Path) -> None:
+    """Raise ValueError when a report of ``run`` could not become ``folder``, or would take the place of anything but a
+    report."""
+    check_can_make(folder)
+    if (run / "cells").resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"--out {str(folder)!r} is among the run's cells; choose another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"--out {str(folder)!r} is a file; a report is a folder")
+    if strange := sorted(path.name for path in folder.iterdir() if path.name not in PARTS):
+        raise ValueError(f"--out {str(folder)!r} is not a report (it has {strange[0]!r}); choose a new folder")
 
 
 def _build(run: Run, folder: Path) -> None:
@@ -84,6 +105,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "env": run.environment,
         "tables": found,
         "sections": sections,
+        "suite_baseline": run.suite_baseline,
         "budget": budget,
         "sides": sides,
         "findings": comparison.findings(run, compared, sides, budget),

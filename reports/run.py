@@ -1,7 +1,7 @@
 """A run as a report sees it: the plan, and of every cell that is over how it went, what it cost, what was measured."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -47,10 +47,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that was read: ``cells`` are over, in table order; ``unfinished`` names those that are not."""
+    """A run folder that was read: ``cells`` are over, in table order; ``unfinished`` names those that are not.
+
+    ``plan.baseline`` is what others are compared with (see `against`), ``suite_baseline`` what the suite says for it.
+    """
 
     folder: Path
     plan: Plan
+    suite_baseline: str
     environment: Environment
     cells: tuple[Cell, ...]
     unfinished: tuple[str, ...]
@@ -132,6 +136,15 @@ class Run:
                 like.setdefault(self.controls.get(planned.variant, "given"), set()).add(cell.state.triples_hash)
         return [place for place, like in seen.items() if any(len(hashes) > 1 for hashes in like.values())]
 
+    def against(self, baseline: str) -> "Run":
+        """The same run with another variant as the one that others are compared with.
+
+        Raises ValueError, with those it has, for a variant that it does not have.
+        """
+        if baseline not in self.plan.labels:
+            raise ValueError(f"no variant is called {baseline!r}; the run has: {', '.join(self.plan.labels)}")
+        return replace(self, plan=self.plan.model_copy(update={"baseline": baseline}))
+
     @property
     def commits(self) -> list[str]:
         """The commits whose code ran the cells, each once; "unknown" for cells that do not say."""
@@ -155,7 +168,7 @@ def read_run(folder: Path) -> Run:
         records, second = _records(home, run.plan.benchmarks), _records(home.second, twice)
         tuning = home.tuning
         cells.append(Cell(planned, state, home, home.bill, records, second, tuning.trials, tuning.best))
-    return Run(run.path, run.plan, run.environment, tuple(cells), tuple(unfinished))
+    return Run(run.path, run.plan, run.plan.baseline, run.environment, tuple(cells), tuple(unfinished))
 
 
 def _records(home: CellFolder, benchmarks: Iterable[PlannedBenchmark]) -> dict[str, tuple[Record, ...]]:

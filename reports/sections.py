@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from harness import markdown as md
 from harness.benchmark import Metric
 from harness.measure.agreement import STATISTICS
-from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, flops_of
+from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, budget_text, flops_of
 from reports.answers import Answer, Prompt
 from reports.comparison import Comparison, Drop, Sides, choice_metrics
 from reports.costs import Compute, Judging, Operator, Stage
@@ -21,7 +21,10 @@ R = TypeVar("R")
 Columns = Mapping[str, Callable[[R], str]]
 """Header -> the cell of a row, as Markdown."""
 FAILURES_SHOWN = 40
-OPERATORS_SHOWN = 5
+SIGNIFICANT = 0.05
+OPERATORS_SHOWN = 4
+LEAST_SHARE = 1.0
+"""Operators with less than this percentage of their stage's FLOPs are not shown one by one."""
 EXCESS = 1.05
 """A trained method stops at the first step that reaches the bill; more than this factor is not one step too many."""
 _ARROWS = {"better": " ↑", "worse": " ↓", "overlapping": "", "missing": ""}
@@ -51,18 +54,24 @@ def score_of(table: Table[Comparison], variant: str, metric: Metric, budget: Bud
     return _score(row.scores[metric.name], metric, counts=False)
 
 
-def difference_table(run: Run, differences: Table[DifferenceRow], budget: BudgetName) -> str:
-    order = list(run.metrics)
-    columns: Columns[DifferenceRow] = {
-        "metric": lambda row: _title(run, row.metric),
-        "variant": lambda row: _label(run, row.variant),
-        "difference": lambda row: md.signed(row.difference, run.metrics[row.metric].digits),
-        "95 % interval": lambda row: md.interval(row.low, row.high, run.metrics[row.metric].digits),
-        "p": lambda row: md.p_value(row.p),
-        "p (Holm)": lambda row: md.p_value(row.p_holm),
-        "pairs": lambda row: f"{row.n}, {row.unpaired} unpaired" if row.unpaired else f"{row.n}",
-    }
-    return _table(sorted(differences.where(budget=budget), key=lambda row: order.index(row.metric)), columns, 2)
+def difference_table(run: Run, differences: Table[DifferenceRow], name: str) -> str:
+    """Variants x budgets for one metric: ``difference [low, high], p`` (Holm's), bold where p is below 0.05."""
+    at = differences.where(metric=name)
+    budgets = [budget for budget in run.plan.budgets if any(row.budget == budget for row in at)]
+    cells = {(row.variant, row.budget): _difference(row, run.metrics[name].digits) for row in at}
+    rows = [
+        [_label(run, variant), *(cells.get((variant, budget), md.EMPTY) for budget in budgets)]
+        for variant in dict.fromkeys(row.variant for row in at)
+    ]
+    return md.table(["variant", *map(budget_text, budgets)], rows)
+
+
+def _difference(row: DifferenceRow, digits: int) -> str:
+    """Pairs are counted only where some items had none."""
+    difference = md.signed(row.difference, digits)
+    difference = f"**{difference}**" if row.p_holm < SIGNIFICANT else difference
+    pairs = f" ({row.n} pairs, {row.unpaired} unpaired)" if row.unpaired else ""
+    return f"{difference} {md.interval(row.low, row.high, digits)}, p {md.p_value(row.p_holm)}{pairs}"
 
 
 def breakdown_table(run: Run, breakdown: Table[Group], name: str) -> str:
@@ -281,24 +290,37 @@ def stage_table(run: Run, stages: Table[Stage]) -> str:
         "tokens": lambda row: md.number(row.tokens, 0),
         "steps": lambda row: md.number(row.steps, 0),
         "profiled": lambda row: md.number(row.sampled_steps, 0),
+        "missed by the profiler": lambda row: md.EMPTY if math.isnan(row.missed_share) else f"{row.missed_share:.1f} %",
     }
     return _table(_largest_budget(stages), columns, 2)
 
 
 def operator_table(run: Run, operators: Table[Operator]) -> str:
-    """The operators with most FLOPs of each variant, with their share of the variant's sample."""
-    samples = {variant: operators.where(variant=variant) for variant in dict.fromkeys(row.variant for row in operators)}
-    totals = {variant: sum(row.sample.flops for row in rows) for variant, rows in samples.items()}
-    columns: Columns[Operator] = {
-        "variant": lambda row: _label(run, row.variant),
-        "stage": lambda row: md.escape(row.sample.stage),
-        "operator": lambda row: f"`{row.sample.operator}`",
-        "calls": lambda row: md.number(row.sample.calls, 0),
-        "FLOPs": lambda row: md.flops(row.sample.flops),
-        "share of the sample": lambda row: f"{md.number(100 * row.sample.flops / (totals[row.variant] or math.nan))} %",
-        "seconds": lambda row: md.number(row.sample.seconds, 3),
-    }
-    return _table([row for rows in samples.values() for row in rows[:OPERATORS_SHOWN]], columns, 3)
+    """The operators with most FLOPs of each variant, stage and kind of step, and what all others add up to."""
+    kinds = {(row.variant, row.row.stage, row.row.step): [] for row in operators}
+    for row in operators:
+        kinds[row.variant, row.row.stage, row.row.step].append(row)
+    lines = []
+    for (variant, stage, step), rows in kinds.items():
+        shown = [row for row in rows[:OPERATORS_SHOWN] if row.share >= LEAST_SHARE]
+        others = rows[len(shown) :]
+        begin = [_label(run, variant), md.escape(stage), f"{md.escape(step)} × {rows[0].row.steps:,}"]
+        lines += [[*begin, f"`{row.row.operator}`", f"{row.row.calls:,}", *_sums([row])] for row in shown]
+        if others:
+            lines.append([*begin, f"{len(others)} others" if shown else f"all {len(others)}", md.EMPTY, *_sums(others)])
+    headers = ["variant", "stage", "steps", "operator", "calls", "FLOPs", "share of the stage", "by the profiler"]
+    return md.table([*headers, "seconds"], lines, text_columns=4)
+
+
+def _sums(rows: list[Operator]) -> list[str]:
+    """FLOPs, share of the stage, FLOPs by the profiler and seconds of all ``rows``."""
+    share = sum(row.share for row in rows)
+    return [
+        md.flops(sum(row.row.flops for row in rows)),
+        md.EMPTY if math.isnan(share) else f"{share:.1f} %",
+        md.flops(sum(row.row.profiler_flops for row in rows)),
+        md.number(sum(row.row.seconds for row in rows), 3),
+    ]
 
 
 def judging_table(judging: Table[Judging]) -> str:

@@ -11,7 +11,7 @@ from reports import comparison as compared
 from reports import costs, tables
 from reports.comparison import drops, findings, sides
 from reports.run import read_run
-from reports.sections import judging_table
+from reports.sections import judging_table, operator_table
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
@@ -126,9 +126,25 @@ def test_stages_add_up_to_the_bill_and_operators_fall_in_flops(run, comparison):
     stages = costs.stages(run).where(variant="dspa", budget=300)
     executed = sum(stage.executed_flops for stage in stages)
     assert executed == pytest.approx(_row(comparison, variant="dspa", budget=300).cost.executed_flops)
-    flops = [row.sample.flops for row in costs.operators(run).where(variant="dpo")]
+    assert [stage.missed_share for stage in stages] == pytest.approx([10, 10])
+    operators = costs.operators(run)
+    mine = [row for row in operators.where(variant="dpo") if row.row.stage == "map"]
+    flops = [row.row.flops for row in mine]
     assert flops == sorted(flops, reverse=True)
     assert len(flops) == 6
+    assert sum(row.share for row in mine) == pytest.approx(100)
+    assert {len(operators.cells(row)) for row in operators} == {len(operators.columns)}
+
+
+def test_the_operators_shown_and_the_others_add_up_to_the_stage(run):
+    lines = operator_table(run, costs.operators(run)).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    mine = [row for row in cells if row[:2] == ["DPO (LoRA)", "features"]]
+    names = ["`aten::op0`", "`aten::op1`", "`aten::op2`", "3 others"]
+    assert [row[2:4] for row in mine] == [["forward × 30", name] for name in names]
+    assert [row[6] for row in mine] == ["88.9 %", "10.0 %", "1.0 %", "0.1 %"]
+    assert [row[7] for row in mine][1] == "0"
+    assert cells[0][4:] == ["calls", "FLOPs", "share of the stage", "by the profiler", "seconds"]
 
 
 def test_sweeps_have_the_comparisons_columns_and_the_swept_keys(run, comparison):
