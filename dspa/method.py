@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dspa.attribution import attribute_margins, predict_attribution
 from dspa.density import measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
 from dspa.map.artifact_map import ArtifactMap, MapOptions
@@ -41,6 +42,11 @@ class DSPA(MethodConfig):
     whiten: bool = Field(False, description="divide scores by the variance of each latent's difference")
     whiten_ridge: float = Field(0.1, gt=0, description="added to each variance, in units of the mean variance")
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
+    select: Literal["scores", "causal"] = Field(
+        "scores",
+        description="what the map is made of: differences of density (the paper), or each output latent's effect on "
+        "log p(chosen) - log p(rejected), by gradient",
+    )
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(ge=0)] = 0.2
@@ -76,9 +82,16 @@ class DSPA(MethodConfig):
         with meter.stage("features"):
             saes = {"input_sae": load_sae(self.input_sae, device), "output_sae": load_sae(self.output_sae, device)}
             found = measure_densities(base, triples, **saes, meter=meter, batch_size=self.batch_size)
+            difference = found.difference
+        if self.select == "causal":
+            with meter.stage("attribution"):
+                difference = attribute_margins(
+                    base, triples, output_sae=saes["output_sae"], norm_limit=found.norm_limits[1],
+                    positions=self.positions, meter=meter, batch_size=self.batch_size,
+                )  # fmt: skip
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
             full = ConditionalDifferenceMap.estimate(
-                found.prompt, found.difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
+                found.prompt, difference, percentile=self.percentile, gate=self.gate, min_support=self.min_support
             )
             fitted = ArtifactMap.build(full.to(device), self._map_options())
         params = self.model_dump(mode="json") | {name: getattr(self, name).located().model_dump() for name in saes}
@@ -87,11 +100,18 @@ class DSPA(MethodConfig):
         return base.derive(method="dspa", params=params, intervention=DSPASteering(fitted, settings, device))
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
-        """An upper bound for the map: every input latent has a row of its own."""
+        """Exact but for the map's upper bound: every input latent has a row of its own. (Of SAEs with a norm filter,
+        features and attribution are bounds too.)"""
         saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
         features = predict_densities(base, triples, **saes, rates=rates, batch_size=self.batch_size)
+        stages = {"features": features}
+        if self.select == "causal":
+            stages["attribution"] = predict_attribution(
+                base, triples, output_sae=self.output_sae, positions=self.positions, rates=rates,
+                batch_size=self.batch_size,
+            )  # fmt: skip
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
-        return {"features": features, "map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
+        return stages | {"map": 0 if self.truncate is None else 2 * len(triples) * d_in * d_out}
 
     def _map_options(self) -> MapOptions:
         return MapOptions(**{field.name: getattr(self, field.name) for field in fields(MapOptions)})
