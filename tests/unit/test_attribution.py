@@ -26,7 +26,7 @@ def attribute(base, triples, sae, *, positions="generation", batch_size=5, norm_
 
 
 def brute_force(base, triple: Triple, sae: ResidualSAE, positions: str) -> torch.Tensor:
-    """Each text whole and alone, SAELens' own encode and decode, the gradient by autograd at the output of the layer."""
+    """Each text whole and alone, SAELens' own encode and decode, autograd at the layer's output."""
     prompt, *answers = base.triple_ids(triple)
     total = torch.zeros(sae.d_sae)
     for sign, answer in zip((1, -1), answers, strict=True):
