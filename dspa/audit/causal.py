@@ -47,6 +47,9 @@ MIN_PROMPTS = 6  # below this not even effects of one sign on all of them are si
 _NEIGHBOURS = 10  # latents of about the same density that a control is drawn from
 _REPLICATES = 2_000
 
+Interval = tuple[float, float, float]
+"""(value, low, high)"""
+
 CASES = {
     (True, True): "**The map is right:** the latents it selects raise the margin beyond random ones, and so do the "
     "best ones by gradient. What still fails lies elsewhere: the strength or number of edits, or generation.",
@@ -120,9 +123,9 @@ class Correlation:
     correlation over (triple, latent) pairs in which a token changes; ``latents``: of the latents' means; ``signs``:
     share of equal signs among the pairs where both differ from 0."""
 
-    pairs: tuple[float, float, float]
-    latents: tuple[float, float, float]
-    signs: tuple[float, float, float]
+    pairs: Interval
+    latents: Interval
+    signs: Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,9 +336,9 @@ def _correlation(effects: Sequence[Effect], predicted: Sequence[float]) -> Corre
         means = [np.bincount(place, weights=w * x, minlength=len(keys))[drawn] / weight[drawn] for x in (a, b)]
         return spearman(*means, np.ones(int(drawn.sum())))
 
-    def over(mask: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray, Weights], float]):
+    def over(mask: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray, Weights], float]) -> Interval:
         if not mask.any():
-            return (math.nan,) * 3
+            return math.nan, math.nan, math.nan
         kept = [clusters[i] for i in mask.nonzero()[0]]
         x, y = a[mask], b[mask]
         return estimate_statistic(lambda w: statistic(x, y, w), [0] * len(kept), kept)
