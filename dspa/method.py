@@ -1,11 +1,12 @@
 """DSPA as an alignment method: triples -> conditional-difference map -> steered model. No weight changes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dspa.attribution import attribute_margins, predict_attribution
 from dspa.controls import Control, prompt_bank
 from dspa.density import Densities, measure_densities, predict_densities
 from dspa.diagnostics import LEGEND
@@ -68,6 +69,11 @@ class DSPA(MethodConfig):
     whiten: bool = Field(False, description="divide scores by the variance of each latent's difference")
     whiten_ridge: float = Field(0.1, gt=0, description="added to each variance, in units of the mean variance")
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
+    select: Literal["scores", "causal"] = Field(
+        "scores",
+        description="what the map is made of: differences of density (the paper), or each output latent's effect on "
+        "log p(chosen) - log p(rejected), by gradient",
+    )
     k_prompt: Annotated[int, Field(ge=1)] = 32
     k_diff: Annotated[int, Field(ge=1)] = 16
     sure_only: bool = Field(False, description="edit only selected latents whose score's 95 % interval has no 0")
@@ -111,6 +117,13 @@ class DSPA(MethodConfig):
             found = measure_densities(
                 base, triples, **saes, meter=meter, batch_size=self.batch_size, condition=self.condition
             )
+        if self.select == "causal":
+            with meter.stage("attribution"):
+                effects = attribute_margins(
+                    base, triples, output_sae=saes["output_sae"], norm_limit=found.norm_limits[1],
+                    positions=self.positions, meter=meter, batch_size=self.batch_size,
+                )  # fmt: skip
+            found = replace(found, difference=effects)
         with meter.stage("map"), meter.step(("map", len(triples)), tokens=0, kind="forward"):
             fitted, figures = self._fit_map(found, device)
         if self.scores != "ridge":  # a diagnostic, no part of the method, so nobody is billed
@@ -127,14 +140,13 @@ class DSPA(MethodConfig):
         steering = fitted.intervention
         assert isinstance(steering, DSPASteering)
         changed = {name: getattr(self, name) for name in self.online}
-        steering = DSPASteering(
-            steering.condition_map, steering.settings.model_copy(update=changed), str(fitted.device)
-        )
-        return fitted.derive(params={**fitted.params, **changed}, intervention=steering)
+        settings = steering.settings.model_copy(update=changed)
+        adjusted = DSPASteering(steering.condition_map, settings, str(fitted.device), steering.bank)
+        return fitted.derive(params={**fitted.params, **changed}, intervention=adjusted)
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """An upper bound for the map: every input latent has a row of its own (``rows``), every latent is active in
-        every text (``ridge``)."""
+        every text (``ridge``). (Of SAEs with a norm filter, features and attribution are bounds too.)"""
         saes = {"input_sae": self.input_sae, "output_sae": self.output_sae}
         features = predict_densities(
             base, triples, **saes, rates=rates, batch_size=self.batch_size, condition=self.condition
@@ -142,10 +154,18 @@ class DSPA(MethodConfig):
         d_in, d_out = (sae_sizes(ref)[2] for ref in saes.values())
         rows = 0 if self.truncate is None else 2 * len(triples) * d_in * d_out
         of_map = {"rows": rows, "mean": 0, "ridge": most_flops(len(triples), d_in, d_out, rank=self.rank)}
-        return {"features": features, "map": of_map[self.scores]}
+        stages = {"features": features}
+        if self.select == "causal":
+            stages["attribution"] = predict_attribution(
+                base, triples, output_sae=self.output_sae, positions=self.positions, rates=rates,
+                batch_size=self.batch_size,
+            )  # fmt: skip
+        return stages | {"map": of_map[self.scores]}
 
-    def preview(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> Preview:
-        """The unexplained share, from the densities that a fit measures."""
+    def preview(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> Preview | None:
+        """The unexplained share, from the densities that a fit measures; None where it is made of other evidence."""
+        if self.select == "causal":
+            return None
         refs = {"input_sae": self.input_sae, "output_sae": self.output_sae}
         options = {"batch_size": self.batch_size, "condition": self.condition}
         flops = predict_densities(base, triples, **refs, rates=rates, **options)

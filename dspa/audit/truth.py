@@ -33,6 +33,14 @@ class Labels:
     leaning: Mapping[str, Float[Tensor, " d_sae"]]
     """Group -> share of each latent's firing there that is in answers of dispreferred labels, against the preferred one
     (0.5: it tells nothing); NaN where it is silent in the group."""
+    tokens: Mapping[str, Float[Tensor, " d_sae"]]
+    """Group -> tokens of its answers on which each latent fires."""
+
+    def owned(self, group: str, side: str) -> Bool[Tensor, " d_sae"]:
+        """Which latents are the ``preferred`` or the ``dispreferred`` labels' within one group: by their leaning there,
+        whatever they do in other groups."""
+        leaning = self.leaning[group] if side == "dispreferred" else 1 - self.leaning[group]
+        return (leaning >= SELECTIVE) & (self.tokens[group] >= MIN_TOKENS)
 
     def label_of(self, latent: int) -> str | None:
         """The label of one latent."""
@@ -84,11 +92,12 @@ def measure_labels(model: AlignedModel, truth: GroundTruth, output: Measurement)
     selectivity = rate / (rate + torch.stack(rival)).clamp(min=1e-12)
     # A latent that speaks for one label in one group and for another elsewhere goes to where it fires more.
     best = rate.masked_fill((selectivity < SELECTIVE) | (torch.stack(tokens) < MIN_TOKENS), 0.0).max(0)
-    leaning = {}
+    leaning, fires = {}, {}
     for group in spoken:
+        fires[group] = measured.active[[g == group for g, _ in cells]].sum(0).float()
         unwanted = rate_of_others(group, truth.preferred[group])
         leaning[group] = unwanted / (unwanted + rates[group, truth.preferred[group]])
-    return Labels(names, torch.where(best.values > 0, best.indices, -1), spoken, dict(truth.preferred), leaning)
+    return Labels(names, torch.where(best.values > 0, best.indices, -1), spoken, dict(truth.preferred), leaning, fires)
 
 
 def count_by_label(

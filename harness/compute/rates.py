@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from harness.compute.flops import count_flops
-from harness.model.decoder import captured, find_decoder
+from harness.model.decoder import captured, differentiable_after, find_decoder
 from harness.quiet import hiding_deprecations
 
 _LENGTHS = (8, 16, 24)
@@ -88,6 +88,17 @@ class Rates:
             return self.measure(work, model.train())
 
         return self._once(("training", repr(adapter), checkpointing, layers), measure)
+
+    def gradient(self, layer: int) -> Rate:
+        """Forward without the LM head, and backward from its end to the residual stream after ``layer`` alone: no
+        gradient of any weight."""
+
+        def work(model: nn.Module, ids: Tensor) -> None:
+            with differentiable_after(find_decoder(model), layer) as leaves:
+                hidden = _hidden(model, ids, None)
+            torch.autograd.grad(hidden.sum(), leaves)
+
+        return self._once(("gradient", layer), lambda: self.measure(work))
 
     def measure(self, work: Work, model: nn.Module | None = None) -> Rate:
         """The rate of ``work(model, ids)`` on one row of ``ids``; the model's tensors have no values in it.

@@ -102,11 +102,7 @@ def _values(pairs: Sequence[Pair]) -> tuple[Weights, Weights]:
 
 
 def _correlations(a: Weights, b: Weights) -> Figures:
-    ranks_a, ranks_b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
-    return {
-        "pearson": partial(pearson, a, b),
-        "spearman": lambda w: pearson(_midranks(ranks_a, w), _midranks(ranks_b, w), w),
-    }
+    return {"pearson": partial(pearson, a, b), "spearman": partial(spearman, a, b)}
 
 
 def _classified(share: str, kappa: str, x: np.ndarray, y: np.ndarray) -> Figures:
@@ -137,6 +133,12 @@ def pearson(a: Weights, b: Weights, w: Weights) -> float:
     scale = np.sqrt((w * a * a).sum() * (w * b * b).sum())
     # Deviations of a constant are rounding noise, not a correlation.
     return float((w * a * b).sum() / scale) if scale > 1e-12 * w.sum() else float("nan")
+
+
+def spearman(a: Weights, b: Weights, w: Weights) -> float:
+    """Weighted correlation of ranks, equal values sharing the middle of theirs; nan where one side is constant."""
+    ranks_a, ranks_b = np.unique(a, return_inverse=True)[1], np.unique(b, return_inverse=True)[1]
+    return pearson(_midranks(ranks_a, w), _midranks(ranks_b, w), w)
 
 
 def cohen_kappa(a: Int[np.ndarray, "pair"], b: Int[np.ndarray, "pair"], w: Weights) -> float:

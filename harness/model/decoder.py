@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -89,3 +90,24 @@ def captured(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def differentiable_after(decoder: Decoder, layer: int) -> Iterator[list[Float[Tensor, "batch pos d_model"]]]:
+    """The residual stream after ``layer``, of each forward inside, as a leaf of autograd: what comes later in the model
+    has a graph, what comes before runs without one."""
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        leaf = residual_of(output).detach().requires_grad_()
+        leaves.append(leaf)
+        torch.set_grad_enabled(True)  # until `no_grad` below restores what was
+        # A view: torch's FLOP counter puts hooks on what goes into a module, which `autograd.grad` refuses on leaves.
+        return with_residual(output, leaf.view_as(leaf))
+
+    handle = decoder.layers[layer].register_forward_hook(cut)
+    try:
+        with torch.no_grad():
+            yield leaves
+    finally:
+        handle.remove()

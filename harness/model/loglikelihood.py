@@ -96,7 +96,7 @@ def _score_by_context(runtime: Runtime, requests: Sequence[Request], batch_size:
         by_context[tuple(context)].append(index)
     for group in _groups(by_context, batch_size):
         with runtime.steering() as session:
-            scores = _score_group(runtime, group, requests, session)
+            scores = score_group(runtime, group, requests, session)
         yield ScoredBatch(scores, None if session is None else session.counts())
 
 
@@ -116,9 +116,12 @@ def _groups(by_context: dict[Tokens, list[int]], batch_size: int) -> Iterator[Gr
         yield group
 
 
-def _score_group(
+@torch.no_grad()
+def score_group(
     runtime: Runtime, group: Group, requests: Sequence[Request], session: Steering | None
 ) -> dict[int, Score]:
+    """(log-likelihood, is greedy) of the requests of some contexts in one prefill, whose rows are the contexts in the
+    order of ``group``; ``session`` is entered. A context may stand there several times, with other requests."""
     pad, device = runtime.chat.pad_id, runtime.device
     ids, mask = pad_rows([context for context, _ in group], pad, side="left", device=device)
     cache = DynamicCache(config=runtime.model.config)
