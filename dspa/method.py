@@ -43,7 +43,7 @@ class DSPA(MethodConfig):
     docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
-    online: ClassVar[frozenset[str]] = frozenset({"k_prompt", "k_diff", "alpha", "mode", "scale", "positions"})
+    online: ClassVar[frozenset[str]] = frozenset({"k_prompt", "k_diff", "alpha", "mode", "scale"})
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
