@@ -32,8 +32,7 @@ class DSPA(MethodConfig):
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")
     output_sae: SAERef = Field(description="SAE whose latents are edited (layer l_out >= l_in)")
     percentile: Annotated[float, Field(ge=0, le=100)] | Literal["by_budget"] = Field(
-        95.0,
-        description="of each input latent's density, from which its gate is open; by_budget: see budget_percentile",
+        95.0, description="of a latent's densities: from there its gate is open; by_budget: see budget_percentile"
     )
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5
