@@ -53,8 +53,7 @@ class DSPA(MethodConfig):
         128, description="factors kept of the ridge scores; null keeps all (the artifact says what that costs in error)"
     )
     percentile: Annotated[float, Field(ge=0, le=100)] | Literal["by_budget"] = Field(
-        95.0,
-        description="of each input latent's density, from which its gate is open; by_budget: see budget_percentile",
+        95.0, description="of a latent's densities: from there its gate is open; by_budget: see budget_percentile"
     )
     gate: Gate = "paper"
     min_support: Annotated[int, Field(ge=1)] = 5

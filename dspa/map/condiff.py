@@ -309,8 +309,8 @@ class ConditionalDifferenceMap(OnDevice):
 
 
 def budget_percentile(n_triples: int, min_support: int) -> float:
-    """The gate percentile for a number of triples: 95 (the paper's) where at least 3 * ``min_support`` of them are above
-    it, else the one that leaves so many open to a latent which fires on every prompt, and 0 when there are no more.
+    """The gate percentile for a number of triples: 95 (the paper's) where at least 3 * ``min_support`` of them are
+    above it, else the one that leaves so many to a latent which fires on every prompt, and 0 when there are no more.
 
     Why three times: a row is to be there whichever triples were drawn. Its support among others is about a Poisson
     number; of mean ``min_support`` it falls short of ``min_support`` in 44 % of the draws, of twice that in 3 %, of

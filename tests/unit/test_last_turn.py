@@ -240,3 +240,15 @@ def test_a_chat_format_without_turns_is_refused_before_any_forward(tiny_base, tr
     with pytest.raises(ValueError, match="does not show where the last user turn is"):
         method.fit(base.derive(base=plain), triples, meter=meter, seed=0)
     assert meter.bill(method="dspa", n_triples=0).tokens == 0
+
+
+def test_the_audit_and_the_speed_measurement_select_by_the_last_turn_too(tiny_base, triples, sae_refs):
+    from dspa.audit.prompts import measure_conditionality
+    from dspa.perf.steering import selected_latents
+
+    aligned = fit(tiny_base("gemma2"), triples, sae_refs, condition="last_turn")
+    reference = ReferenceDSPA(aligned)
+    prompts = [aligned.prompt_ids(prompt) for prompt in PROMPTS]
+    expected = [set(reference.sets(prompt)[0]) for prompt in prompts]
+    assert [set(row) for row in measure_conditionality(aligned, PROMPTS, examples=1, seed=0).ablated] == expected
+    assert [set(row) - {-1} for row in selected_latents(aligned, prompts).tolist()] == expected
