@@ -167,6 +167,29 @@ def fit(
     measure_and_keep("Fitting DSPA", options, measure_fit, threads, out)
 
 
+@perf.command(epilog="Example: `dspa-bench perf ridge --threads 1 --triples 61000 --width 131072`")
+def ridge(
+    triples: Annotated[int, typer.Option(min=1, help="Triples fitted on.")] = 1000,
+    width: Annotated[int, typer.Option(min=64, help="Latents of each SAE.")] = 16_384,
+    active: Annotated[int, typer.Option(min=1, help="Latents active in a prompt, at most.")] = 600,
+    rank: Annotated[int, typer.Option(min=1, help="Factors kept of the map.")] = 128,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    threads: Threads = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Fit the map of ridge scores and ask it for prompts, against dense solves and products where they fit.
+
+    Densities are drawn. Seconds, memory and FLOPs of the fit, the map's size, and milliseconds for a prompt. The first
+    line of a comparison is the control: a candidate against itself.
+    """
+    from dspa.perf.ridge import RidgeOptions, measure_ridge
+    from harness.speed.report import measure_and_keep
+
+    options = RidgeOptions(triples, width, active, rank, rounds, seed=seed)
+    measure_and_keep("Ridge scores", options, measure_ridge, threads, out)
+
+
 @perf.command(epilog="Example: `dspa-bench perf meter --threads 1`")
 def meter(
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 20,

@@ -1,4 +1,5 @@
 """`dspa-bench perf`: how fast DSPA is, on random models of real proportions.
 
-synthetic.py (what is measured on), naive.py (what it is measured against) -> steering.py and fit.py (the measurements).
+synthetic.py (what is measured on), naive.py (what it is measured against) -> steering.py, fit.py and ridge.py (the
+measurements).
 """
