@@ -190,8 +190,8 @@ def test_controls_have_the_same_prompts_and_other_preferences(finished):
     assert states["swapped"].triples_hash == triples_hash(swapped, in_order=True)
 
 
-def interrupted(context: CellContext, name: str, moment: int) -> bool:
-    """Run the cell and raise at the ``moment``-th line executed in the modules of tuning; False: it was over before."""
+def interrupted(context: CellContext, name: str, moment: int) -> int:
+    """Run the cell and raise at the ``moment``-th line executed in the modules of tuning; the lines that were left."""
     modules = {module.__file__ for module in (tuning, search, space, tuning_files)}
     left = [moment]
 
@@ -211,10 +211,10 @@ def interrupted(context: CellContext, name: str, moment: int) -> bool:
     try:
         run_cell(context, context.cells[name], lambda *_: None)
     except Killed:
-        return True
+        pass
     finally:
         sys.settrace(None)
-    return False
+    return left[0]
 
 
 def test_interrupted_at_20_random_moments_it_ends_as_it_does_without(context, finished):
@@ -224,9 +224,11 @@ def test_interrupted_at_20_random_moments_it_ends_as_it_does_without(context, fi
     wanted = {key: value for key, value in outcome(finished).items() if f"cells/{name}/" in key}
     for part in ("tuning/trials.jsonl", "tuning/best.json"):
         assert f"cells/{name}/{part}" in wanted
-    moments, reached = [1, *(draw.randrange(1, 9000) for _ in range(19))], set()
-    for moment in moments:
-        assert interrupted(context, name, moment), "the moment lies after the end; draw from fewer"
+    lines = 10**9 - interrupted(context, name, 10**9)
+    shutil.rmtree(home)
+    reached = set()
+    for moment in [1, *(draw.randrange(2, lines) for _ in range(18)), lines]:
+        assert interrupted(context, name, moment) == 0
         reached.add(len(context.folder.cell(name).tuning.trials))
         assert not context.folder.cell(name).artifact.exists()
         run_cell(context, context.cells[name], lambda *_: None)
