@@ -164,6 +164,10 @@ class NoProgress:
 
 def outcome(run: Path) -> dict[str, bytes | dict]:
     """Everything a run says about its models: all cell files but times, logs, bills and commits."""
+
+    def timeless(line: str) -> dict:
+        return {k: v for k, v in json.loads(line).items() if k != "seconds"}
+
     found: dict[str, bytes | dict] = {}
     for path in sorted((run / "cells").rglob("*")):
         name = str(path.relative_to(run))
@@ -171,6 +175,9 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
             continue
         if path.name == "aligned.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "bill"}
+        elif path.parent.name == "tuning":
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[name] = {str(number): timeless(line) for number, line in enumerate(lines)}
         elif path.name == "cell.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "commit"}
         else:
