@@ -102,8 +102,9 @@ def _against_flops(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
 
 
 def _against_data(axis: "Axes", run: Run, table: Rows, metric: Metric) -> None:
-    """Means with intervals against the number of triples, which are evenly spaced; the baseline is a line."""
-    variants = [variant for variant in run.plan.labels if variant != run.plan.baseline]
+    """Means with intervals against the number of triples, which are evenly spaced; the baseline is a line, and has
+    points where it depends on the triples."""
+    variants = [v.name for v in run.plan.variants if v.name != run.plan.baseline or v.uses_triples]
     _reference(axis, run, table, metric)
     for index, variant in enumerate(variants):
         at = run.plan.triple_budgets

@@ -8,7 +8,7 @@ from harness import markdown
 from harness.compute.bill import PAPER_NOTE
 from harness.files import check_can_make
 from harness.measure.statistics import REPLICATES
-from harness.run_folder.plan import budget_text
+from harness.run_folder.plan import BudgetName, budget_text
 from reports import comparison, costs, sections, tables, tuning
 from reports.answers import sample_answers
 from reports.figures import write_figures
@@ -96,7 +96,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
-    environment.filters |= {"budget": budget_text, "mib": markdown.bytes_}
+    environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
     budget, compared = run.plan.budgets[-1], found["comparison"]
     sides = comparison.sides(run, compared)
     context: dict[str, Any] = {
@@ -121,3 +121,8 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "figures": figures,
     }
     return environment.get_template("report.md.j2").render(context)
+
+
+def _comparisons(budget: BudgetName, differences: tables.Table[tables.DifferenceRow]) -> str:
+    """How many variants x metrics are compared with the baseline at ``budget``."""
+    return f"{len(differences.where(budget=budget))} at {budget_text(budget)}"

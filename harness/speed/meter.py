@@ -21,7 +21,7 @@ def measure_overhead(*, rounds: int, steps: int, seed: int) -> Comparison:
     """Seconds of ``steps`` training steps of a small Llama with random weights, in each of ``rounds``.
 
     Of the candidates ``unmetered`` (the reference) and ``metered``, whose shapes are counted already: counting a new
-    shape and the one profiled step of a stage come once, so they are not in it. Over a long run they vanish, over a
+    shape and the profiled steps of a kind come once, so they are not in it. Over a long run they vanish, over a
     short one they do not (`Bill.metering_seconds`).
     """
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -49,7 +49,7 @@ def measure_overhead(*, rounds: int, steps: int, seed: int) -> Comparison:
             yield lambda: run(metered, steps)
 
     with meter.stage("train"):
-        run(True, 2 * len(batches))  # each shape is counted, one step is profiled
+        run(True, 2 * len(batches))  # each shape is counted, the steps to be profiled are
     candidates = {"unmetered": lambda: opened(False), "metered": lambda: opened(True)}
     return compare(candidates, reference="unmetered", rounds=rounds, warmup=2, seed=seed)
 

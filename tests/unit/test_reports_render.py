@@ -6,12 +6,15 @@ import shutil
 
 import pandas as pd
 import pytest
+import typer
 
 from harness.benchmark import Metric
 from harness.files import write_jsonl
 from harness.responder import Completion
 from harness.run_folder import Plan, PlannedBenchmark, RunFolder
+from reports import tables
 from reports.answers import sample_answers
+from reports.commands import report
 from reports.figures import pareto_front
 from reports.render import write_report
 from reports.run import read_run
@@ -303,3 +306,59 @@ def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
     assert "↑ |" not in text
     assert "Multiple choice" not in text
     assert "accuracy" not in text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_another_baseline_gives_another_report_in_another_folder(tmp_path):
+    folder, out = write_run(tmp_path / "run"), tmp_path / "against" / "dpo"
+    before = sorted(folder.iterdir())
+    text = write_report(read_run(folder).against("dpo"), out).read_text(encoding="utf-8")
+    assert sorted(folder.iterdir()) == before
+    assert "The baseline is DPO (LoRA) (the suite's is Base)." in text
+    assert "`dspa-bench report <run folder> --baseline dpo`" in text
+    section = text[text.index("## Differences") : text.index("## Compute")]
+    assert "Variant minus DPO (LoRA) at the same budget" in section
+    assert "(30 at 100 triples and 30 at 300 triples)" in section
+    compared = pd.read_csv(out / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
+    usual = tables.differences(read_run(folder)).where(variant="dpo", budget=100, metric="mt_bench")
+    assert compared.loc[("base", 100, "mt_bench"), "difference"] == pytest.approx(-usual[0].difference)
+    assert "dpo" not in compared.index.get_level_values("variant")
+
+
+def test_differences_stand_at_every_budget_and_significant_ones_are_bold(folder, text):
+    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv")
+    section = text[text.index("## Differences") : text.index("## Figures")]
+    assert section.count("| variant | 100 triples | 300 triples |") == frame["metric"].nunique()
+    (line,) = re.findall(r"^\| DSPA \(strict gate\) \|.*$", section[: section.index("AlpacaEval")], flags=re.MULTILINE)
+    for cell, budget in zip(line.split("|")[2:4], (100, 300), strict=True):
+        row = frame.set_index(["variant", "budget", "metric"]).loc[("dspa", budget, "mt_bench")]
+        mark = r"\*\*" if row["p_holm"] < 0.05 else ""
+        assert re.match(rf" {mark}\+{row['difference']:.2f}{mark} \[.*\], p 0\.\d+ ", cell), cell
+    assert re.search(r"\(141 pairs, 3 unpaired\)", section), "DPO's record that failed has no pair"
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_report_takes_the_place_of_a_report_only(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    (tmp_path / "file").touch()
+    for out, expected in (
+        (tmp_path / "mine", r"is not a report \(it has 'notes.txt'\)"),
+        (run.folder, "is not a report"),
+        (run.folder / "cells" / "report", "is among the run's cells"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "report", "is not a folder"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            write_report(run, out)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    with pytest.raises(ValueError, match="'dspo'; the run has: base, prompt, static_sae, dspa_paper, dspa, dpo"):
+        run.against("dspo")
+
+
+def test_the_command_takes_baseline_and_folder(folder, tmp_path, without_figures, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        report(folder, baseline="dspa", out=tmp_path / "new")
+    assert ended.value.exit_code == 1, "a cell of this run failed"
+    assert capsys.readouterr().out == f"{tmp_path / 'new' / 'report.md'}\n"
