@@ -49,8 +49,9 @@ class Pass:
 class TrainedMethod(MethodConfig):
     """Base of the methods that train through TRL: the options that all of them pass on to its arguments.
 
-    A meter with a FLOP limit replaces ``epochs``: training goes on until the limit is reached, stops at the first
-    optimiser step after it, and the learning rate follows the share of the limit that is used up.
+    The learning rate is that of `rate_share`: no optimiser step has a rate of 0, the first included. A meter with a
+    FLOP limit replaces ``epochs``: training goes on until the limit is reached, stops at the first optimiser step after
+    it, and the learning rate follows the share of the limit that is used up.
     """
 
     tuning: Literal["lora", "full"] = "full"
@@ -111,8 +112,8 @@ class TrainedMethod(MethodConfig):
     def policy(self, base: AlignedModel, seed: int) -> "PreTrainedModel":
         """The model to train: a copy of the base, or with LoRA an adapter around modules that share its parameters.
 
-        Dropout of the base model is off, so that only the adapter's own (``lora_dropout``) acts. ``seed`` decides
-        the adapter's start.
+        Dropout of the base model is off, in its dropout modules and at the rates that its attention modules keep as
+        numbers, so that only the adapter's own (``lora_dropout``) acts. ``seed`` decides the adapter's start.
         """
         from transformers import set_seed
 
@@ -121,6 +122,8 @@ class TrainedMethod(MethodConfig):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            for name in [n for n, v in vars(module).items() if n.endswith("dropout") and isinstance(v, float)]:
+                setattr(module, name, 0.0)
         if adapter is None:
             return model
         from peft import get_peft_model

@@ -65,8 +65,6 @@ class DSPA(MethodConfig):
     )
     demix: bool = Field(False, description="undo the co-activation of the selected latents (appendix A.4)")
     demix_ridge: Annotated[float, Field(gt=0, description="added to the diagonal of E[g g^T]")] = 1e-3
-    whiten: bool = Field(False, description="divide scores by the variance of each latent's difference")
-    whiten_ridge: float = Field(0.1, gt=0, description="added to each variance, in units of the mean variance")
     keep_factors: bool = Field(True, description="keep the factors in the artifact: intervals, demix, truncate: null")
     select: Literal["scores", "causal"] = Field(
         "scores",

@@ -22,8 +22,6 @@ class MapOptions:
     truncate: int | None = 16
     demix: bool = False
     demix_ridge: float = 1e-3
-    whiten: bool = False
-    whiten_ridge: float = 0.1
     keep_factors: bool = True
 
     def __post_init__(self) -> None:
@@ -41,13 +39,11 @@ class ArtifactMap(OnDevice):
 
     settings: MapOptions
     mean_difference: Float[Tensor, " d_out"]
-    """The score of a map without conditions (whitened when scores are)."""
+    """The score of a map without conditions."""
     support: Int[Tensor, " d_in"]
     """N_i, the number of triples whose gate is open."""
     column_sums: Float[Tensor, " d_out"]
-    """sum_i A_ij of the full map (whitened when scores are), exact also where rows are truncated."""
-    column_scale: Float[Tensor, " d_out"] | None
-    """What whitening multiplies scores by: 1 / (variance of Delta_j + ridge)."""
+    """sum_i A_ij of the full map, exact also where rows are truncated."""
     n_triples: int
     truncated: TruncatedMap | None
     packed: dict[str, Tensor] | None
@@ -56,22 +52,13 @@ class ArtifactMap(OnDevice):
     @classmethod
     def build(cls, full: ConditionalDifferenceMap, settings: MapOptions) -> "ArtifactMap":
         """From a fitted map; on its device."""
-        scale = None
-        if settings.whiten:
-            variance = full.difference.variance()
-            fires = variance > 0
-            # In units of the mean variance, so that the default suits any width and answer length.
-            ridge = settings.whiten_ridge * float(variance[fires].mean()) if bool(fires.any()) else 1.0
-            scale = 1 / (variance + ridge)
-        one = torch.ones((), device=full.always.device) if scale is None else scale
         return cls(
             settings=settings,
-            mean_difference=full.mean_difference * one,
+            mean_difference=full.mean_difference,
             support=full.support,
-            column_sums=full.column_sums * one,
-            column_scale=scale,
+            column_sums=full.column_sums,
             n_triples=full.n_triples,
-            truncated=None if settings.truncate is None else full.truncate(settings.truncate, column_scale=scale),
+            truncated=None if settings.truncate is None else full.truncate(settings.truncate),
             packed=full.tensors() if settings.keep_factors else None,
         )
 
@@ -98,10 +85,9 @@ class ArtifactMap(OnDevice):
         """
         weights = self._demixing_weights(selected, density) if self.settings.demix else None
         if self.truncated is not None:
-            return self.truncated.scores(selected, weights)  # whitened before truncation
+            return self.truncated.scores(selected, weights)
         assert self.factors is not None
-        scores = self.factors.scores(selected, weights)
-        return scores if self.column_scale is None else scores * self.column_scale
+        return self.factors.scores(selected, weights)
 
     def interval(
         self,
@@ -148,8 +134,7 @@ class ArtifactMap(OnDevice):
         tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], device=device)
         ends = torch.stack([torch.cat(d).quantile(tails, dim=0) for d in draws], dim=1).to(columns.device)
         low, high = ends.masked_fill((columns < 0)[None], torch.nan)
-        scale = 1.0 if self.column_scale is None else self.column_scale[columns.clamp(min=0)]
-        return low * scale, high * scale
+        return low, high
 
     def sure(
         self, selected: Int[Tensor, "batch k"], columns: Int[Tensor, "batch j"], sign: Float[Tensor, "batch j"]
@@ -187,8 +172,6 @@ class ArtifactMap(OnDevice):
             "map.column_sums": self.column_sums,
             "map.n_triples": torch.tensor([self.n_triples]),
         }
-        if self.column_scale is not None:
-            tensors["map.column_scale"] = self.column_scale
         if self.truncated is not None:
             tensors |= {"map.columns": self.truncated.columns, "map.values": self.truncated.values}
         return tensors | {_FACTORS + name: tensor for name, tensor in (self.packed or {}).items()}
@@ -204,7 +187,6 @@ class ArtifactMap(OnDevice):
             mean_difference=own["mean_difference"],
             support=own["support"].long(),
             column_sums=own["column_sums"],
-            column_scale=own.get("column_scale"),
             n_triples=int(own["n_triples"]),
             truncated=truncated,
             packed=below(tensors, _FACTORS) or None,

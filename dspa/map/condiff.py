@@ -214,25 +214,24 @@ class ConditionalDifferenceMap(OnDevice):
         """A itself; for small d_sae only."""
         return self.rows(torch.arange(len(self.always), device=self.always.device))
 
-    def truncate(self, top: int = 16, *, column_scale: Float[Tensor, " d_out"] | None = None) -> TruncatedMap:
+    def truncate(self, top: int = 16) -> TruncatedMap:
         """Keep the ``top`` largest and ``top`` smallest entries of each row (section "Offline", step 4).
 
-        Ties go to the lower column. With ``column_scale`` the columns are multiplied by it first.
+        Ties go to the lower column.
         """
         d_in, d_out, device = len(self.always), self.difference.width, self.always.device
         if not 1 <= top <= d_out:
             raise ValueError(f"top must be in [1, {d_out}], got {top}")
-        scale = torch.ones(d_out, device=device) if column_scale is None else column_scale
         columns = torch.zeros(d_in, 2 * top, dtype=torch.int32, device=device)
         values = torch.zeros(d_in, 2 * top, device=device)
         unsupported = self.support == 0  # with `shrink` these rows are the global mean, too
         same = ((self.always | unsupported) & (self.row_scale > 0)).nonzero()[:, 0]
-        columns[same], values[same] = row_extremes(self._global_rows(same[:1]) * scale, top)
+        columns[same], values[same] = row_extremes(self._global_rows(same[:1]), top)
         own = (~self.always & (self.support > 0) & (self.row_scale > 0)).nonzero()[:, 0]
         dense = self.difference.dense() if self.n_triples * d_out <= BLOCK_NUMBERS else None
         distinct, place = self._distinct(own)
         for latents in distinct.split(max(1, BLOCK_NUMBERS // d_out)):
-            block = self.rows(latents, dense_difference=dense).mul_(scale)
+            block = self.rows(latents, dense_difference=dense)
             columns[latents], values[latents] = row_extremes(block, top)
         columns[own], values[own] = columns[distinct][place], values[distinct][place]
         return TruncatedMap(columns, values, d_out)

@@ -128,14 +128,14 @@ class SparseRows(OnDevice):
                 self.start.int(), self.column, value, size=(len(self), self.width), check_invariants=False
             )
 
-    def weighted_sum(self, weight: Float[Tensor, " n"] | None = None, *, power: int = 1) -> Float[Tensor, " width"]:
-        """Sum of the rows (their entries to the given power) by weight (None: 1), in float64."""
+    def weighted_sum(self, weight: Float[Tensor, " n"] | None = None) -> Float[Tensor, " width"]:
+        """Sum of the rows by weight (None: 1), in float64."""
         assert self.value is not None
         total = torch.zeros(self.width, dtype=torch.float64, device=self.start.device)
         for first, last in self.blocks():
             part = self.rows(first, last)
             assert part.value is not None
-            each = part.value.double() ** power
+            each = part.value.double()
             if weight is not None:
                 each = each * weight[first:last][part.row]
             total += torch.bincount(part.column, weights=each, minlength=self.width)
@@ -144,12 +144,6 @@ class SparseRows(OnDevice):
     def mean(self) -> Float[Tensor, " width"]:
         """Mean of each column over all rows."""
         return (self.weighted_sum() / max(len(self), 1)).float()
-
-    def variance(self) -> Float[Tensor, " width"]:
-        """Variance of each column over all rows (divided by n)."""
-        n = max(len(self), 1)
-        mean = self.weighted_sum() / n
-        return (self.weighted_sum(power=2) / n - mean**2).clamp(min=0).float()
 
 
 def column_percentile(rows: SparseRows, percentile: float) -> Float[Tensor, " width"]:

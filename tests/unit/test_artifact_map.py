@@ -66,20 +66,6 @@ def test_demixed_scores_follow_the_formula_on_the_supported_latents(gate, trunca
         np.testing.assert_allclose(ours[row], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("truncate", [None, 4])
-def test_whitening_divides_each_column_by_its_variance_before_anything_is_cut_off(truncate):
-    full = fitted()
-    shipped = ArtifactMap.build(full, MapOptions(truncate=truncate, whiten=True, whiten_ridge=0.5))
-    variance = deltas_of(full).var(0)
-    whitened = full.dense().double().numpy() / (variance + 0.5 * variance.mean())
-    ours = shipped.scores(torch.arange(D)[:, None], torch.zeros(D, D)).numpy()
-    if truncate is not None:
-        cut = np.sort(whitened, axis=1)
-        whitened = np.where((whitened <= cut[:, [3]]) | (whitened >= cut[:, [-4]]), whitened, 0)
-    np.testing.assert_allclose(ours, whitened, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(shipped.column_sums, full.dense().sum(0).numpy() * shipped.column_scale.numpy(), 1e-4)
-
-
 @pytest.mark.parametrize("gate", ["paper", "strict"])
 def test_intervals_are_quantiles_of_the_scores_of_maps_refitted_on_drawn_triples(gate):
     full = fitted(gate)
@@ -127,8 +113,8 @@ def test_candidates_are_the_ends_of_the_column_sums_of_the_full_map():
     [
         MapOptions(truncate=5),
         MapOptions(truncate=None),
-        MapOptions(truncate=4, keep_factors=False, whiten=True),
-        MapOptions(demix=True, whiten=True),
+        MapOptions(truncate=4, keep_factors=False),
+        MapOptions(demix=True),
     ],
     ids=str,
 )
@@ -159,12 +145,12 @@ def test_options_that_make_no_sense_together_are_refused_before_any_work(sae_ref
     ):
         with pytest.raises(ValueError, match=message):
             DSPA(input_sae=sae_refs[0], output_sae=sae_refs[1], **options).check(base)
-    for options in ({"truncate": 0}, {"demix_ridge": 0.0}, {"whiten_ridge": -1.0}):
+    for options in ({"truncate": 0}, {"demix_ridge": 0.0}):
         with pytest.raises(ValueError, match="greater than"):
             DSPA(input_sae=sae_refs[0], output_sae=sae_refs[1], **options)
 
 
-@pytest.mark.parametrize("options", [{"demix": True}, {"truncate": None, "whiten": True}, {"keep_factors": False}])
+@pytest.mark.parametrize("options", [{"demix": True}, {"truncate": None}, {"keep_factors": False}])
 def test_every_variant_fits_generates_and_comes_back(tiny_base, triples, sae_refs, tmp_path, options):
     from harness.compute import Meter
     from harness.model.aligned import AlignedModel

@@ -167,3 +167,17 @@ def test_an_interrupted_fit_leaves_nothing_and_starts_again(tiny_base, triples, 
 def test_nothing_is_printed(tiny_base, triples, capfd):
     fitted(tiny_base, triples)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_dropout_that_attention_applies_itself_is_off_too(tiny_base, tuning):
+    model: Any = copy.deepcopy(tiny_base("llama").model)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    base = tiny_base("llama").derive(model=model)
+    policy: Any = SFT(tuning=tuning).policy(base, seed=0).train()
+    ids = torch.arange(8, 20)[None]
+    assert torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.5
+    model.train()
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
