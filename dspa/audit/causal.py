@@ -151,6 +151,15 @@ class CausalCheck:
         """Set -> each of its latents, most helpful first."""
         return {name: latent_means(effects) for name, effects in self.effects.items()}
 
+    @property
+    def effect_of(self) -> dict[int, LatentEffect]:
+        """Latent -> its effect in the first set that has it."""
+        found: dict[int, LatentEffect] = {}
+        for latents in self.by_latent.values():
+            for one in latents:
+                found.setdefault(one.latent, one)
+        return found
+
     @cached_property
     def means(self) -> dict[str, Estimate | None]:
         """Set -> mean effect of one edit; None for an empty set."""
@@ -334,7 +343,7 @@ def _correlation(effects: Sequence[Effect], predicted: Sequence[float]) -> Corre
         weight = np.bincount(place, weights=w, minlength=len(keys))
         drawn = weight > 0
         means = [np.bincount(place, weights=w * x, minlength=len(keys))[drawn] / weight[drawn] for x in (a, b)]
-        return spearman(*means, np.ones(int(drawn.sum())))
+        return spearman(means[0], means[1], np.ones(int(drawn.sum())))
 
     def over(mask: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray, Weights], float]) -> Interval:
         if not mask.any():
