@@ -62,8 +62,8 @@ def audit(
 
     Writes audit.md, audit.html, features.json and features.csv. Without a judge there are passages, but no
     explanations and categories. With --causal the page also says whether the map is right about its features, and
-    whether any features carry the preference. Exit code 1: the judge gave no answer on some features, or none that can be read
-    (the page says which). 2: bad input, nothing was written.
+    whether any features carry the preference. Exit code 1: the judge gave no answer on some features, or none that
+    can be read (the page says which). 2: bad input, nothing was written.
     """
     from dspa.audit.audit import AuditSettings
     from dspa.audit.causal import CausalSettings

@@ -145,18 +145,8 @@ def to_csv(audit: Audit) -> str:
     """features.csv: one row for each place in a set."""
     out = io.StringIO()
     columns = ["set", "rank", "feature", "column_sum", "density", *(f"density_{kind}" for kind in KINDS)]
-    columns += [
-        "selected_share",
-        "edits",
-        "label",
-        *_EFFECT,
-        "top_tokens",
-        "reliable",
-        "explanation",
-        "category",
-        "error",
-        "url",
-    ]
+    columns += ["selected_share", "edits", "label", *_EFFECT, "top_tokens"]
+    columns += ["reliable", "explanation", "category", "error", "url"]
     writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for name, members in audit.ranking.items():
@@ -165,9 +155,8 @@ def to_csv(audit: Audit) -> str:
             densities = {f"density_{kind}": value for kind, value in record["density_by_kind"].items()}
             own = {"set": name, "rank": rank, "top_tokens": " ".join(record["top_tokens"])}
             judged, effect = record["explanation"] or {}, record["causal"] or {}
-            writer.writerow(
-                record | {"explanation": None} | densities | judged | _finite({k: effect.get(k) for k in _EFFECT}) | own
-            )
+            measured = _finite({column: effect.get(column) for column in _EFFECT})
+            writer.writerow(record | {"explanation": None} | densities | measured | judged | own)
     return out.getvalue()
 
 
