@@ -45,22 +45,36 @@ def audit(
     judge_key: Annotated[
         str, typer.Option(metavar="VARIABLE", help="Environment variable that holds the endpoint's key.")
     ] = "OPENAI_API_KEY",
-    seed: Annotated[int, typer.Option(help="Seed of the random features and of the prompts drawn.")] = 0,
+    causal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRIPLES.jsonl",
+            help="Held-out triples: edit selected features one by one and measure what it does to them.",
+            show_default="none",
+        ),
+    ] = None,
+    causal_triples: Annotated[int, typer.Option(min=2, help="Triples drawn for that, at most.")] = 100,
+    causal_latents: Annotated[int, typer.Option(min=1, help="Features edited for a prompt, at most.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the random features and of what is drawn.")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Look into a DSPA artifact: which features its map pushes on, where they fire, which are really edited.
 
     Writes audit.md, audit.html, features.json and features.csv. Without a judge there are passages, but no
-    explanations and categories. Exit code 1: the judge gave no answer on some features, or none that can be read
-    (the page says which). 2: bad input, nothing was written.
+    explanations and categories. With --causal the page also says whether the map is right about its features, and
+    whether any features carry the preference. Exit code 1: the judge gave no answer on some features, or none that
+    can be read (the page says which). 2: bad input, nothing was written.
     """
     from dspa.audit.audit import AuditSettings
+    from dspa.audit.causal import CausalSettings
     from dspa.audit.command import audit_command
 
     settings = AuditSettings(top, snippets, examples, generate, max_new_tokens, seed)
     code = audit_command(
-        artifact, texts, out, settings, judge_url=judge_url, judge_model=judge_model, judge_key=judge_key, device=device
-    )
+        artifact, texts, out, settings, judge_url=judge_url, judge_model=judge_model, judge_key=judge_key,
+        device=device,
+        causal=None if causal is None else (causal, CausalSettings(causal_triples, causal_latents, seed)),
+    )  # fmt: skip
     raise typer.Exit(code)
 
 

@@ -11,12 +11,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dspa.audit.causal import CausalCheck, CausalSettings, causal_check
+from dspa.audit.causal_page import latent_data
 from dspa.audit.explain import Ask, Explanation, category_counts, explain
 from dspa.audit.prompts import Conditionality, Coverage, measure_conditionality, measure_coverage
+from dspa.audit.recovery import Recovery, recover
 from dspa.audit.scan import KINDS, Corpus, Measurement, residual_batches
 from dspa.audit.snippets import Snippet, SnippetCollector, top_tokens
 from dspa.audit.truth import Labels, count_by_label, measure_labels
 from dspa.steering import DSPASteering
+from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
 from harness.truth import GroundTruth
 
@@ -59,6 +63,9 @@ class Audit:
     truth: GroundTruth | None
     labels: Labels | None
     by_label: dict[str, Any] | None
+    causal: CausalCheck | None
+    recovered: Mapping[str, Recovery] | None
+    """Of the causal check with a ground truth: group of prompts -> what it finds."""
 
     @property
     def steering(self) -> DSPASteering:
@@ -86,6 +93,7 @@ class Audit:
         kinds = zip(KINDS, self.output.density_by_kind.tolist(), self.output.tokens.tolist(), strict=True)
         by_kind = [(kind, shares) for kind, shares, tokens in kinds if tokens]
         neuronpedia = getattr(self.output.sae.sae.cfg.metadata, "neuronpedia_id", None)
+        effects = {} if self.causal is None else self.causal.effect_of
         found = {}
         for latent, snippets in self.snippets.items():
             explained = None if self.explanations is None else self.explanations.get(latent)
@@ -98,6 +106,7 @@ class Audit:
                 "selected_share": None if self.conditionality is None else self.conditionality.share(latent),
                 "edits": None if self.edited is None else int(self.edited.edits[latent]),
                 "label": None if self.labels is None else self.labels.label_of(latent),
+                "causal": latent_data(effects[latent]) if latent in effects else None,
                 "top_tokens": top_tokens(snippets),
                 "explanation": None if explained is None else asdict(explained),
                 "url": f"https://www.neuronpedia.org/{neuronpedia}/{latent}" if neuronpedia else None,
@@ -113,10 +122,11 @@ def audit(
     *,
     ask: Ask | None = None,
     truth: GroundTruth | None = None,
+    causal: tuple[Sequence[Triple], CausalSettings] | None = None,
     progress: Callable[[str], object] = lambda stage: None,
 ) -> Audit:
     """Measure a loaded DSPA artifact on ``corpus``; a judge explains when there is one to ``ask``; ``progress`` is told
-    of each stage.
+    of each stage. ``causal``: held-out triples for the causal check.
 
     Raises ValueError for another method's artifact and for texts without a single counted token.
     """
@@ -167,9 +177,14 @@ def audit(
         progress("ground truth")
         labels = measure_labels(model, truth, saes["output"])
         by_label = count_by_label(labels, truth, corpus.prompts, live, ranking, conditionality, coverage)
+    check, recovered = None, None
+    if causal is not None:
+        check = causal_check(model, *causal, every_latent=truth is not None, progress=progress)
+        if labels is not None and truth is not None:
+            recovered = recover(check, labels, truth)
     return Audit(
         model, settings, corpus, saes, ranking, conditionality, edited, snippets, gate_snippets, explanations, spent,
-        truth, labels, by_label,
+        truth, labels, by_label, check, recovered,
     )  # fmt: skip
 
 

@@ -51,8 +51,9 @@ Interval = tuple[float, float, float]
 """(value, low, high)"""
 
 CASES = {
-    (True, True): "**The map is right:** the latents it selects raise the margin beyond random ones, and so do the "
-    "best ones by gradient. What still fails lies elsewhere: the strength or number of edits, or generation.",
+    (True, True): "**The map finds latents that carry the preference:** those that it selects raise the margin beyond "
+    "random ones, and so do the best by gradient. What still fails lies elsewhere: the strength or number of edits, or "
+    "generation.",
     (False, True): "**The map is wrong:** there are latents whose edit raises the margin beyond random ones (the best "
     "by gradient), but those that the map selects do not. Other scores, more triples, or `select: causal` may help.",
     (True, False): "**The map is right, and only by the prompt:** the latents it selects raise the margin beyond "
@@ -62,6 +63,10 @@ CASES = {
     "layer, another SAE, or another kind of edit may. (With few triples it may also be that nothing can be told.)",
 }
 """(selected latents raise the margin beyond control, the best by gradient do) -> what it means."""
+NO_ORDER = (
+    "Its scores do not tell, though, which of the features edited here matter more: the rank correlation of the "
+    "features' means with their measured effects may be 0."
+)
 BACKWARDS = "The selected latents **lower** the margin beyond random ones: the map points the wrong way round."
 
 
@@ -151,6 +156,15 @@ class CausalCheck:
         """Set -> each of its latents, most helpful first."""
         return {name: latent_means(effects) for name, effects in self.effects.items()}
 
+    @property
+    def effect_of(self) -> dict[int, LatentEffect]:
+        """Latent -> its effect in the first set that has it."""
+        found: dict[int, LatentEffect] = {}
+        for latents in self.by_latent.values():
+            for one in latents:
+                found.setdefault(one.latent, one)
+        return found
+
     @cached_property
     def means(self) -> dict[str, Estimate | None]:
         """Set -> mean effect of one edit; None for an empty set."""
@@ -183,7 +197,12 @@ class CausalCheck:
         helps = tuple((gain := self.gains[name]) is not None and gain.low > 0 for name in SETS)
         selected = self.gains["selected"]
         backwards = selected is not None and selected.high < 0
-        return f"{CASES[helps]} {BACKWARDS}" if backwards else CASES[helps]  # type: ignore[index]
+        said = [CASES[helps]]  # type: ignore[index]
+        if backwards:
+            said.append(BACKWARDS)
+        elif helps[0] and not self.correlations["map"].latents[1] > 0:
+            said.append(NO_ORDER)
+        return " ".join(said)
 
 
 def causal_check(
@@ -334,7 +353,7 @@ def _correlation(effects: Sequence[Effect], predicted: Sequence[float]) -> Corre
         weight = np.bincount(place, weights=w, minlength=len(keys))
         drawn = weight > 0
         means = [np.bincount(place, weights=w * x, minlength=len(keys))[drawn] / weight[drawn] for x in (a, b)]
-        return spearman(*means, np.ones(int(drawn.sum())))
+        return spearman(means[0], means[1], np.ones(int(drawn.sum())))
 
     def over(mask: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray, Weights], float]) -> Interval:
         if not mask.any():

@@ -74,9 +74,9 @@ def _sets_table(check: CausalCheck) -> str:
 def _correlation_table(found: Mapping[str, Correlation]) -> str:
     rows = []
     for name, one in found.items():
-        shares = tuple(100 * value for value in one.signs)
+        same, low_same, high_same = (100 * value for value in one.signs)
         cells = [f"{value:.2f} {md.interval(low, high, 2)}" for value, low, high in (one.pairs, one.latents)]
-        rows.append([name, *cells, f"{shares[0]:.0f} {md.interval(*shares[1:], 0)}"])
+        rows.append([name, *cells, f"{same:.0f} {md.interval(low_same, high_same, 0)}"])
     headers = ["predicted by", "rank correlation, pairs", "rank correlation, features", "same sign (%)"]
     return md.table(headers, rows)
 
@@ -99,7 +99,7 @@ def _recovery(recovered: Mapping[str, Recovery]) -> Iterator[str]:
     at = " / ".join(map(str, AT))
     yield (
         "Every feature was also ablated alone on every triple on which it fires. Per group of prompts, features are "
-        "ranked by the mean effect of their ablation, as measured, by gradient, and as the map has it (its mean score); "
+        "ranked by the mean effect of their ablation: as measured, by gradient, and by the map's mean score; "
         f"of the {at} most harmful, the percent that are the dispreferred label's within the group (precision), the "
         f"percent of all of that label's features among the {AT[-1]} (recall), and the percent that are the preferred "
         "label's (the wrong way round). Chance: of the features that fire. What a label's features are goes by where "

@@ -13,8 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from dspa.audit.audit import Audit, AuditSettings, audit
+from dspa.audit.causal import CausalSettings
+from dspa.audit.causal_page import causal_data
 from dspa.audit.page import to_markdown
 from dspa.audit.scan import KINDS, read_corpus
+from harness.data.triples import load_triples
 from harness.files import atomic_folder, check_can_make
 from harness.judging.endpoint import ChatEndpoint
 from harness.markdown import html_page
@@ -22,6 +25,9 @@ from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 from harness.quiet import without_progress_bars
 from harness.truth import ground_truth
+
+_EFFECT = ("effect", "effect_low", "effect_high", "gradient")
+"""Columns of features.csv from the causal check: nats per token of the margin."""
 
 
 def audit_command(
@@ -34,10 +40,11 @@ def audit_command(
     judge_model: str | None,
     judge_key: str,
     device: str,
+    causal: tuple[Path, CausalSettings] | None = None,
 ) -> int:
     """Write the audit of a DSPA artifact; everything that can be wrong is checked before the model is loaded.
 
-    Returns the exit code.
+    ``causal``: file of held-out triples for the causal check. Returns the exit code.
     """
     without_progress_bars()
     if (judge_url is None) != (judge_model is None):
@@ -60,7 +67,12 @@ def audit_command(
     check_can_make(out)
     if not texts.is_file():
         raise ValueError(f"texts file {str(texts)!r} does not exist")
+    held_out = None if causal is None else (load_triples(causal[0]), causal[1])
+    if causal is not None and held_out is not None and len(held_out[0]) < 2:
+        raise ValueError(f"{causal[0]}: the causal check needs at least 2 triples")
     model = AlignedModel.load(artifact, device=device)
+    for triple in held_out[0] if held_out is not None else ():
+        model.triple_ids(triple)  # ValueError for one that does not fit the context
     console = Console(soft_wrap=True, highlight=False)
     found = audit(
         model,
@@ -68,11 +80,11 @@ def audit_command(
         settings,
         ask=None if endpoint is None else endpoint.ask_all,
         truth=ground_truth(model.base.identity, model.base.ref.path),
+        causal=held_out,
         progress=lambda stage: console.print(f"{stage} ..."),
     )
-    text = to_markdown(
-        found, name, str(texts), None if endpoint is None else f"{endpoint.model} at {endpoint.base_url}"
-    )
+    judge = None if endpoint is None else f"{endpoint.model} at {endpoint.base_url}"
+    text = to_markdown(found, name, str(texts), judge, None if causal is None else str(causal[0]))
     files = {
         "audit.md": text,
         "audit.html": html_page(f"Audit of {name}", text),
@@ -126,6 +138,7 @@ def to_json(audit: Audit) -> str:
         "categories": audit.categories,
         "judge_tokens": audit.judge_tokens,
         "ground_truth": audit.by_label,
+        "causal": None if audit.causal is None else causal_data(audit.causal, audit.recovered),
         "features": list(audit.records.values()),
     }
     return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -135,7 +148,8 @@ def to_csv(audit: Audit) -> str:
     """features.csv: one row for each place in a set."""
     out = io.StringIO()
     columns = ["set", "rank", "feature", "column_sum", "density", *(f"density_{kind}" for kind in KINDS)]
-    columns += ["selected_share", "edits", "label", "top_tokens", "reliable", "explanation", "category", "error", "url"]
+    columns += ["selected_share", "edits", "label", *_EFFECT, "top_tokens"]
+    columns += ["reliable", "explanation", "category", "error", "url"]
     writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for name, members in audit.ranking.items():
@@ -143,8 +157,9 @@ def to_csv(audit: Audit) -> str:
             record = audit.records[latent]
             densities = {f"density_{kind}": value for kind, value in record["density_by_kind"].items()}
             own = {"set": name, "rank": rank, "top_tokens": " ".join(record["top_tokens"])}
-            judged = record["explanation"] or {}
-            writer.writerow(record | {"explanation": None} | densities | judged | own)
+            judged, effect = record["explanation"] or {}, record["causal"] or {}
+            measured = _finite({column: effect.get(column) for column in _EFFECT})
+            writer.writerow(record | {"explanation": None} | densities | measured | judged | own)
     return out.getvalue()
 
 

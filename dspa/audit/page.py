@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dspa.audit import tables
 from dspa.audit.audit import Audit
+from dspa.audit.causal_page import causal_section
 from dspa.audit.scan import KINDS
 from dspa.audit.snippets import WINDOW
 from dspa.audit.truth import MIN_TOKENS, SELECTIVE
@@ -30,10 +31,11 @@ _SCORED_BY = {
 }
 
 
-def to_markdown(audit: Audit, name: str, texts: str, judge: str | None) -> str:
-    """The whole page; ``name`` of the artifact, ``texts`` the file measured on, ``judge`` who explained (or None)."""
+def to_markdown(audit: Audit, name: str, texts: str, judge: str | None, causal: str | None = None) -> str:
+    """The whole page; ``name`` of the artifact, ``texts`` the file measured on, ``judge`` who explained (or None),
+    ``causal`` the file of the causal check's triples (or None)."""
     parts = [f"# Audit of {md.escape(name)}", *_header(audit, texts, judge), *_conditionality(audit)]
-    parts += [*_truth(audit), *_coverage(audit), *_categories(audit, judge), *_rankings(audit)]
+    parts += [*_truth(audit), *_coverage(audit), *_causal(audit, causal), *_categories(audit, judge), *_rankings(audit)]
     parts += [*_examples(audit), *_snippets(audit)]
     return "\n\n".join(parts) + "\n"
 
@@ -119,6 +121,13 @@ def _coverage(audit: Audit) -> Iterator[str]:
     yield tables.coverage_table(audit, edited)
     yield f"The {len(edited.most_edited())} most edited features:"
     yield tables.most_edited_table(audit, edited)
+
+
+def _causal(audit: Audit, triples: str | None) -> Iterator[str]:
+    if audit.causal is not None:
+        latents = range(audit.output.sae.d_sae)
+        labels = None if audit.labels is None else {latent: audit.labels.label_of(latent) for latent in latents}
+        yield from causal_section(audit.causal, str(triples), labels, audit.recovered)
 
 
 def _categories(audit: Audit, judge: str | None) -> Iterator[str]:
