@@ -111,7 +111,6 @@ def test_swapped_preferences_augment_what_was_ablated(base, triples, sae_refs):
         ("ridge", {"gate": "strict"}),
         ("ridge", {"k_prompt": 8}),
         ("mean", {"percentile": 50.0}),
-        ("mean", {"whiten": True}),
         ("ridge", {"truncate": None}),
         ("mean", {"sure_only": True}),
         ("rows", {"rank": 16}),
