@@ -86,8 +86,9 @@ class Bill(Document):
     @classmethod
     def _of_whole_stages(cls, rows: Any) -> Any:
         """Bills of before have rows of one sampled step, not of its stage; they are left out."""
-        old = [row for row in rows if isinstance(row, dict) and "step" not in row] if isinstance(rows, list) else []
-        return [row for row in rows if row not in old] if old else rows
+        if not isinstance(rows, list):
+            return rows
+        return [row for row in rows if not isinstance(row, dict) or "step" in row]
 
 
 # What the paper assumes (section on compute): an 8B model; prompt, chosen and rejected of 1000 tokens each.
