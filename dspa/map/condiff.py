@@ -140,9 +140,9 @@ class ConditionalDifferenceMap(OnDevice):
     def column_sums(self) -> Float[Tensor, " d_out"]:
         """sum_i A_ij over all input latents, by which the paper ranks output latents for its audit."""
         weight = torch.bincount(self.gates.row, self.row_scale[self.gates.column].double(), self.n_triples)
-        weight += (
-            self.row_scale[self.always].double().sum() + self.shrink / self.n_triples * self.row_scale.double().sum()
-        )
+        # Not in place: without a single entry bincount gives integers.
+        weight = weight + self.row_scale[self.always].double().sum()
+        weight = weight + self.shrink / self.n_triples * self.row_scale.double().sum()
         return self.difference.weighted_sum(weight).float()
 
     def scores(

@@ -13,6 +13,7 @@ from harness.data.triples import Conversation, Message
 
 LastTurn = Callable[[Sequence[int]], tuple[int, int]]
 """What `ChatFormat.last_turn` is."""
+_TAIL = 64  # tokens at the end that are decoded first
 _FIRST, _ANSWER, _SECOND = "qfirstq", "qanswerq", "qsecondq"  # stand for what the turns say
 _EXAMPLE = ("one two", "three", "four five six seven")
 
@@ -59,10 +60,18 @@ class TurnMarks:
         """(start, end) of the tokens with the last user turn's content, the space around it left out; a token in which
         content and header have merged belongs to it. (0, len(ids)) without an opener, start = end for an empty turn.
         """
-        text = self.text(ids)
-        found = text.rfind(self.opener)
+        size, skipped, found = _TAIL, len(ids), -1
+        while skipped and found < 0:  # from the end, for earlier turns may be long
+            skipped, size = max(0, len(ids) - size), 4 * size
+            found = self.text(ids[skipped:]).rfind(self.opener)
         if found < 0:
             return 0, len(ids)
+        start, end = self._content(ids[skipped:], found)
+        return skipped + start, skipped + end
+
+    def _content(self, ids: Sequence[int], found: int) -> tuple[int, int]:
+        """The same for ids whose text has its last opener at ``found``."""
+        text = self.text(ids)
         header = found + len(self.opener)
         closed = text.find(self.closer, header)
         content = text[header:] if closed < 0 else text[header:closed]

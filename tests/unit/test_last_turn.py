@@ -174,6 +174,22 @@ def test_a_session_conditions_on_the_last_turn_on_either_padding_side_and_not_on
     assert seen == [said, said]
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_is_in_front_of_the_last_turn_does_not_matter_however_long(template, tmp_path):
+    chat = ChatFormat.of(make_bpe(TEMPLATES[template], True, tmp_path))
+    last = chat.last_turn(chat.prompt_ids(chatting("Bake", "No.", TURNS[2])))
+    for before in (9, 60, 61, 62, 63, 64, 65, 300):
+        ids = chat.prompt_ids(chatting("x" + "😀" * before, "No.", TURNS[2]))
+        start, end = chat.last_turn(ids)
+        assert end - start == last[1] - last[0]
+        assert TURNS[2] in last_turn(chat, ids)
+    for size in range(1, 100, 3):
+        ids = chat.prompt_ids(chatting("Bake", "No.", "Is " + "日本" * size))
+        assert last_turn(chat, ids).count("日本") == size
+        start, end = chat.last_turn(ids)
+        assert "日" not in chat.tokenizer.decode(ids[:start]) + chat.tokenizer.decode(ids[end:])
+
+
 def test_a_session_without_the_chat_format_is_refused(tiny_base):
     with pytest.raises(ValueError, match="give last_turn"):
         Steering(tiny_base().model, LastTurnMarker(), special_ids=(), stop_ids=())

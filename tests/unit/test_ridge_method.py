@@ -1,21 +1,32 @@
 """dspa_ridge and the scores of DSPA, end to end on tiny random models."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from dspa.audit.audit import AuditSettings
 from dspa.audit.command import audit_command
+from dspa.map.ridge import RidgeMap
 from dspa.method import DSPA
+from dspa.perf.ridge import RidgeOptions, dense_fit, draw_rows, measure_ridge
 from dspa.ridge_method import DSPARidge
+from harness.cli import run
+from harness.cli.app import app
 from harness.compute.rates import Rates
 from harness.data.refs import BaseShape
 from harness.data.triples import Budget, Triple, conversation
 from harness.experiment.cell import fit
+from harness.experiment.forecast import Forecaster
+from harness.experiment.run import prepare
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 
 PROMPTS = [conversation(text) for text in ("w1 w2 w3", "w30", "w7 w8 w9 w10 w11 w12 w13 w5 w5", "w20 w21")]
+SANDBOX = Path(__file__).parents[2] / "tasks" / "suites" / "sandbox.yaml"
 SCORES = {"rows": DSPA, "mean": DSPA, "ridge": DSPARidge}
 
 
@@ -142,3 +153,51 @@ def test_the_audit_reads_maps_without_gates(base, triples, sae_refs, scores, tmp
     assert "unexplained\\_share" in page and "ranked by the mean difference" in page and "N\\_i" not in page
     found = json.loads((tmp_path / "out" / "features.json").read_text())
     assert all(example["gates"] == [] and example["selected"] for example in found["examples"])
+
+
+def test_a_plan_says_what_the_prompts_leave_unexplained_or_what_it_would_take(monkeypatch, tmp_path):
+    prepared = prepare(SANDBOX, tmp_path / "run", ["budgets=[6, 12]"])
+    forecaster = Forecaster(prepared.suite.file.base)
+    (line,) = run._previews(prepared, forecaster)  # both variants of DSPA have the same SAEs and condition
+    said = re.fullmatch(r"dspa, dspa_paper_gate: unexplained_share ([\d.]+) on 12 triples \((.+)\)", line)
+    assert said and 0 < float(said[1]) < 2 and said[2] == DSPA.diagnostics["unexplained_share"]
+    monkeypatch.setattr(run, "PREVIEW_FLOPS", 1)
+    (line,) = run._previews(prepared, forecaster)
+    assert re.fullmatch("dspa, dspa_paper_gate: what a fit prints .* was not measured, it takes .* FLOPs", line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_fit_prints_what_the_fit_found_out(tmp_path):
+    assets = SANDBOX.parents[1] / "sandbox" / "assets"
+    files = {"--base": assets / "model", "--triples": assets / "triples.jsonl", "--out": tmp_path / "artifact"}
+    saes = [f"{role}_sae.path={assets / f'sae_{name}'}" for role, name in (("input", "early"), ("output", "late"))]
+    asked = ["fit", "dspa_ridge", "--budget", "8", *(f"--param={sae}" for sae in saes)]
+    result = CliRunner().invoke(app, [*asked, *(str(part) for pair in files.items() for part in pair)])
+    assert result.exit_code == 0, result.output
+    for figure in ("unexplained_share", "ridge_lambda", "rank_error"):
+        assert re.search(rf"^{figure} [\d.]+: {re.escape(DSPARidge.diagnostics[figure])}$", result.output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_perf_ridge_prints_figures_and_compares_where_the_dense_reference_fits(monkeypatch, dense):
+    if not dense:
+        monkeypatch.setattr("dspa.perf.ridge._DENSE_NUMBERS", 1)
+    options = RidgeOptions(triples=30, width=128, active=20, rank=8, rounds=2, queries=3)
+    (section,) = measure_ridge(options, tell=lambda _: None)
+    figures = {figure.what: figure.value for figure in section.figures}
+    assert figures["RidgeMap.fit: executed"] <= figures["RidgeMap.fit: predicted at most"]
+    assert {"RidgeMap.fit", "size of the map", "query, shipped factors"} <= figures.keys()
+    assert len(section.lines) == (4 if dense else 1)
+
+
+def test_the_dense_reference_of_perf_ridge_computes_the_same():
+    options = RidgeOptions(triples=40, width=128, active=20, rank=None, queries=1)
+    prompt, difference = (draw_rows(options, torch.Generator().manual_seed(s), signed=bool(s)) for s in (0, 1))
+    ridge, found, _ = RidgeMap.fit(prompt, difference)
+    units = (prompt.dense() > 0).float()
+    units /= units.sum(1, keepdim=True).sqrt()
+    penalty, weights = dense_fit(units, difference.dense())
+    assert penalty == found.penalty
+    expected = difference.mean() + units @ units.t() @ weights
+    ours = ridge.scores(torch.zeros(40, 0, dtype=torch.long), prompt.dense())
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
