@@ -4,14 +4,14 @@ Measured on the held-out triples: the chosen answer's log-likelihood a token ove
 """
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 
 from dspa.method import DSPA
+from dspa.ridge_method import DSPARidge
 from harness.compute import Meter
 from harness.data.refs import ModelRef, SAERef
-from harness.data.triples import draw_budget, load_triples
+from harness.data.triples import draw_budget, load_triples, with_preferences
 from harness.measure.statistics import Measurement, paired_difference
 from harness.model.aligned import AlignedModel
 from tasks.preference import Preference
@@ -20,18 +20,11 @@ from tasks.sandbox.build import ASSETS
 SAES = {
     f"{role}_sae": SAERef(path=str(ASSETS / f"sae_{site}")) for role, site in (("input", "early"), ("output", "late"))
 }
-METHODS = {"dspa": DSPA(**SAES, gate="strict", alpha=0.5)}
+METHODS = {
+    "dspa": DSPA(**SAES, gate="strict", alpha=1.0),
+    "dspa_ridge": DSPARidge(**SAES, condition="last_turn", alpha=1.0),
+}
 SHUFFLES = 6
-
-
-def swapped(triple):
-    return replace(triple, chosen=triple.rejected, rejected=triple.chosen)
-
-
-def shuffled(triples, seed):
-    """A random half of the triples turned round."""
-    turned = set(Random(seed).sample(range(len(triples)), len(triples) // 2))
-    return [swapped(triple) if index in turned else triple for index, triple in enumerate(triples)]
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +63,11 @@ def gain(request, base, margins):
 @pytest.mark.slow
 def test_preferences_turned_round_turn_it_round_and_shuffled_ones_give_nothing(gain):
     triples = draw_budget(load_triples(ASSETS / "triples.jsonl"), 300, seed=0).triples
-    given, against = gain(triples), gain([swapped(triple) for triple in triples])
+    given, against = gain(triples), gain(with_preferences(triples, "swapped", seed=0))
     assert given.low > 0, given
     assert against.high < 0, against
     # A single shuffle leaves some kinds of request with more triples one way than the other, and the edit has its full
     # strength whatever the scores; so it is over several that it gives nothing.
-    noise = gain(*(shuffled(triples, seed) for seed in range(SHUFFLES)))
+    noise = gain(*(with_preferences(triples, "shuffled", seed) for seed in range(SHUFFLES)))
     assert noise.low < 0 < noise.high, noise
     assert noise.mean < given.low, (noise, given)
