@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from baselines.rahf import stage1
 from baselines.rahf.stage2 import Distance, activity_passes, fit_collator, fit_rows, fit_trainer
@@ -18,6 +19,7 @@ from harness.compute.rates import Rates
 from harness.data.triples import Triple
 from harness.method import BaseShape, register_method
 from harness.model.aligned import AlignedModel
+from harness.model.decoder import find_decoder
 from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class RAHF(TrainedMethod):
     """
 
     depths: ClassVar[tuple[float, ...]] = _DEPTHS
+    n_models: ClassVar[int] = 1  # tuned in stage 1
     learning_rate: Annotated[float, Field(gt=0, description="of stage 1")] = 2e-5
     epochs: Annotated[float, Field(gt=0, description="passes over the rows of stage 1")] = 2.0
     batch_size: Annotated[int, Field(ge=1, description="rows (an answer each) per forward in stage 1")] = 64
@@ -131,7 +134,15 @@ class RAHF(TrainedMethod):
         passes, lengths = activity_passes(rows, rates.body(last), trained), [row["length"] for row in rows]
         updates_an_epoch = ceil(len(triples) / (self.fit_batch_size * self.accumulation))
         epochs = self.optimiser_steps(len(triples)) / updates_an_epoch
-        return self.training_flops(lengths, passes, batch_size=self.fit_batch_size, epochs=epochs)
+        merged = [last, *([_depth(base)] * self.n_models if self.tuning == "lora" else [])]
+        products = sum(self._merge_flops(rates, blocks) for blocks in merged)
+        return products + self.training_flops(lengths, passes, batch_size=self.fit_batch_size, epochs=epochs)
+
+    def _merge_flops(self, rates: Rates, blocks: int) -> int:
+        """FLOPs of merging a LoRA on the first ``blocks``: B A of every weight it sits on."""
+        modules = (named for block in find_decoder(rates.model).layers[:blocks] for named in block.named_modules())
+        targets = [m for name, m in modules if isinstance(m, nn.Linear) and name.split(".")[-1] in self.lora_targets]
+        return sum(2 * self.lora_rank * m.in_features * m.out_features for m in targets)
 
     def target_layers(self, n_layers: int) -> tuple[int, ...]:
         """``layers``, or those of a base with ``n_layers`` blocks that lie at the released depths."""
@@ -203,6 +214,7 @@ class RAHFDual(RAHF):
     """
 
     depths: ClassVar[tuple[float, ...]] = (*_DEPTHS, 20 / 32)
+    n_models: ClassVar[int] = 2
     epochs: Annotated[float, Field(gt=0, description="passes over the rows of stage 1")] = 3.0
     lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
     batch_size: Annotated[int, Field(ge=1, description="rows (an answer each) per forward in stage 1")] = 128
