@@ -46,6 +46,26 @@ def test_the_page_says_how_many_ablated_latents_are_the_dispreferred_registers(a
     assert "<table>" in (out / "audit.html").read_text()
 
 
+def test_the_causal_check_finds_the_dispreferred_registers_latents(artifact, tmp_path, monkeypatch):
+    out, triples = tmp_path / "audit", ASSETS / "triples_heldout.jsonl"
+    options = ["--texts", triples, "--out", out, "--top", 2, "--snippets", 1, "--examples", 0, "--generate", 0]
+    causal = ["--causal", triples, "--causal-triples", 16, "--causal-latents", 8]
+    assert command(monkeypatch, "audit", artifact, *options, *causal) == 0
+    found = json.loads((out / "features.json").read_text())["causal"]
+    groups = found["ground_truth"].values()
+    assert found["triples"] == 16 and sum(group["triples"] for group in groups) == 16
+    top = [group["hits"]["measured"]["3"] for group in groups]
+    count, against, wanted = (sum(hits[key] for hits in top) for key in ("count", "dispreferred", "preferred"))
+    chance = sum(group["chance"] for group in groups) / len(groups)
+    assert against / count > 3 * chance and against > 3 * wanted
+    assert sum(group["harm"][0] for group in groups) > 3 * sum(group["harm"][1] for group in groups)
+    assert found["correlations"]["gradient"]["pairs"][0] > 0.8
+    page = (out / "audit.md").read_text()
+    assert found["verdict"] in page and "| fact (" in page
+    header, *lines = (out / "features.csv").read_text().splitlines()
+    assert "effect_low" in header.split(",") and lines
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -53,6 +73,7 @@ def test_the_page_says_how_many_ablated_latents_are_the_dispreferred_registers(a
         (["--texts", ASSETS / "triples.jsonl", "--judge-model", "m"], "belong together"),
         (["--texts", ASSETS / "triples.jsonl", "--judge-model", "m", "--judge-url", "host"], "is no address"),
         (["--texts", ASSETS / "triples.jsonl", "--out", ASSETS], "exists already"),
+        (["--texts", ASSETS / "triples.jsonl", "--causal", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(artifact, monkeypatch, capsys, options, error):

@@ -106,10 +106,10 @@ def test_an_edit_that_changes_no_token_is_not_measured_and_has_no_effect(tiny_ba
     encoded = encode_triples(aligned, triples[:3])
     found = first_order(aligned, encoded, (-1.0,))
     silent = (found.active.dense() == 0).nonzero().tolist()[:6]
-    assert len(silent) == 6
+    assert silent
     before = measure_margins(aligned, encoded)
     effects = measure_edits(aligned, encoded, [(n, latent, -1.0) for n, latent in silent], before)
-    assert effects == pytest.approx([0.0] * 6, abs=1e-6)
+    assert effects == pytest.approx([0.0] * len(silent), abs=1e-6)
 
 
 def test_what_is_selected_is_what_steering_selects(tiny_base, triples, sae_refs):
@@ -160,7 +160,7 @@ def made(selected: float, best: float, control: float = 0.0, *, order: float = 1
     sets = {"selected": selected, "best by gradient": best, "control of selected": control}
     found = {name: effects(mean, 10 * i) for i, (name, mean) in enumerate(sets.items())}
     found["control of best by gradient"] = effects(control, 40)
-    return CausalCheck(CausalSettings(), 20, 20, Estimate(0, 0, 0, 20, 1, 20), found, 240)
+    return CausalCheck(CausalSettings(), 20, 20, Estimate(0.0, 0.0, 0.0, 20, 1, 20), found, 240)
 
 
 @pytest.mark.parametrize("selected", [0.0, 1.0])
