@@ -141,8 +141,8 @@ class ArtifactMap(OnDevice):
     ) -> Bool[Tensor, "batch j"]:
         """Whether the 95 % interval of each row's score at the given columns (-1: none) lies on the side of ``sign``.
 
-        The interval is that of the untruncated score, 1.96 standard errors to either side. Raises ValueError where there
-        is none: without factors, and with ``demix``.
+        The interval is that of the untruncated score, 1.96 standard errors to either side. Raises ValueError where
+        there is none: without factors, and with ``demix``.
         """
         full = self.factors
         if full is None or self.settings.demix:
