@@ -104,6 +104,7 @@ class DSPASteering:
             sure = self.condition_map.sure(gates, latents, sign)
             latents, sign = latents.masked_fill(~sure, -1), sign.masked_fill(~sure, 0.0)
         if settings.control == "random_latents":
+            # Those that fired in training answers, but for any whose differences cancel exactly.
             fires = self.condition_map.mean_difference.nonzero()[:, 0]
             latents = random_latents(latents, density, fires)
             sign = sign.masked_fill(latents < 0, 0.0)
