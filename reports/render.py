@@ -9,7 +9,7 @@ from harness.compute.bill import PAPER_NOTE
 from harness.files import check_can_make
 from harness.measure.statistics import REPLICATES
 from harness.run_folder.plan import BudgetName, budget_text
-from reports import comparison, costs, sections, tables, tuning
+from reports import comparison, cost_sections, costs, sections, tables, tuning
 from reports.answers import sample_answers
 from reports.figures import write_figures
 from reports.run import Run, read_run
@@ -105,6 +105,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "env": run.environment,
         "tables": found,
         "sections": sections,
+        "cost_sections": cost_sections,
         "suite_baseline": run.suite_baseline,
         "budget": budget,
         "sides": sides,

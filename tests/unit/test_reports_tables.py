@@ -10,8 +10,8 @@ from harness.judging.ledger import Ledger
 from reports import comparison as compared
 from reports import costs, tables
 from reports.comparison import drops, findings, sides
+from reports.cost_sections import judging_table, operator_table
 from reports.run import read_run
-from reports.sections import judging_table, operator_table
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
