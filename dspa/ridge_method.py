@@ -1,6 +1,6 @@
 """dspa_ridge: DSPA's edit with ridge scores. It is not the paper's method (docs/dspa.md, "Ridge scores")."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dspa.method import DSPA
 from harness.method import register_method
@@ -16,5 +16,6 @@ class DSPARidge(DSPA):
     and are refused.
     """
 
+    online: ClassVar[frozenset[str]] = DSPA.online - {"k_prompt"}
     condition: Condition = "last_turn"
     scores: Literal["ridge"] = "ridge"  # type: ignore[assignment]  # frozen, so narrowing is safe
