@@ -11,13 +11,15 @@ load_plugins()
 
 SETTINGS = {
     "dspa": {"gate": "strict", "percentile": 50.0, "min_support": 1},
+    "dspa_ridge": {},
     "static_sae": {},
     "caa": {"layer": 2},
     "repe": {"layer": 2, "directions": 4},
 }
 """What each method of these needs beside its SAEs; other methods have no online settings, or those of one of these."""
 CHANGES = {
-    "dspa": {"alpha": 0.7, "k_diff": 5, "k_prompt": 3, "mode": "both", "scale": "own", "positions": "all"},
+    "dspa": {"alpha": 0.7, "k_diff": 5, "k_prompt": 3, "mode": "both", "scale": "own"},
+    "dspa_ridge": {"alpha": 0.7, "k_diff": 5, "mode": "both", "scale": "own"},
     "static_sae": {"alpha": 0.7, "scale": "own", "active_only": True, "positions": "all"},
     "caa": {"scale": 2.5, "positions": "all"},
     "repe": {"scale": -1.5, "positions": "all"},
@@ -26,7 +28,8 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def make(sae_refs, tiny_base, triples):
-    saes = {"dspa": {"input_sae": sae_refs[0], "output_sae": sae_refs[1]}, "static_sae": {"sae": sae_refs[1]}}
+    both = {"input_sae": sae_refs[0], "output_sae": sae_refs[1]}
+    saes = {"dspa": both, "dspa_ridge": both, "static_sae": {"sae": sae_refs[1]}}
 
     def build(name: str, **changes):
         return METHODS[name](**saes.get(name, {}), **SETTINGS[name] | changes)
