@@ -158,12 +158,13 @@ def test_the_audit_reads_maps_without_gates(base, triples, sae_refs, scores, tmp
 def test_a_plan_says_what_the_prompts_leave_unexplained_or_what_it_would_take(monkeypatch, tmp_path):
     prepared = prepare(SANDBOX, tmp_path / "run", ["budgets=[6, 12]"])
     forecaster = Forecaster(prepared.suite.file.base)
-    (line,) = run._previews(prepared, forecaster)  # both variants of DSPA have the same SAEs and condition
-    said = re.fullmatch(r"dspa, dspa_paper_gate: unexplained_share ([\d.]+) on 12 triples \((.+)\)", line)
-    assert said and 0 < float(said[1]) < 2 and said[2] == DSPA.diagnostics["unexplained_share"]
+    variants = {"dspa_paper, dspa, dspa_mean": "conversation", "dspa_last_turn, dspa_ridge": "last_turn"}
+    for names, line in zip(variants, run._previews(prepared, forecaster), strict=True):  # one for each condition
+        said = re.fullmatch(rf"{names}: unexplained_share ([\d.]+) on 12 triples \((.+)\)", line)
+        assert said and 0 < float(said[1]) < 2 and said[2] == DSPA.diagnostics["unexplained_share"]
     monkeypatch.setattr(run, "PREVIEW_FLOPS", 1)
-    (line,) = run._previews(prepared, forecaster)
-    assert re.fullmatch("dspa, dspa_paper_gate: what a fit prints .* was not measured, it takes .* FLOPs", line)
+    for names, line in zip(variants, run._previews(prepared, forecaster), strict=True):
+        assert re.fullmatch(f"{names}: what a fit prints .* was not measured, it takes .* FLOPs", line)
     assert not (tmp_path / "run").exists()
 
 
