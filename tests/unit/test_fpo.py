@@ -262,11 +262,11 @@ def test_a_large_alpha_holds_the_rejected_answers_features_in_place(tiny_base, s
     base, batch = tiny_base("gemma2"), batch_of(tiny_base("gemma2"), triples)
     distances = []
     for alpha in (0.0, 20.0):
-        aligned, _ = fit(fpo(alpha=alpha, epochs=2), base, triples)
+        aligned, _ = fit(fpo(alpha=alpha, epochs=4), base, triples)
         with torch.no_grad():
             (_, reference), (_, policy) = means(base, sae, batch), means(aligned, sae, batch)
         distances.append(feature_distance(policy, reference, top_features(policy, 10)).chunk(2)[1].mean())
-    assert distances[1] < 0.7 * distances[0]
+    assert distances[1] < 0.5 * distances[0]
 
 
 @pytest.mark.parametrize(
