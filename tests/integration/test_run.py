@@ -230,7 +230,13 @@ def test_an_interrupt_ends_the_run_cleanly_and_says_how_to_go_on(suite_path, tmp
         "run", suite_path, "--out", out, "--set", "execution.workers=2", "--set", "benchmarks.0.pause=1000"
     )
     process = subprocess.Popen(
-        arguments, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        arguments,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: len(list(out.glob("cells/*/records/*.partial"))) == 2, process)
     workers = _children(process.pid)
