@@ -53,7 +53,7 @@ def audit_command(
     if judge_url is not None and judge_model is not None:
         endpoint = ChatEndpoint(judge_url, judge_model, api_key_env=judge_key)
     description = read_description(artifact)
-    if (description["intervention"] or {}).get("kind") != "dspa":
+    if (description.get("intervention") or {}).get("kind") != "dspa":
         raise ValueError(
             f"{artifact} is of method {description['method']!r}; only DSPA artifacts have a map to audit (methods dspa "
             "and dspa_ridge)"
