@@ -2,7 +2,7 @@
 order by gradient. The edit is the artifact's own: its alpha, scale, positions and norm limit, active tokens only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,9 @@ def measure_edits(
 
 
 def _session(model: AlignedModel, intervention: Any) -> Steering:
-    return Steering(model.model, intervention, special_ids=model.chat.special_ids, stop_ids=model.chat.stop_ids)
+    session = replace(model.runtime, intervention=intervention).steering()
+    assert isinstance(session, Steering)
+    return session
 
 
 def _requests(model: AlignedModel, one: TripleIds) -> list[tuple[list[int], list[int]]]:
@@ -155,7 +157,8 @@ class _Recording(DSPASteering):
     """The artifact's steering, which keeps what it selected."""
 
     def __init__(self, steering: DSPASteering) -> None:
-        super().__init__(steering.condition_map, steering.settings, str(steering.condition_map.mean_difference.device))
+        device = steering.condition_map.mean_difference.device
+        super().__init__(steering.condition_map, steering.settings, str(device), steering.bank)
         self.selection: Selection | None = None
         self.state: RowState = {}
 

@@ -66,7 +66,12 @@ def margin_by_hand(aligned, triple: Triple, latent: int | None, sign: float) -> 
 
 @pytest.mark.parametrize(
     ("family", "params"),
-    [("llama", {}), ("gemma2", {"scale": "own", "mode": "both"}), ("qwen3", {"positions": "all", "mode": "augment"})],
+    [
+        ("llama", {}),
+        ("gemma2", {"scale": "own", "mode": "both"}),
+        ("qwen3", {"positions": "all", "mode": "augment"}),
+        ("llama", {"condition": "last_turn"}),
+    ],
 )
 def test_measured_effects_equal_single_edits_of_whole_texts(tiny_base, triples, sae_refs, family, params):
     aligned = fit(tiny_base(family), triples, sae_refs, **params)
@@ -112,8 +117,9 @@ def test_an_edit_that_changes_no_token_is_not_measured_and_has_no_effect(tiny_ba
     assert effects == pytest.approx([0.0] * len(silent), abs=1e-6)
 
 
-def test_what_is_selected_is_what_steering_selects(tiny_base, triples, sae_refs):
-    aligned = fit(tiny_base("llama"), triples, sae_refs, mode="both")
+@pytest.mark.parametrize("params", [{}, {"condition": "last_turn"}, {"control": "other_prompt"}])
+def test_what_is_selected_is_what_steering_selects(tiny_base, triples, sae_refs, params):
+    aligned = fit(tiny_base("llama"), triples, sae_refs, mode="both", **params)
     encoded = encode_triples(aligned, triples[:6])
     for one, triple in zip(select_for(aligned, encoded), triples[:6], strict=True):
         with aligned.steering() as session, torch.no_grad():
