@@ -55,10 +55,15 @@ class _Ref(BaseModel):
         return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
 
 
-class ModelRef(_Ref):
-    """A base model: ``path`` is a local folder, ``id`` (with ``revision``) a Hugging Face name; exactly one of them."""
+def is_gguf(path: str) -> bool:
+    """Whether ``path`` names a GGUF file (by its ending; it need not exist)."""
+    return path.lower().endswith(".gguf")
 
-    path: _PathText | None = Field(None, description="local folder in Hugging Face format")
+
+class ModelRef(_Ref):
+    """A base model: ``path`` is a local folder or a GGUF file, ``id`` (with ``revision``) a Hugging Face name."""
+
+    path: _PathText | None = Field(None, description="local folder in Hugging Face format, or a GGUF file")
     id: str | None = Field(None, description="Hugging Face model id, e.g. google/gemma-2-2b")
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype the weights are loaded in")
@@ -74,10 +79,14 @@ class ModelRef(_Ref):
 
     @property
     def source(self) -> str:
-        """What `from_pretrained` takes; a missing local folder raises ValueError."""
+        """Where it is: the name, folder or GGUF file; one that is missing raises ValueError."""
         if self.id is not None:
             return self.id
         assert self.path is not None
+        if is_gguf(self.path):
+            if not Path(self.path).is_file():
+                raise ValueError(f"base model file {self.path!r} does not exist")
+            return self.path
         if not (Path(self.path) / "config.json").is_file():
             raise ValueError(
                 f"base model folder {self.path!r} has no config.json; give a folder in Hugging Face format"
@@ -86,14 +95,14 @@ class ModelRef(_Ref):
 
 
 def model_ref(base: str, chat: str) -> ModelRef:
-    """What a command line calls a base model: a folder that exists, or a Hugging Face id[@revision].
+    """What a command line calls a base model: a folder that exists, a GGUF file, or a Hugging Face id[@revision].
 
     Raises ValueError for a chat format that is not known, and for a path that leads nowhere.
     """
     chats = get_args(ModelRef.model_fields["chat"].annotation)
     if chat not in chats:
         raise ValueError(f"--chat {chat!r} is not known; allowed: {', '.join(chats)}")
-    if Path(base).is_dir():
+    if Path(base).is_dir() or is_gguf(base):
         return ModelRef.model_validate({"path": base, "chat": chat})
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ValueError(f"base model folder {base!r} does not exist")

@@ -18,6 +18,7 @@ from harness.judging import Judge
 from harness.method import BaseShape
 from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
+from harness.model.gguf import source_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -197,7 +198,7 @@ def check_base(ref: ModelRef) -> BaseShape:
     try:
         check_weights(ref)
         shape = base_shape(ref)
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(ref.source, revision=ref.revision), ref.chat)
+        chat = ChatFormat.of(AutoTokenizer.from_pretrained(source_of(ref), revision=ref.revision), ref.chat)
     except OSError as problem:
         # transformers reports unknown ids, a missing network and missing files alike as OSError
         raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None

@@ -18,6 +18,7 @@ from harness.method import MethodConfig, Preview
 from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
+from harness.model.gguf import source_of
 from harness.run_folder.plan import PlannedCell
 
 
@@ -92,12 +93,12 @@ class Forecaster:
 
     @cached_property
     def _rates(self) -> Rates:
-        config = AutoConfig.from_pretrained(self._ref.source, revision=self._ref.revision)
+        config = AutoConfig.from_pretrained(source_of(self._ref), revision=self._ref.revision)
         return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
 
     @cached_property
     def _base(self) -> AlignedModel:
-        tokenizer = AutoTokenizer.from_pretrained(self._ref.source, revision=self._ref.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source_of(self._ref), revision=self._ref.revision)
         base = BaseModel(self._ref, self._rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
         return AlignedModel(base, self._rates.model, encoded={})
 

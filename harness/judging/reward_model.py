@@ -18,6 +18,7 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Message, Triple
 from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
+from harness.model.gguf import source_of
 from harness.quiet import hiding_deprecations
 
 
@@ -57,7 +58,7 @@ class AnswerFormat:
 def _read(kind: Any, ref: ModelRef) -> Any:
     """What ``kind`` (AutoConfig or AutoTokenizer) makes of ``ref``; ValueError when it names no model."""
     try:
-        return kind.from_pretrained(ref.source, revision=ref.revision)
+        return kind.from_pretrained(source_of(ref), revision=ref.revision)
     except OSError as problem:  # unknown ids, a missing network and missing files alike
         raise ValueError(f"cannot read model {ref.path or ref.id!r}: {problem}") from None
 
@@ -86,7 +87,7 @@ def check_can_score(ref: ModelRef) -> None:
 
 def _classifier(ref: ModelRef, **settings: Any) -> Any:
     settings["dtype"] = getattr(torch, ref.dtype)
-    return AutoModelForSequenceClassification.from_pretrained(ref.source, revision=ref.revision, **settings)
+    return AutoModelForSequenceClassification.from_pretrained(source_of(ref), revision=ref.revision, **settings)
 
 
 class RewardModel:

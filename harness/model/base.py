@@ -15,9 +15,10 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from harness.data.refs import BaseShape, ModelRef
-from harness.files import folder_hash
+from harness.data.refs import BaseShape, ModelRef, is_gguf
+from harness.files import content_hash, folder_hash
 from harness.model.chat import ChatFormat
+from harness.model.gguf import check_gguf, source_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,9 @@ class BaseModel:
     def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
         """Load by folder or by public name through the same `from_pretrained` call; ValueError for no such device."""
         check_device(device)
-        model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
-        tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
+        source = source_of(ref)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=ref.revision)
         model.to(device)  # type: ignore[arg-type]
         # A model's own generation config (penalties, minimum lengths, cache kinds) would be merged into every request.
         model.generation_config = GenerationConfig()
@@ -68,17 +70,19 @@ def check_device(device: str) -> None:
 
 
 def check_weights(ref: ModelRef) -> None:
-    """Raise ValueError for a local folder that is no model or has no weights; a public name is not looked up."""
+    """Raise ValueError for a folder or file that is no model or has no weights; a public name is not looked up."""
     if ref.path is None:
         return
-    _ = ref.source  # a folder without config.json has the more helpful message
-    if not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
+    source = ref.source  # a folder without config.json has the more helpful message
+    if is_gguf(source):
+        check_gguf(source)
+    elif not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
         raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
 
 
 def base_shape(ref: ModelRef) -> BaseShape:
     """Number of layers, width and type from the configuration alone, without loading weights."""
-    config = AutoConfig.from_pretrained(ref.source, revision=ref.revision).get_text_config()
+    config = AutoConfig.from_pretrained(source_of(ref), revision=ref.revision).get_text_config()
     return BaseShape(
         name=ref.path or str(ref.id),
         n_layers=config.num_hidden_layers,
@@ -89,9 +93,9 @@ def base_shape(ref: ModelRef) -> BaseShape:
 
 
 def base_identity(ref: ModelRef) -> str:
-    """What a base model is by content: the hash of a folder's files, the commit a public name stands for."""
+    """What a base model is by content: the hash of a file or a folder's files, the commit a public name stands for."""
     if ref.path is not None:
-        return folder_hash(ref.path)
+        return content_hash(ref.path) if is_gguf(ref.path) else folder_hash(ref.path)
     assert ref.id is not None
     config = cached_file(ref.id, "config.json", revision=ref.revision)
     commit = extract_commit_hash(None if config is None else str(config), None)

@@ -29,6 +29,7 @@ from harness.data.triples import Message
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 from harness.model.chat import ChatFormat
+from harness.model.gguf import source_of
 from harness.model.steering import Steering
 
 
@@ -66,7 +67,7 @@ class ArtifactAdapter(model_adapter.BaseModelAdapter):
         """
         description = read_description(model_path)
         base = ModelRef(**{key: value for key, value in description["base"].items() if key != "hash"})
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(base.source, revision=base.revision), base.chat)
+        chat = ChatFormat.of(AutoTokenizer.from_pretrained(source_of(base), revision=base.revision), base.chat)
         mark = _mark(description["fingerprint"])
         return Conversation(
             name="dspa-bench",
