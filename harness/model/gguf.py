@@ -78,7 +78,7 @@ def _unpack(path: Path, folder: Path) -> None:
         reason = re.sub(r"\s+", " ", str(problem)) or type(problem).__name__
         raise ValueError(f"cannot read GGUF model {str(path)!r}: {reason}") from problem
     config = model.config
-    del config.quantization_config  # the weights are plain numbers from now on, and saving refuses others
+    config.__dict__.pop("quantization_config")  # the weights are plain numbers from now on; saving refuses others
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
     with atomic_folder(folder) as partial, silenced():
