@@ -34,7 +34,19 @@ def list_(
     root = _root(folder)
     states = [state(root, file) for file in select(names or [])]
     if csv:
-        columns = ("path", "benchmarks", "needed", "licence", "size", "sha256", "exact", "state", "url", "note")
+        columns = (
+            "path",
+            "benchmarks",
+            "needed",
+            "licence",
+            "size",
+            "sha256",
+            "exact",
+            "state",
+            "url",
+            "package",
+            "note",
+        )
         writer = csv_module.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         for row in states:
@@ -47,7 +59,7 @@ def list_(
         print(f"\n{row.status:8} {file.path}  ({'needed' if file.needed else 'used'} by {', '.join(file.benchmarks)})")
         size = "unknown size" if file.size is None else f"{file.size:,} bytes"
         print(f"         {size}, {file.licence}, sha256 {file.sha256 or 'not known yet'}")
-        print(f"         {file.url or 'no public address'}")
+        print(f"         {file.address or 'no public address'}")
         if file.note is not None:
             print(f"         {file.note}")
     print()
@@ -75,7 +87,7 @@ def fetch(names: Names = None, folder: Folder = None) -> None:
     with locked(root / ".fetch.lock", "data folder", busy=busy, mend=mend):
         for file in files:
             found = state(root, file)
-            if not found.there and file.url is not None:
+            if not found.there and file.address is not None:
                 try:
                     found = fetch_file(root, file, progressbar=sys.stderr.isatty())
                     print(f"fetched  {file.path}: {found.detail} ({file.licence})", flush=True)

