@@ -218,17 +218,18 @@ def _complaints(problem: ValidationError) -> str:
 
 
 @contextmanager
-def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None]:
+def locked(lock_file: Path, what: str, *, busy: str | None, mend: str) -> Iterator[None]:
     """Hold ``lock_file`` for this process; its folder, called ``what``, is made.
 
-    ValueError with ``busy`` when another live process holds it, and with ``mend`` when the folder cannot be written to.
+    While another live process holds it: ValueError with ``busy``, or a wait where that is None. ValueError with
+    ``mend`` when the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
     lock, folder = FileLock(lock_file), lock_file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=busy is None)
     except Timeout:
         raise ValueError(busy) from None
     except OSError as problem:
@@ -237,6 +238,14 @@ def locked(lock_file: Path, what: str, *, busy: str, mend: str) -> Iterator[None
         yield
     finally:
         lock.release()
+
+
+def user_folder(variable: str) -> Path:
+    """The folder that the environment's ``variable`` names, else $XDG_CACHE_HOME/dspa-bench (~/.cache); it need not be
+    there."""
+    if given := os.environ.get(variable):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
 
 
 def check_can_make(path: Path, option: str = "--out") -> None:

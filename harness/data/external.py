@@ -8,7 +8,6 @@ one this project was tested with is thereby pinned to what the first fetch broug
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.files import content_hash, read_text, write_jsonl, write_text
+from harness.files import content_hash, read_text, user_folder, write_jsonl, write_text
 
 DATA_VARIABLE = "DSPA_BENCH_DATA"
 ATTEMPTS = 4
@@ -128,9 +127,7 @@ def select(names: Sequence[str]) -> tuple[DataFile, ...]:
 
 def data_folder() -> Path:
     """Where external files lie; it need not exist. $DSPA_BENCH_DATA, else $XDG_CACHE_HOME/dspa-bench (~/.cache)."""
-    if given := os.environ.get(DATA_VARIABLE):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
+    return user_folder(DATA_VARIABLE)
 
 
 def data_file(path: str, benchmark: str) -> Path:

@@ -4,9 +4,7 @@ The folder lies in the cache (`cache_folder`) under the hash of the file, so a f
 again and one that was changed is. Weights are stored in float32: what a block's scale and codes give exactly.
 """
 
-import os
 import re
-import time
 from pathlib import Path
 
 import torch
@@ -14,19 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_gguf_available
 
 from harness.data.refs import ModelRef, is_gguf
-from harness.files import atomic_folder, check_can_make, content_hash, locked
+from harness.files import atomic_folder, check_can_make, content_hash, locked, user_folder
 from harness.quiet import silenced
 
 CACHE_VARIABLE = "DSPA_BENCH_CACHE"
 _MAGIC = b"GGUF"
-_WAIT_SECONDS = 0.5
 
 
 def cache_folder() -> Path:
     """Where unpacked models lie; it need not exist. $DSPA_BENCH_CACHE, else $XDG_CACHE_HOME/dspa-bench (~/.cache)."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
+    return user_folder(CACHE_VARIABLE)
 
 
 def source_of(ref: ModelRef) -> str:
@@ -54,17 +49,12 @@ def unpacked(path: str | Path) -> Path:
     """
     check_gguf(path)
     folder = cache_folder() / "gguf" / content_hash(path)
-    while not folder.is_dir():
+    if not folder.is_dir():
         check_can_make(folder, f"${CACHE_VARIABLE}")
         lock = folder.with_name(f"{folder.name}.lock")
-        try:
-            with locked(lock, "cache", busy="", mend=f"set ${CACHE_VARIABLE} to a folder that can"):
-                if not folder.is_dir():
-                    _unpack(Path(path), folder)
-        except ValueError as problem:
-            if str(problem):
-                raise
-            time.sleep(_WAIT_SECONDS)  # another process is at it
+        with locked(lock, "cache", busy=None, mend=f"set ${CACHE_VARIABLE} to one that you may write to"):
+            if not folder.is_dir():  # else another process was at it
+                _unpack(Path(path), folder)
     return folder
 
 
