@@ -1,5 +1,6 @@
 """A run as a report sees it: the plan, and of every cell that is over how it went, what it cost, what was measured."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -149,6 +150,11 @@ class Run:
     def commits(self) -> list[str]:
         """The commits whose code ran the cells, each once; "unknown" for cells that do not say."""
         return list(dict.fromkeys(cell.state.commit or "unknown" for cell in self.cells))
+
+    @property
+    def origins(self) -> dict[str, int]:
+        """Run -> how many cells were copied from it."""
+        return dict(Counter(cell.state.origin for cell in self.cells if cell.state.origin is not None))
 
 
 def read_run(folder: Path) -> Run:

@@ -163,7 +163,7 @@ class NoProgress:
 
 
 def outcome(run: Path) -> dict[str, bytes | dict]:
-    """Everything a run says about its models: all cell files but times, logs, bills and commits."""
+    """Everything a run says about its models: all cell files but times, logs, bills, commits and origins."""
 
     def timeless(line: str) -> dict:
         return {k: v for k, v in json.loads(line).items() if k != "seconds"}
@@ -179,7 +179,7 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             found[name] = {str(number): timeless(line) for number, line in enumerate(lines)}
         elif path.name == "cell.json":
-            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "commit"}
+            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("commit", "origin")}
         else:
             found[name] = path.read_bytes()
     return found

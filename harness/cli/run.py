@@ -45,6 +45,10 @@ def run(
             show_default="the suite's",
         ),
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run: its complete cells that would be the same here are copied; may be repeated."),
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Run a suite: fit every method at every budget and seed, evaluate, and write the report.
@@ -55,11 +59,17 @@ def run(
     Exit code 0: everything is there. 1: some cells or records failed (they are named). 2: bad input, nothing
     was done.
     """
-    raise typer.Exit(run_command(suite, out, set_ or [], max_cost=max_cost, dry_run=dry_run))
+    raise typer.Exit(run_command(suite, out, set_ or [], reuse or [], max_cost=max_cost, dry_run=dry_run))
 
 
 def run_command(
-    suite: Path, out: Path | None, overrides: Sequence[str], *, max_cost: float | None, dry_run: bool
+    suite: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    reused: Sequence[Path],
+    *,
+    max_cost: float | None,
+    dry_run: bool,
 ) -> int:
     """What `run` does; returns the exit code."""
     from harness.experiment.run import prepare, run_suite
@@ -71,14 +81,14 @@ def run_command(
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
     width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
-    prepared = prepare(suite, out, overrides)
+    prepared = prepare(suite, out, overrides, reused)
     for note in prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
     if dry_run:
         print_plan(prepared, console)
         return 0
-    cells, todo = len(prepared.plan.cells), len(prepared.failures)
-    console.print(f"{prepared.plan.name}: {cells} cells, {todo} to do, in {prepared.folder.path}")
+    cells, todo = len(prepared.plan.cells), len(prepared.failures) - len(prepared.reused)
+    console.print(f"{prepared.plan.name}: {cells} cells, {todo} to do{_reused(prepared)}, in {prepared.folder.path}")
     try:
         with _display(prepared, todo, console) as progress:
             failures = run_suite(prepared, progress)
@@ -93,6 +103,12 @@ def run_command(
     for report in reports:
         console.print(f"report: {report(prepared.folder.path)}")
     return 1 if failures else 0
+
+
+def _reused(prepared: "Prepared") -> str:
+    """What a run says of the cells that it takes from others."""
+    count = len(prepared.reused)
+    return f", {count} to copy from other runs" if count else ""
 
 
 def _cap(suite: "Suite", max_cost: float) -> list[str]:
@@ -137,7 +153,8 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
             f"tuning: {how.search}, scored by {how.score} on {how.validation:.3g} of each budget's prompts; predicted "
             "are the trials' fits, with the variant's own values for those that are not known yet; scoring is extra"
         )
-    console.print(f"cells: {len(prepared.plan.cells)}, of which {len(failures)} to do")
+    todo = len(failures) - len(prepared.reused)
+    console.print(f"cells: {len(prepared.plan.cells)}, of which {todo} to do{_reused(prepared)}")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
     budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from harness.experiment.check import Checked, check_suite
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
 from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
+from harness.experiment.reuse import Donor, reusable
 from harness.experiment.suite import Suite, load_suite
 from harness.files import check_can_make, read_json, write_json, write_text
 from harness.judging import Judge
@@ -36,6 +37,7 @@ class Prepared:
     plan: Plan
     identity: Identity
     folder: RunFolder
+    reused: Mapping[str, Donor] = field(default_factory=dict)  # cell -> the run that it is copied from
 
     @property
     def failures(self) -> dict[str, list[str]]:
@@ -48,11 +50,15 @@ class Prepared:
         return self.folder.cell(cell).failures(self.suite.benchmarks, self.suite.judged_twice)
 
 
-def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Prepared:
-    """Load, check and plan; ``out`` is runs/<suite name> unless given.
+def prepare(
+    suite_path: str | Path,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    donors: Sequence[str | Path] = (),
+) -> Prepared:
+    """Load, check and plan; ``out`` is runs/<suite name> unless given. ``donors`` are runs to copy equal cells from.
 
-    Raises ValueError for everything that is wrong with the suite, its files or the run folder, before any
-    work.
+    Raises ValueError for everything that is wrong with the suite, its files or a run folder, before any work.
     """
     suite = load_suite(suite_path, overrides)
     checked = check_suite(suite)
@@ -61,7 +67,8 @@ def prepare(suite_path: str | Path, out: str | Path | None = None, overrides: Se
     check_bills(suite, plan.cells, checked.triples, folder.path)
     identity = identify(suite, plan.cells, checked.triples)
     _check_folder(folder, identity)
-    return Prepared(suite, checked, plan, identity, folder)
+    others = [Donor(Path(path), identity) for path in donors]
+    return Prepared(suite, checked, plan, identity, folder, reusable(others, folder, plan))
 
 
 def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]:
@@ -79,11 +86,15 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         plan = grown(prepared.plan, before, folder.path)
         if plan != before:
             plan.write(path)
+        for name, donor in prepared.reused.items():
+            if not folder.cell(name).path.exists():
+                folder.cell(name).adopt(donor.folder.cell(name), donor.folder.plan.name)
         todo = list(prepared.failures)
-        if todo:
+        if todo or before is None:  # where every cell was copied, the environment is still to be described
             with _clock(prepared):
-                execution = suite.file.execution
-                run_local(folder.path, todo, workers=execution.workers, threads=execution.threads, progress=progress)
+                if todo:
+                    how = suite.file.execution
+                    run_local(folder.path, todo, workers=how.workers, threads=how.threads, progress=progress)
     return prepared.failures
 
 

@@ -43,6 +43,8 @@ _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""
 _REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
 """The folder beside report/ that a report is built in."""
+_CELL_TEMPORARY = re.compile(r"\..+\.adopted")
+"""The folder beside a cell's that another run's cell is copied to."""
 
 
 class RunFolder:
@@ -122,6 +124,9 @@ class RunFolder:
                 shutil.rmtree(path)
             elif _TEXT_TEMPORARY.fullmatch(path.name) and path.is_file():
                 path.unlink()
+        for path in (self.path / "cells").glob(".*"):
+            if _CELL_TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
         for cell in (self.path / "cells").glob("[!.]*"):
             partial = cell / "artifact.partial"
             if partial.is_dir() and not partial.is_symlink():
@@ -142,7 +147,8 @@ class CellState(Document):
     ``error`` says why the cell failed, ``second_judge_error`` what the second judge could not do (the first judge's
     results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
     the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
-    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value.
+    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
+    made the cell, where it was copied from another.
     """
 
     status: Literal["done", "failed"]
@@ -152,6 +158,7 @@ class CellState(Document):
     fingerprint: str | None = None
     commit: str | None = None
     diagnostics: dict[str, float] = Field(default={})
+    origin: str | None = None
 
     @model_validator(mode="after")
     def _has_reason(self) -> Self:
@@ -295,6 +302,15 @@ class CellFolder:
         if traceback is not None:
             write_text(path, traceback)
         state.write(self.path / "cell.json")
+
+    def adopt(self, other: "CellFolder", run: str) -> None:
+        """Become a copy of ``other``, a complete cell of the run called ``run``; this folder must not exist."""
+        state = other.state
+        assert state is not None
+        partial = self.path.with_name(f".{self.path.name}.adopted")
+        shutil.copytree(other.path, partial)
+        state.model_copy(update={"origin": state.origin or run}).write(partial / "cell.json")
+        partial.rename(self.path)
 
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"
