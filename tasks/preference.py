@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.data.refs import InputPath
+from harness.data.refs import TriplesPath
 from harness.data.triples import Triple, load_triples
 from harness.judging import Judge
 from harness.measure.margins import TripleScore, score_triples
@@ -37,7 +37,7 @@ class Preference(BenchmarkConfig):
     A prompt's triples are one cluster.
     """
 
-    triples: InputPath = Field(description="JSONL of triples that no method is fitted on")
+    triples: TriplesPath = Field(description="triples that no method is fitted on, in any form of docs/data.md")
     batch_size: int = Field(64, ge=1, description="answers scored together")
 
     needs_judge: ClassVar[bool] = False

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
-from harness.data.refs import InputPath, ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
 from harness.experiment.source import Key, Source, describe
 from harness.experiment.space import Choices, Space, SpaceError, TuneSection, Values
@@ -36,7 +36,7 @@ class _Section(BaseModel):
 
 
 class TriplesSection(_Section):
-    path: InputPath = Field(description="JSONL of prompt, chosen, rejected")
+    path: TriplesPath = Field(description="prompt, chosen, rejected, in any form of docs/data.md")
 
 
 class BenchmarkSection(_Section):
