@@ -53,9 +53,9 @@ def _preference(prompt: Any, chosen: Any, rejected: Any) -> Preference:
         return _of_messages(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise ValueError(f"one of 'chosen' and 'rejected' is a list of messages and the other is not; {ALLOWED}")
-    for key, value in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(value, str):
-            raise ValueError(f"{key!r} must be a string, got {type(value).__name__}; {ALLOWED}")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        key, value = ("rejected", rejected) if isinstance(chosen, str) else ("chosen", chosen)
+        raise ValueError(f"{key!r} must be a string, got {type(value).__name__}; {ALLOWED}")
     if prompt is not None:
         return Preference(read_prompt(prompt), chosen, rejected)
     if is_transcript(chosen) and is_transcript(rejected):

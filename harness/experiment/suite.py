@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +37,9 @@ class _Section(BaseModel):
 
 class TriplesSection(_Section):
     path: TriplesPath = Field(description="prompt, chosen, rejected, in any form of docs/data.md")
+    too_long: Literal["refuse", "skip"] = Field(
+        "refuse", description="triples that do not fit the context: refuse the suite, or leave them out and say so"
+    )
 
 
 class BenchmarkSection(_Section):
