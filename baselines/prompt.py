@@ -28,6 +28,10 @@ class Prompt(MethodConfig):
     uses_triples: ClassVar[bool] = False
     instruction: Annotated[str, Field(min_length=1)] = INSTRUCTION
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return (self.instruction,)
+
     def check(self, base: BaseShape) -> None:
         """Raise ValueError for an instruction with words that the base model's tokenizer does not know."""
         check_instruction("prompt: instruction", self.instruction, base.unknown_words)

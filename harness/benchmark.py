@@ -1,16 +1,17 @@
 """What a benchmark is: a class that turns a model into records, one per judged item."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from harness.files import Document
 from harness.plugins import Registry
 
 if TYPE_CHECKING:
+    from harness.data.triples import Conversation
     from harness.judging import Judge
     from harness.judging.judge import Verb
     from harness.responder import Responder
@@ -62,6 +63,23 @@ class Metric(Document):
     def least_span(self) -> float:
         """The least range of values worth filling a plot with, in ``unit``."""
         return 50 * 10.0**-self.digits
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a benchmark will ask of a model, as far as it is known beforehand: enough to see whether it fits.
+
+    ``name`` is what `PromptBenchmark.without` leaves out, ``place`` where a user finds it. ``conversation`` is followed
+    by one of the given ``answers``, or by ``generated`` new tokens at most; in each of ``rounds`` where it has several
+    turns that the model answers (it then holds the later ones, with nothing in the model's place).
+    """
+
+    name: str
+    place: str
+    conversation: "Conversation"
+    answers: tuple[str, ...] = ()
+    generated: int = 0
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,29 @@ class BenchmarkConfig(BaseModel):
         `run` by default, which is right where that writes no answers to ``folder``.
         """
         return self.run(model, judge=judge, seed=seed, folder=folder)
+
+
+class PromptBenchmark(BenchmarkConfig):
+    """A benchmark that says beforehand what it will ask, so that a suite is refused where that does not fit.
+
+    ``too_long`` says what becomes of items that do not fit the model's context. It changes no result: with ``refuse``
+    there are none. A subclass leaves what is in ``_left_out`` out of all that it asks.
+    """
+
+    too_long: Literal["refuse", "skip"] = Field(
+        "refuse", description="prompts that do not fit the context: refuse the suite, or leave them out and say so"
+    )
+    _left_out: frozenset[str] = PrivateAttr(frozenset())
+
+    def items(self) -> "Sequence[Item]":
+        """What it will ask, without what is left out; asked for after `check`."""
+        raise NotImplementedError
+
+    def without(self, names: frozenset[str]) -> Self:
+        """The same benchmark without these of its `items`."""
+        copy = self.model_copy()
+        copy._left_out = names
+        return copy
 
 
 Benchmark = BenchmarkConfig  # the published name

@@ -1,10 +1,12 @@
 """JSON in, whole files out: complaints name file and place, and nobody sees a half-written file."""
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -83,13 +85,17 @@ Words = Annotated[Text, AfterValidator(_not_blank), "a non-empty string"]
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """The file as UTF-8; raises ValueError when it is missing or not text."""
+    """The file as UTF-8, a .gz file unpacked; raises ValueError when it is missing, damaged or not text."""
     if not Path(path).is_file():
         raise ValueError(f"{what} file {str(path)!r} does not exist")
     try:
+        if Path(path).suffix == ".gz":
+            return gzip.decompress(Path(path).read_bytes()).decode("utf-8")
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not UTF-8 text (byte {problem.start})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise ValueError(f"{path}: not a gzip file that can be read ({problem})") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -48,6 +48,16 @@ class MethodConfig(BaseModel):
     online: ClassVar[frozenset[str]] = frozenset()
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """What its artifact puts in front of prompts, which then have to fit the context with it."""
+        return ()
+
+    @property
+    def fit_instructions(self) -> tuple[str, ...]:
+        """What its fit puts in front of the triples' prompts."""
+        return ()
+
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
 

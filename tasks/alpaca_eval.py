@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, computed_field, field_validator, model_validator
 
-from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.data.triples import conversation
@@ -40,7 +40,7 @@ FORMS: dict[str, Form] = {"v1": "length_controlled_v1", "noreg": "length_control
 
 
 @register_benchmark("alpaca_eval")
-class AlpacaEval(BenchmarkConfig):
+class AlpacaEval(PromptBenchmark):
     """Metric ``alpaca_eval``: 100 * (preference - 1), so its mean is the package's win rate in percent.
 
     Metric ``alpaca_eval_lc``, where AlpacaEval's instructions are answered and the inputs are in the data folder: the
@@ -141,7 +141,15 @@ class AlpacaEval(BenchmarkConfig):
             raise ValueError(f"length_control: {self.length_control} is not available: {self._length_control}")
 
     def prompts(self) -> list[str]:
-        return [row["instruction"] for row in self._references]
+        return [row["instruction"] for _, row in self._asked]
+
+    def items(self) -> list[Item]:
+        return [
+            Item(
+                str(index), f"instruction {index + 1}", conversation(row["instruction"]), generated=self.max_new_tokens
+            )
+            for index, row in self._asked
+        ]
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         from harness.evaluators.alpaca_eval.evaluate import evaluate
@@ -158,7 +166,7 @@ class AlpacaEval(BenchmarkConfig):
         )
         generator = f"{model.method}-{model.fingerprint[:12]}"
         rows, outputs, references = [], [], []
-        for index, (reference, completion) in enumerate(zip(self._references, completions, strict=True)):
+        for (index, reference), completion in zip(self._asked, completions, strict=True):
             if completion.error is None:
                 rows.append((index, completion))
                 outputs.append({**reference, "output": completion.text, "generator": generator})
@@ -189,6 +197,11 @@ class AlpacaEval(BenchmarkConfig):
     def _references(self) -> list[dict[str, str]]:
         return load_outputs(self.references, "AlpacaEval reference")
 
+    @property
+    def _asked(self) -> list[tuple[int, dict[str, str]]]:
+        """Place and reference of the instructions that are asked."""
+        return [(i, row) for i, row in enumerate(self._references) if str(i) not in self._left_out]
+
     @cached_property
     def _annotator(self) -> PackageAnnotator | None:
         config = self.annotator if self.annotator is not None else self.annotator_config
@@ -203,7 +216,7 @@ class AlpacaEval(BenchmarkConfig):
             return None
         try:
             found = LengthControl.load(data_folder(), FORMS.get(self.length_control))
-            found.covers(self.prompts())
+            found.covers([row["instruction"] for row in self._references])
         except UnavailableError as problem:
             return str(problem)
         return found

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
-from harness.data.refs import InputPath
-from harness.data.triples import Triple, load_triples
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, register_benchmark
+from harness.data.refs import TriplesPath
+from harness.data.triples import Triple, TripleFile
 from harness.judging import Judge
 from harness.measure.margins import TripleScore, score_triples
 from harness.responder import Responder
@@ -28,7 +28,7 @@ _MARGIN = Metric(
 
 
 @register_benchmark("preference")
-class Preference(BenchmarkConfig):
+class Preference(PromptBenchmark):
     """Log-likelihoods of both answers to each prompt of a triples file, in the chat format and with any steering on.
 
     ``preference_accuracy``: percent of triples with log p(chosen | prompt) > log p(rejected | prompt), summed over
@@ -37,7 +37,7 @@ class Preference(BenchmarkConfig):
     A prompt's triples are one cluster.
     """
 
-    triples: InputPath = Field(description="JSONL of triples that no method is fitted on")
+    triples: TriplesPath = Field(description="triples that no method is fitted on, in any form of docs/data.md")
     batch_size: int = Field(64, ge=1, description="answers scored together")
 
     needs_judge: ClassVar[bool] = False
@@ -47,25 +47,34 @@ class Preference(BenchmarkConfig):
         return (_ACCURACY, _MARGIN)
 
     def check(self) -> None:
-        _ = self._triples
+        _ = self._file
 
     def prompts(self) -> list[str]:
-        return [m["content"] for triple in self._triples for m in triple.prompt if m["role"] == "user"]
+        return [m["content"] for _, triple in self._numbered for m in triple.prompt if m["role"] == "user"]
+
+    def items(self) -> list[Item]:
+        place = {n: f"{self._file.rows.unit} {line}" for n, (line, _) in enumerate(self._file.numbered, 1)}
+        return [Item(str(n), place[n], t.prompt, (t.chosen, t.rejected)) for n, t in self._numbered]
 
     def run(
         self, model: Responder, *, judge: Judge | None = None, seed: int = 0, folder: Path | None = None
     ) -> Iterator[Record]:
         """Nothing is drawn and nothing judged, so ``seed`` and ``judge`` have no effect; no files are written."""
-        scored = list(enumerate(zip(self._triples, self._scores(model), strict=True), 1))
-        for number, (triple, score) in sorted(scored, key=lambda one: one[1][1].fits):  # what does not fit comes first
+        scored = list(zip(self._numbered, self._scores(model), strict=True))
+        for (number, triple), score in sorted(scored, key=lambda one: one[1].fits):  # what does not fit comes first
             yield from _records(number, triple, score)
 
     def _scores(self, model: Responder) -> list[TripleScore]:
-        return score_triples(model, self._triples, batch_size=self.batch_size)
+        return score_triples(model, [triple for _, triple in self._numbered], batch_size=self.batch_size)
+
+    @property
+    def _numbered(self) -> list[tuple[int, Triple]]:
+        """Those that are scored, each with its place among all."""
+        return [(n, t) for n, t in enumerate(self._file.triples, 1) if str(n) not in self._left_out]
 
     @cached_property
-    def _triples(self) -> list[Triple]:
-        return load_triples(self.triples)
+    def _file(self) -> TripleFile:
+        return TripleFile.read(self.triples)
 
 
 def _records(number: int, triple: Triple, score: TripleScore) -> Iterator[Record]:

@@ -177,6 +177,10 @@ class RAHFSCIT(RAHF):
     good_instruction: Annotated[str, Field(min_length=1)] = stage1.GOOD
     bad_instruction: Annotated[str, Field(min_length=1)] = stage1.BAD
 
+    @property
+    def fit_instructions(self) -> tuple[str, ...]:
+        return self.good_instruction, self.bad_instruction
+
     def check(self, base: BaseShape) -> None:
         """Also refuses instructions with words that the base model's tokenizer does not know."""
         super().check(base)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -35,12 +35,17 @@ Param = Annotated[
 def fit(
     method: Annotated[str, typer.Argument(help="Method name; `dspa-bench doctor` lists them.")],
     base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
-    triples: Annotated[Path, typer.Option(help="Preference triples: JSONL of prompt, chosen, rejected.")],
+    triples: Annotated[
+        Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
+    ],
     out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
     budget: Annotated[int | None, typer.Option(min=1, help="Number of triples.", show_default="all")] = None,
     flops: Annotated[
         float | None, typer.Option(min=1, help="Go on until the bill is so many FLOPs, whatever the epochs.")
     ] = None,
+    too_long: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What to do about triples that do not fit the base's context.")
+    ] = "refuse",
     param: Param = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
@@ -60,10 +65,11 @@ def fit(
     """
     from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
-    from harness.data.triples import distinct, draw_budget, load_triples, repetitions
+    from harness.data.triples import TripleFile, draw_budget
     from harness.experiment.check import check_base
     from harness.experiment.fitting import fit as metered_fit
     from harness.experiment.forecast import Forecaster
+    from harness.experiment.room import Room, fitting_triples
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
     from harness.plugins import load_plugins
@@ -76,12 +82,15 @@ def fit(
     chosen = _method(method, param or [])
     if trace is not None:
         _check_trace(trace, out, chosen)
-    read = distinct(load_triples(triples))
-    if (repeated := repetitions(triples)) is not None:
-        print(f"note: {repeated}", file=sys.stderr)
-    drawn = draw_budget(read, len(read) if budget is None else budget, seed) if chosen.uses_triples else None
+    read = TripleFile.read(triples)
     ref = model_ref(base, chat)
     chosen.check(check_base(ref))
+    room = Room.of(ref).given(chosen.fit_instructions)
+    fitting, _, left_out = fitting_triples(read, room, too_long, "--too-long skip")
+    for note in (*read.notes, left_out):
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
+    drawn = draw_budget(fitting, len(fitting) if budget is None else budget, seed) if chosen.uses_triples else None
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device).derive(encoded={})
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
@@ -125,9 +134,11 @@ def eval(
     """
     from harness.experiment.cell import evaluate
     from harness.experiment.plan import derive_seed
+    from harness.experiment.room import Room, fitting_benchmark
     from harness.experiment.suite import load_suite
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
+    from harness.model.artifact import read_description
     from harness.run_folder.layout import CellFolder
 
     without_progress_bars()
@@ -145,6 +156,12 @@ def eval(
         asked.check()
     if loaded.judge is not None:
         loaded.judge.check()
+    instruction = read_description(artifact)["system_prompt"]
+    room = Room.of(loaded.file.base).given(() if instruction is None else (instruction,))
+    for name, asked in chosen.items():
+        chosen[name], _, left_out = fitting_benchmark(name, asked, room)
+        if left_out is not None:
+            print(f"note: {left_out}", file=sys.stderr)
     aligned = AlignedModel.load(artifact, base=loaded.file.base, device=loaded.file.execution.device)
     console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
     judge = loaded.judge and loaded.judge.at(out / "judging")

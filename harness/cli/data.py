@@ -1,17 +1,19 @@
-"""``dspa-bench data``: name the benchmarks' external files, fetch them, check them."""
+"""``dspa-bench data``: name, fetch and check the benchmarks' external files; split preference data of one's own."""
 
 import csv as csv_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from harness.data.external import State
 
-data = typer.Typer(no_args_is_help=True, help="External files of the benchmarks: list, fetch and verify them.")
+data = typer.Typer(
+    no_args_is_help=True, help="Benchmarks' external files: list, fetch, verify. Your own preference data: split."
+)
 
 Names = Annotated[
     list[str] | None,
@@ -107,6 +109,61 @@ def verify(names: Names = None, folder: Folder = None) -> None:
     differs = any(row.status == "differs" for row in states)
     wanted = [row for row in states if names and (row.file.needed or row.file.path in names)]
     raise typer.Exit(int(differs or any(not row.there for row in wanted)))
+
+
+@data.command(
+    epilog="Example: `dspa-bench data split pairs.parquet --out data/pairs --part train=0.6 --part heldout=0.2 "
+    "--part reward=0.2`"
+)
+def split(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Preference data: JSONL, JSON array, Parquet, CSV, a datasets folder (FOLDER#SPLIT), or "
+            "hub:OWNER/NAME#SPLIT."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="A file NAME.jsonl with this share of the prompts; may be repeated.",
+            show_default="train=0.8, validation=0.1, heldout=0.1",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    bad_rows: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What to do about rows that are no triple.")
+    ] = "refuse",
+) -> None:
+    """Split preference data into files of our triples format that share no prompt.
+
+    Prompts with the same first user turn, up to case and spacing, go to the same file, and repeated triples are written
+    once. The same data, shares and seed give the same files. split.json beside them has counts, hashes and the rows
+    that were left out.
+    """
+    from harness.data.split import DEFAULT_PARTS, parse_parts, split_parts, write_split
+    from harness.data.triples import TripleFile
+    from harness.files import check_can_make
+
+    shares = parse_parts(part) if part else DEFAULT_PARTS
+    if out.exists():
+        raise ValueError(f"--out {str(out)!r} exists already and is never overwritten; give a new folder")
+    check_can_make(out)
+    source = TripleFile.read(file, skip_bad=bad_rows == "skip")
+    found = split_parts(source, shares, seed)
+    written = write_split(found, file, shares, seed, out)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if source.refused:
+        number, why = source.refused[0]
+        of = f"{len(source.refused)} of {len(source.rows.rows)} {source.rows.unit}s are no triples and left out"
+        print(f"note: {of}: {source.named([n for n, _ in source.refused])}; {number}: {why}", file=sys.stderr)
+    for name, described in written["parts"].items():
+        print(f"{out / described['file']}: {described['triples']} triples on {described['prompts']} prompts ({name})")
+    if found.left:
+        print(f"left over: {written['left_over']['triples']} triples on {written['left_over']['prompts']} prompts")
 
 
 def _root(folder: Path | None) -> Path:

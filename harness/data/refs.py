@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.data.sources import is_hub, source_hash
 from harness.files import content_hash
 
 P = TypeVar("P", str, Path)
@@ -43,6 +44,21 @@ InputPath = Annotated[Path, AfterValidator(_found), PlainSerializer(_written, wh
 Pydantic's context decides: ``{"folder": F}`` reads and writes (as JSON) paths relative to F, ``{"contents": True}``
 writes the hash of what is at the path in its place.
 """
+
+
+def _found_data(path: Path, info: ValidationInfo) -> Path:
+    return path if is_hub(path) else _found(path, info)
+
+
+def _written_data(path: Path, info: SerializationInfo) -> str:
+    context: dict[str, Any] = info.context or {}
+    if context.get("contents"):
+        return source_hash(path)
+    return str(path) if is_hub(path) else _written(path, info)
+
+
+TriplesPath = Annotated[Path, AfterValidator(_found_data), PlainSerializer(_written_data, when_used="json")]
+"""As `InputPath`, of preference data in any of the places that `harness.data.sources` reads."""
 _PathText = Annotated[str, AfterValidator(_found), PlainSerializer(_written, when_used="json")]
 
 

@@ -6,20 +6,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal
 
-from harness.files import read_jsonl
+from harness.data.preferences import COLUMNS, Preference, read_preference
+from harness.data.sources import Rows, read_rows
+from harness.data.turns import ROLES, Conversation, Message, conversation, read_prompt
 
-
-class Message(TypedDict):
-    """One turn; ``role`` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-Conversation = tuple[Message, ...]
-ROLES = ("system", "user", "assistant")
+__all__ = ["ROLES", "Conversation", "Message", "conversation", "read_prompt"]  # from harness.data.turns
+__all__ += [
+    "Budget",
+    "Preferences",
+    "Triple",
+    "TripleFile",
+    "contaminated",
+    "distinct",
+    "draw_budget",
+    "in_drawn_order",
+]
+__all__ += ["load_triples", "normal", "prompt_count", "repetitions", "split_budget", "split_by_prompt", "triples_hash"]
+__all__ += ["with_preferences"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,119 @@ class Triple:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def conversation(prompt: str | Sequence[Message]) -> Conversation:
-    """A string is one user turn; a list of messages is taken as it is."""
-    if isinstance(prompt, str):
-        return (Message(role="user", content=prompt),)
-    return tuple(Message(role=m["role"], content=m["content"]) for m in prompt)
+@dataclass(frozen=True)
+class TripleFile:
+    """The triples of a file, folder or dataset in its order, with the place of each.
+
+    ``refused``: (number, why) of the rows that are no triple, where they were asked to be left out. ``cut_from_text``:
+    the numbers of those without a prompt of their own (see `harness.data.preferences.Preference`).
+    """
+
+    rows: Rows
+    numbered: tuple[tuple[int, Triple], ...]
+    refused: tuple[tuple[int, str], ...] = ()
+    cut_from_text: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | Path, *, skip_bad: bool = False) -> "TripleFile":
+        """Read ``path`` (see `harness.data.sources`), whose rows are in any form of `harness.data.preferences`.
+
+        Raises ValueError naming file and line (or row) of the first row that is no triple, and how many there are;
+        with ``skip_bad`` only where no row is one.
+        """
+        rows = read_rows(path, "triples", COLUMNS)
+        numbered, refused, cut = [], [], []
+        for number, row in rows.rows:
+            try:
+                found = read_preference(row)
+            except ValueError as problem:
+                refused.append((number, str(problem)))
+                continue
+            numbered.append((number, _triple(found, row.get("source"))))
+            if found.cut_from_text:
+                cut.append(number)
+        if refused and not (skip_bad and numbered):
+            raise ValueError(_refusal(rows, refused))
+        return cls(rows, tuple(numbered), tuple(refused), tuple(cut))
+
+    @property
+    def triples(self) -> list[Triple]:
+        """All of them, repetitions too."""
+        return [triple for _, triple in self.numbered]
+
+    @property
+    def distinct(self) -> dict[int, Triple]:
+        """Number -> triple of each triple where it comes first."""
+        first: dict[str, tuple[int, Triple]] = {}
+        for number, triple in self.numbered:
+            first.setdefault(triple.key, (number, triple))
+        return dict(first.values())
+
+    def named(self, numbers: Sequence[int], shown: int = 3) -> str:
+        """``lines 4, 7, 9 and 12 more``."""
+        more = "" if len(numbers) <= shown else f" and {len(numbers) - shown} more"
+        plural = "" if len(numbers) == 1 else "s"
+        return f"{self.rows.unit}{plural} {', '.join(map(str, numbers[:shown]))}{more}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for whoever fits on it: on repetitions, and on prompts that were cut from texts."""
+        found = [self._repetitions, self._cut]
+        return tuple(note for note in found if note is not None)
+
+    @property
+    def _repetitions(self) -> str | None:
+        first: dict[str, int] = {}
+        repeated: list[tuple[int, int]] = []
+        for number, triple in self.numbered:
+            earlier = first.setdefault(triple.key, number)
+            if earlier != number:
+                repeated.append((number, earlier))
+        if not repeated:
+            return None
+        shown = ", ".join(f"{line} (as {earlier})" for line, earlier in repeated[:3])
+        more = "" if len(repeated) <= 3 else f" and {len(repeated) - 3} more"
+        return (
+            f"{Path(self.rows.name).name}: {len(repeated)} of {len(self.numbered)} triples repeat an earlier one and "
+            f"count once, so that there are {len(first)}; {self.rows.unit}s {shown}{more}"
+        )
+
+    @property
+    def _cut(self) -> str | None:
+        if not self.cut_from_text:
+            return None
+        first = dict(self.numbered)[self.cut_from_text[0]]
+        count = len(self.cut_from_text)
+        return (
+            f"{Path(self.rows.name).name}: triples without a prompt of their own: {count}; the words that both "
+            f"answers begin with are the user's turn ({self.named(self.cut_from_text)}; first: "
+            f"{first.prompt[-1]['content'][:60]!r})"
+        )
+
+
+def _triple(found: Preference, source: object) -> Triple:
+    return Triple(found.prompt, found.chosen, found.rejected, "" if source is None else str(source))
+
+
+def _refusal(rows: Rows, refused: Sequence[tuple[int, str]]) -> str:
+    (number, problem), *others = refused
+    text = f"{rows.place(number)}: {problem}"
+    if not others:
+        return text
+    also = ", ".join(str(number) for number, _ in others[:3]) + (", ..." if len(others) > 3 else "")
+    return (
+        f"{text}\n{len(refused)} of {len(rows.rows)} {rows.unit}s are refused (also {also}); mend them, or let "
+        "`dspa-bench data split FILE --bad-rows skip` write the others"
+    )
 
 
 def load_triples(path: str | Path) -> list[Triple]:
-    """Read JSONL with ``prompt`` (string or list of messages), ``chosen``, ``rejected`` and optionally ``source``.
+    """The triples of a file, folder or dataset (see `TripleFile.read`, which also says what is raised).
 
-    Raises ValueError naming file:line for the first malformed line. Repetitions are kept: see `distinct`.
+    Of JSONL with ``prompt`` (string or list of messages), ``chosen``, ``rejected`` and optionally ``source``, or of any
+    other form in docs/data.md. Repetitions are kept: see `distinct`.
     """
-    return [triple for _, triple in _numbered(path)]
+    return TripleFile.read(path).triples
 
 
 def distinct(triples: Iterable[Triple]) -> list[Triple]:
@@ -66,64 +171,7 @@ def repetitions(path: str | Path) -> str | None:
 
     Raises ValueError as `load_triples` does.
     """
-    first: dict[str, int] = {}
-    repeated: list[tuple[int, int]] = []
-    numbered = _numbered(path)
-    for number, triple in numbered:
-        earlier = first.setdefault(triple.key, number)
-        if earlier != number:
-            repeated.append((number, earlier))
-    if not repeated:
-        return None
-    shown = ", ".join(f"{line} (as {earlier})" for line, earlier in repeated[:3])
-    more = "" if len(repeated) <= 3 else f" and {len(repeated) - 3} more"
-    return (
-        f"{Path(path).name}: {len(repeated)} of {len(numbered)} triples repeat an earlier one and count once, so that "
-        f"there are {len(first)}; lines {shown}{more}"
-    )
-
-
-def _numbered(path: str | Path) -> list[tuple[int, Triple]]:
-    """(line number, triple) of a file."""
-    triples = []
-    for number, row in read_jsonl(path, "triples"):
-        try:
-            triples.append((number, _triple(row)))
-        except ValueError as problem:
-            raise ValueError(f"{path}:{number}: {problem}") from None
-    return triples
-
-
-def _triple(row: dict[str, Any]) -> Triple:
-    for key in ("prompt", "chosen", "rejected"):
-        if key not in row:
-            raise ValueError(f"missing key {key!r}; a triple has prompt, chosen, rejected (and optionally source)")
-    for key in ("chosen", "rejected"):
-        if not isinstance(row[key], str):
-            raise ValueError(f"{key!r} must be a string, got {type(row[key]).__name__}")
-        if not row[key].strip():
-            raise ValueError(f"{key!r} is empty")
-    if row["chosen"] == row["rejected"]:
-        raise ValueError("'chosen' equals 'rejected': the triple states no preference")
-    return Triple(read_prompt(row["prompt"]), row["chosen"], row["rejected"], str(row.get("source", "")))
-
-
-def read_prompt(value: Any) -> Conversation:
-    """A file's ``prompt``, a string or a list of messages that ends with a user turn; ValueError for anything else."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise ValueError("'prompt' is empty")
-        return conversation(value)
-    if not isinstance(value, list) or not value:
-        raise ValueError("'prompt' must be a string or a non-empty list of {role, content} messages")
-    for index, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"'prompt'[{index}] must be an object with role and content strings")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"'prompt'[{index}] has role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
-    if value[-1]["role"] != "user":
-        raise ValueError(f"'prompt' must end with a user turn, it ends with {value[-1]['role']!r}")
-    return conversation(value)
+    return TripleFile.read(path)._repetitions
 
 
 def triples_hash(triples: Iterable[Triple], *, in_order: bool = False) -> str:
@@ -182,7 +230,7 @@ def split_budget(triples: Sequence[Triple], held_out: float, seed: int) -> tuple
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must be in (0, 1), got {held_out}")
     prompts = [_prompt_key(triple) for triple in triples]
-    ranked = sorted(set(prompts), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    ranked = in_drawn_order(set(prompts), seed)
     if len(ranked) < 2:
         raise ValueError(
             f"{len(triples)} triples on {len(ranked)} prompt cannot be split by prompt; it takes 2 prompts"
@@ -194,13 +242,18 @@ def split_budget(triples: Sequence[Triple], held_out: float, seed: int) -> tuple
     return parts
 
 
+def in_drawn_order(keys: Iterable[str], seed: int) -> list[str]:
+    """``keys`` in an order that ``seed`` and each of them decide, whatever the others are."""
+    return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+
+
 def prompt_count(triples: Iterable[Triple]) -> int:
     """How many different prompts there are, up to case and spacing."""
     return len({_prompt_key(triple) for triple in triples})
 
 
 def _prompt_key(triple: Triple) -> str:
-    return json.dumps([[m["role"], _normal(m["content"])] for m in triple.prompt])
+    return json.dumps([[m["role"], normal(m["content"])] for m in triple.prompt])
 
 
 Preferences = Literal["given", "swapped", "shuffled"]
@@ -212,16 +265,17 @@ def with_preferences(triples: Sequence[Triple], preferences: Preferences, seed: 
     swapped in half of them (rounded down), drawn by ``seed`` and content."""
     swapped: set[str] = set()
     if preferences != "given":
-        ranked = sorted((t.key for t in triples), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        ranked = in_drawn_order((t.key for t in triples), seed)
         swapped = set(ranked if preferences == "swapped" else ranked[: len(ranked) // 2])
     return tuple(Triple(t.prompt, t.rejected, t.chosen, t.source) if t.key in swapped else t for t in triples)
 
 
 def contaminated(triples: Iterable[Triple], evaluation_prompts: Iterable[str]) -> list[str]:
     """Evaluation prompts that also occur, up to case and spacing, as a user turn of a training prompt."""
-    seen = {_normal(m["content"]) for t in triples for m in t.prompt if m["role"] == "user"}
-    return sorted({p for p in evaluation_prompts if _normal(p) in seen})
+    seen = {normal(m["content"]) for t in triples for m in t.prompt if m["role"] == "user"}
+    return sorted({p for p in evaluation_prompts if normal(p) in seen})
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """``text`` without differences in case and spacing."""
     return " ".join(text.lower().split())

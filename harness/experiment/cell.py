@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
+from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.experiment.tuning import Tuning
 from harness.judging import Judge
@@ -39,7 +40,8 @@ class CellContext:
     @classmethod
     def open(cls, folder: Path) -> "CellContext":
         """That of the run in ``folder``, from its own suite.yaml."""
-        return cls(load_suite(folder / "suite.yaml"), RunFolder(folder))
+        suite, run = load_suite(folder / "suite.yaml"), RunFolder(folder)
+        return cls(replace(suite, benchmarks=without_left_out(suite.benchmarks, run.left_out.benchmarks)), run)
 
     @cached_property
     def cells(self) -> dict[str, PlannedCell]:
@@ -64,7 +66,9 @@ class CellContext:
 
     @cached_property
     def triples(self) -> list[Triple]:
-        return distinct(load_triples(self.suite.file.triples.path))
+        """Each once, without those that do not fit."""
+        left = {item.name for item in self.folder.left_out.triples}
+        return [t for t in distinct(load_triples(self.suite.file.triples.path)) if t.key not in left]
 
 
 @dataclass

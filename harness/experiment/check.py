@@ -1,7 +1,7 @@
 """Everything that can be wrong with a suite, found before any work is done."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
-from harness.data.triples import Triple, contaminated, distinct, draw_budget, load_triples, prompt_count, repetitions
+from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
 from harness.experiment.plan import decisive_settings
+from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
@@ -19,6 +20,7 @@ from harness.method import BaseShape
 from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,18 +30,21 @@ T = TypeVar("T")
 class Checked:
     """What checking had to read: the triples, each once, and each benchmark's number of prompts.
 
-    ``notes`` are what is no reason to refuse the suite, but a user has to know.
+    ``notes`` are what is no reason to refuse the suite, but a user has to know. ``left_out`` is what does not fit the
+    context and is to be left out; it is neither among the triples nor counted among the prompts.
     """
 
     triples: tuple[Triple, ...]
     prompts: dict[str, int]
     notes: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def check_suite(suite: Suite) -> Checked:
     """Check files, sizes and budgets; raises one ValueError listing every problem and its place in the suite.
 
-    Evaluation prompts that occur among the training prompts are refused: their scores would say nothing.
+    Evaluation prompts that occur among the training prompts are refused: their scores would say nothing. So are triples
+    and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
     problems.of(("execution", "device"), _check_device, file.execution.device)
@@ -54,7 +59,11 @@ def check_suite(suite: Suite) -> Checked:
     judges_prompts = _check_judges(suite, problems)
     if any(variant.space is not None for variant in suite.variants):
         problems.of(("tune", "score"), _check_tuning_judge, suite)
+    instructions = tuple(text for _, method in suite.methods for text in method.instructions)
+    room = None if shape is None else Room.of(file.base).given(instructions)
     prompts: dict[str, list[str]] = {}
+    left_out: dict[str, tuple[LeftOutItem, ...]] = {}
+    notes: list[str] = []
     owners: dict[str, str] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)
@@ -62,17 +71,31 @@ def check_suite(suite: Suite) -> Checked:
         if benchmark.needs_judge and suite.judge is None:
             problems.add(("benchmarks", index), f"benchmark {name!r} needs a judge; add `judge:` to the suite")
         if len(problems.texts) == before:
+            fitted = problems.of(("benchmarks", index), fitting_benchmark, name, benchmark, room)
+            if fitted is not None:
+                benchmark, long, note = fitted
+                left_out |= {name: tuple(long)} if long else {}
+                notes += [note] if note is not None else []
             prompts[name] = benchmark.prompts()
             problems.of(("benchmarks", index), _check_metrics, name, benchmark, owners)
-    triples = problems.of(("triples", "path"), load_triples, file.triples.path)
-    notes: tuple[str, ...] = ()
-    if triples is not None:
-        triples, repeated = distinct(triples), repetitions(file.triples.path)
-        notes = () if repeated is None else (repeated,)
+    found = problems.of(("triples", "path"), TripleFile.read, file.triples.path)
+    triples: list[Triple] | None = None
+    too_long: list[LeftOutItem] = []
+    if found is not None:
+        about = list(found.notes)
+        triples = list(found.distinct.values())
+        if room is not None:
+            room = room.given(text for _, method in suite.methods for text in method.fit_instructions)
+            option = "`too_long: skip` under `triples:`"
+            kept = problems.of(("triples", "path"), fitting_triples, found, room, file.triples.too_long, option)
+            if kept is not None:
+                triples, too_long, note = kept
+                about += [note] if note is not None else []
+        notes = [*about, *notes]
         for index, budget in enumerate(file.budgets):
             if budget > len(triples):
                 text = f"budget {budget} is larger than the data: {file.triples.path} has {len(triples)} triples"
-                text += "".join(f" ({note})" for note in notes)
+                text += "".join(f" ({note})" for note in about)
                 problems.add(("budgets", index), text)
         if not problems.texts and any(variant.space is not None for variant in suite.variants):
             for index, budget in enumerate(file.budgets):
@@ -88,7 +111,10 @@ def check_suite(suite: Suite) -> Checked:
     if problems.texts:
         raise ValueError("\n".join(dict.fromkeys(problems.texts)))
     assert triples is not None
-    return Checked(tuple(triples), {name: len(texts) for name, texts in prompts.items()}, notes)
+    assert room is not None
+    counts = {name: len(texts) for name, texts in prompts.items()}
+    left = LeftOut(context=room.max_length, triples=tuple(too_long), benchmarks=left_out)
+    return Checked(tuple(triples), counts, tuple(notes), left)
 
 
 class _Problems:

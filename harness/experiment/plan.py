@@ -13,6 +13,7 @@ from harness.experiment.space import Choices
 from harness.experiment.suite import Suite, Variant, as_given, dumped, moved_values
 from harness.files import folder_hash
 from harness.model.base import base_identity
+from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import (
     BudgetName,
     Plan,
@@ -135,11 +136,14 @@ def cell_triples(suite: Suite, cell: PlannedCell, triples: Sequence[Triple]) -> 
     return Budget(with_preferences(drawn.triples, preferences, seed), drawn.seed)
 
 
-def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple]) -> Identity:
+def identify(
+    suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple], left_out: LeftOut | None = None
+) -> Identity:
     """{unit: what it is} for the suite, each benchmark, each variant and sweep point, and each cell.
 
     Files stand for their content: a triples or question file that was edited since is a difference, one that
     was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
+    ``left_out`` is what does not fit the context: a benchmark that leaves prompts out goes on without the same ones.
     """
     file = suite.file
     judges = {key: {"kind": judge.name, **decisive_settings(judge)} for key, judge in suite.judges.items()}
@@ -159,7 +163,12 @@ def identify(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Tripl
         settings = decisive_settings(benchmark)
         # Answers do not depend on the batch size, and running out of memory is a reason to change it.
         settings.pop("batch_size", None)
+        # What does not fit is left out or refused; which items that are, `left_out` says.
+        settings.pop("too_long", None)
         units[f"benchmarks.{name}"] = settings
+        if getattr(benchmark, "too_long", None) == "skip" and left_out is not None:
+            names = [item.name for item in left_out.benchmarks.get(name, ())]
+            units[f"left_out.{name}"] = {"prompts": names}
     for variant in suite.variants:
         for values, method in ((None, variant.method), *variant.points):
             params = suite.params(variant, method, {"contents": True})

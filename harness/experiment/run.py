@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
 from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
 from harness.experiment.reuse import Donor, reusable
+from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.files import check_can_make, read_json, write_json, write_text
 from harness.judging import Judge
@@ -65,7 +66,8 @@ def prepare(
     folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
     check_bills(suite, plan.cells, checked.triples, folder.path)
-    identity = identify(suite, plan.cells, checked.triples)
+    suite = replace(suite, benchmarks=without_left_out(suite.benchmarks, checked.left_out.benchmarks))
+    identity = identify(suite, plan.cells, checked.triples, checked.left_out)
     _check_folder(folder, identity)
     others = [Donor(Path(path), identity) for path in donors]
     return Prepared(suite, checked, plan, identity, folder, reusable(others, folder, plan))
@@ -89,6 +91,8 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         for name, donor in prepared.reused.items():
             if not folder.cell(name).path.exists():
                 folder.cell(name).adopt(donor.folder.cell(name), donor.folder.plan.name)
+        if prepared.checked.left_out:
+            prepared.checked.left_out.write(folder.path / "left_out.json")
         todo = list(prepared.failures)
         if todo or before is None:  # where every cell was copied, the environment is still to be described
             with _clock(prepared):

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
-from harness.data.refs import InputPath, ModelRef, SAERef
+from harness.data.refs import ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
 from harness.experiment.source import Key, Source, describe
 from harness.experiment.space import Choices, Space, SpaceError, TuneSection, Values
@@ -36,7 +36,10 @@ class _Section(BaseModel):
 
 
 class TriplesSection(_Section):
-    path: InputPath = Field(description="JSONL of prompt, chosen, rejected")
+    path: TriplesPath = Field(description="prompt, chosen, rejected, in any form of docs/data.md")
+    too_long: Literal["refuse", "skip"] = Field(
+        "refuse", description="triples that do not fit the context: refuse the suite, or leave them out and say so"
+    )
 
 
 class BenchmarkSection(_Section):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.data.refs import InputPath, ModelRef
+from harness.data.refs import ModelRef, TriplesPath
 from harness.data.triples import Conversation, Triple, load_triples, split_by_prompt, triples_hash
 from harness.files import atomic_folder, read_text, write_text
 from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
@@ -102,7 +102,7 @@ class RewardJudge(JudgeConfig):
     verbs: ClassVar[frozenset[Verb]] = frozenset({"rate", "compare"})
     operational: ClassVar[frozenset[str]] = frozenset({"score_batch_size", "device"})
 
-    triples: InputPath = Field(description="JSONL of preference triples that no method is fitted on")
+    triples: TriplesPath = Field(description="preference triples that no method is fitted on (see docs/data.md)")
     base: ModelRef | None = Field(None, description="causal LM to train a reward model from")
     training: Training = Training()
     model: ModelRef | None = Field(None, description="instead of `base`: an existing reward model")

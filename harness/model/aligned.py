@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.data.refs import ModelRef
-from harness.data.triples import Conversation, Message, Triple
+from harness.data.triples import Conversation, Triple
 from harness.model.artifact import hash_tensors, read_description, read_intervention, read_model, write_artifact
 from harness.model.base import BaseModel
-from harness.model.chat import ChatFormat
+from harness.model.chat import ChatFormat, with_instruction
 from harness.model.generation import Batch, generate_batches
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
@@ -161,12 +161,7 @@ class AlignedModel:
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Token ids the model answers to, with its instruction (if any) as system turn."""
-        if self.system_prompt is not None:
-            text = self.system_prompt
-            if conversation[0]["role"] == "system":
-                text, conversation = f"{text}\n\n{conversation[0]['content']}", conversation[1:]
-            conversation = (Message(role="system", content=text), *conversation)
-        return self.chat.prompt_ids(conversation)
+        return self.chat.prompt_ids(with_instruction(conversation, self.system_prompt))
 
     def triple_ids(self, triple: Triple) -> tuple[list[int], list[int], list[int]]:
         """Ids of prompt, chosen and rejected answer (without end-of-turn), the same for every method.

@@ -162,6 +162,15 @@ class ChatFormat:
         return self._plain_ids(str(text))
 
 
+def with_instruction(conversation: Conversation, instruction: str | None) -> Conversation:
+    """``conversation`` with an instruction as its system turn, in front of its own where it has one."""
+    if instruction is None:
+        return conversation
+    if conversation[0]["role"] == "system":
+        instruction, conversation = f"{instruction}\n\n{conversation[0]['content']}", conversation[1:]
+    return (Message(role="system", content=instruction), *conversation)
+
+
 def _dicts(conversation: Conversation) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in conversation]
 

@@ -2,6 +2,7 @@
 
 suite.yaml  identity.json                 what was asked for, and the content it depends on
 plan.json                                 the cells, benchmarks and metrics; written before any work
+left_out.json                             triples and prompts that do not fit, where the suite leaves them out
 environment.json                          where, when and with what; written before the first cell
 judging/                                  what the judge keeps: replies, each as it comes, and the ledger
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
@@ -36,6 +37,7 @@ from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
 from harness.run_folder.answers import AnswerStore
+from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan
 from harness.run_folder.tuning import TuningFolder
 
@@ -92,6 +94,12 @@ class RunFolder:
     def plan(self) -> Plan:
         """What the run consists of, as plan.json has it when this is first asked for."""
         return Plan.read(self.path / "plan.json")
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What does not fit the base model's context and is left out; nothing where there is no left_out.json."""
+        path = self.path / "left_out.json"
+        return LeftOut.read(path) if path.is_file() else LeftOut()
 
     @cached_property
     def environment(self) -> Environment:

@@ -207,6 +207,7 @@ class SAEEntry(SAERef):
 
 class TriplesEntry(Document):
     path: str
+    too_long: str = "refuse"
     n: int
     hash: str
 

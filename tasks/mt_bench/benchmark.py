@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
@@ -31,7 +31,7 @@ _WIN = {"model_1": 100.0, "tie": 50.0, "model_2": 0.0}  # ours is model_1
 
 
 @register_benchmark("mt_bench")
-class MTBench(BenchmarkConfig):
+class MTBench(PromptBenchmark):
     """FastChat's MT-Bench; one record for each turn of each question in each of the ``modes``.
 
     ``single``: metric ``mt_bench``, the judge's rating from 1 to 10. ``pairwise-baseline``: metric ``mt_bench_win``,
@@ -87,12 +87,26 @@ class MTBench(BenchmarkConfig):
         for path in (self.questions, self.references):
             if path is not None and path.is_relative_to(data):
                 data_file(path.relative_to(data).as_posix(), "mt_bench")
-        for question in self._questions:
+        for question in self._all_questions:
             self._temperature(question)
         _ = self._references, self._baseline
 
     def prompts(self) -> list[str]:
         return [turn for question in self._questions for turn in question.turns]
+
+    def items(self) -> list[Item]:
+        """Whole questions: how long the second turn gets depends on the answer to the first, so both answers count with
+        all the tokens that they may have."""
+        return [
+            Item(
+                str(question.question_id),
+                f"question {question.question_id}",
+                conversation(question, ("", ""), 2),
+                generated=self.max_new_tokens,
+                rounds=2,
+            )
+            for question in self._questions
+        ]
 
     def run(
         self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None, export: bool = True
@@ -124,8 +138,13 @@ class MTBench(BenchmarkConfig):
         return Judging(judge, self._questions, self._references, folder)
 
     @cached_property
-    def _questions(self) -> list[Question]:
+    def _all_questions(self) -> list[Question]:
         return fastchat.load_questions(self.questions)
+
+    @property
+    def _questions(self) -> list[Question]:
+        """Those that are asked."""
+        return [question for question in self._all_questions if str(question.question_id) not in self._left_out]
 
     @cached_property
     def _references(self) -> dict[int, tuple[str, ...]]:

@@ -239,6 +239,7 @@ def test_a_judge_that_cannot_give_what_a_benchmark_asks_for_is_refused(tmp_path,
     for name in ("harmful", "harmless"):
         (tmp_path / f"{name}.jsonl").write_text(rows)
     benchmarks = [{"name": "toy_rated"}, {"name": "safety", "harmful": "harmful.jsonl", "harmless": "harmless.jsonl"}]
+    benchmarks[1]["max_new_tokens"] = 6
     judges = {"judge": {"kind": "sandbox_oracle"}, "second_judge": None, key: {"kind": "toy_rule"}}
     suite = make_suite(tmp_path, tiny_folders, benchmarks=benchmarks, **judges)
     with pytest.raises(ValueError, match="'safety' asks for harm and refusal, which judge 'toy_rule' cannot give"):
