@@ -153,6 +153,7 @@ class BenchmarkConfig(BaseModel):
     ) -> Iterator[Record]:
         """As `run`, for a second judge of answers that were judged: no file in ``folder`` repeats an answer.
 
+        Metrics that no judge makes may be left out, each as a whole.
         `run` by default, which is right where that writes no answers to ``folder``.
         """
         return self.run(model, judge=judge, seed=seed, folder=folder)

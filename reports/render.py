@@ -7,9 +7,9 @@ from typing import Any
 from harness import markdown
 from harness.compute.bill import PAPER_NOTE
 from harness.files import check_can_make
-from harness.measure.statistics import REPLICATES
+from harness.measure.statistics import REPLICATES, SIGNIFICANT
 from harness.run_folder.plan import BudgetName, budget_text
-from reports import comparison, cost_sections, costs, sections, tables, tuning
+from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
 from reports.answers import sample_answers
 from reports.figures import write_figures
 from reports.run import Run, read_run
@@ -97,8 +97,8 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
     )
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
     environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
-    budget, compared = run.plan.budgets[-1], found["comparison"]
-    sides = comparison.sides(run, compared)
+    environment.filters["label"] = lambda variant, of: sections.label_of(of, variant)
+    budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
     context: dict[str, Any] = {
         "run": run,
         "plan": run.plan,
@@ -108,10 +108,12 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "cost_sections": cost_sections,
         "suite_baseline": run.suite_baseline,
         "budget": budget,
-        "sides": sides,
-        "findings": comparison.findings(run, compared, sides, budget),
+        "findings": findings.findings(run, compared, differences, budget),
+        "effects": findings.effects(run, compared, differences, budget),
+        "tests": sum(row.tested for row in differences.where(budget=budget)),
+        "significant": SIGNIFICANT,
         "named": NAMED,
-        "drops": comparison.drops(run, compared),
+        "drops": findings.drops(run, compared),
         "headline": comparison.headline_metrics(run),
         "choices": comparison.choice_metrics(run),
         "unjudged": [m.title for m in run.metrics.values() if m.made_of in ("choices", "loglikelihoods")],
@@ -125,5 +127,5 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
 
 
 def _comparisons(budget: BudgetName, differences: tables.Table[tables.DifferenceRow]) -> str:
-    """How many variants x metrics are compared with the baseline at ``budget``."""
-    return f"{len(differences.where(budget=budget))} at {budget_text(budget)}"
+    """How many variants x metrics are tested against the baseline at ``budget``."""
+    return f"{sum(row.tested for row in differences.where(budget=budget))} at {budget_text(budget)}"

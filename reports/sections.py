@@ -10,7 +10,8 @@ from harness.benchmark import Metric
 from harness.measure.agreement import STATISTICS
 from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, budget_text
 from reports.answers import Answer, Prompt
-from reports.comparison import Comparison, Drop, Sides, choice_metrics
+from reports.comparison import Comparison, choice_metrics
+from reports.findings import Drop, Effect, side_of
 from reports.run import Run
 from reports.tables import Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
 
@@ -18,22 +19,26 @@ R = TypeVar("R")
 Columns = Mapping[str, Callable[[R], str]]
 """Header -> the cell of a row, as Markdown."""
 FAILURES_SHOWN = 40
-SIGNIFICANT = 0.05
-_ARROWS = {"better": " ↑", "worse": " ↓", "overlapping": "", "missing": ""}
+_ARROWS = {"better": " ↑", "worse": " ↓", "undecided": "", "untested": ""}
 _UNITLESS = ("pearson", "spearman", "kappa", "kendall")
 
 
 def comparison_table(
-    run: Run, table: Table[Comparison], sides: Sides, names: list[str], budget: BudgetName, drops: list[Drop]
+    run: Run,
+    table: Table[Comparison],
+    differences: Table[DifferenceRow],
+    names: list[str],
+    budget: BudgetName,
+    drops: list[Drop],
 ) -> str:
     """Variants x metrics at one budget: ``mean [low, high] (n, failures)`` and the marks."""
     dropped = {(drop.variant, drop.metric) for drop in drops if drop.budget == budget}
-    choices = choice_metrics(run)
+    compared = {(row.variant, row.metric): row for row in differences.where(budget=budget)}
     rows = []
     for row in table.where(budget=budget):
         cells = [label_of(run, row.variant), str(row.n_seeds)]
         for name in names:
-            mark = "" if name in choices else _ARROWS[sides[name, row.variant, budget]]
+            mark = _ARROWS[side_of(run, compared.get((row.variant, name)))]
             mark += " ⚠" if (row.variant, name) in dropped else ""
             cells.append(_score(row.scores[name], run.metrics[name]) + mark)
         rows.append(cells)
@@ -44,6 +49,74 @@ def score_of(table: Table[Comparison], variant: str, metric: Metric, budget: Bud
     """``mean [low, high]`` of one variant on one metric at ``budget``."""
     (row,) = table.where(variant=variant, budget=budget)
     return _score(row.scores[metric.name], metric, counts=False)
+
+
+def moved_to(
+    table: Table[Comparison], differences: Table[DifferenceRow], variant: str, metric: Metric, budget: BudgetName
+) -> str:
+    """``mean (difference [low, high])`` of a variant that differs from the baseline."""
+    (row,) = table.where(variant=variant, budget=budget)
+    (moved,) = differences.where(variant=variant, budget=budget, metric=metric.name)
+    return f"{md.number(row.scores[metric.name].mean, metric.digits)} ({_moved(moved, metric.digits)})"
+
+
+def effect_table(run: Run, effects: list[Effect]) -> str:
+    """Variants x what got better, what got worse, multiple choice, and what fit and tuning cost."""
+
+    def named(rows: list[DifferenceRow]) -> str:
+        return ", ".join(f"{_title(run, row.metric)} {_moved(row, run.metrics[row.metric].digits)}" for row in rows)
+
+    def better(effect: Effect) -> str:
+        return named(effect.better) or ("no detectable effect" if effect.verdict == "nothing" else md.EMPTY)
+
+    def capability(effect: Effect) -> str:
+        found = [f"lost: {named(effect.lost)}"] * bool(effect.lost) + [f"gained: {named(effect.gained)}"] * bool(
+            effect.gained
+        )
+        if found or not effect.kept:
+            return "; ".join(found) or md.EMPTY
+        lowest = min(effect.kept, key=lambda row: row.difference)
+        return f"no loss detected (lowest: {named([lowest])})" if lowest.difference < 0 else "no loss detected"
+
+    def price(flops: float, seconds: float) -> str:
+        return f"{md.flops(flops)}, {md.number(seconds)} s" if flops else md.flops(flops)
+
+    columns: dict[str, Callable[[Effect], str]] = {
+        "variant": lambda effect: label_of(run, effect.variant),
+        "better": better,
+        "worse": lambda effect: named(effect.worse) or md.EMPTY,
+        "multiple choice": capability,
+        "fit: FLOPs, seconds": lambda effect: price(effect.cost.executed_flops, effect.cost.fit_seconds),
+        "tuning: FLOPs, seconds": lambda effect: price(effect.cost.tuning_flops, effect.cost.tuning_seconds),
+    }
+    if not choice_metrics(run):
+        del columns["multiple choice"]
+    if not any(effect.cost.tuning_flops for effect in effects):
+        del columns["tuning: FLOPs, seconds"]
+    return as_table(effects, columns, len(columns))
+
+
+def what_would_have_been_seen(run: Run, effect: Effect) -> str:
+    """Sentences on a variant without any detectable effect: how large a one would probably have been detected."""
+    seen = [
+        f"{md.number(row.detectable, run.metrics[row.metric].digits)} ({_title(run, row.metric)})"
+        for row in effect.unseen
+        if row.detectable == row.detectable
+    ]
+    same = [_title(run, row.metric) for row in effect.unseen if not row.varies]
+    few = [_title(run, row.metric) for row in effect.unseen if row.varies and row.detectable != row.detectable]
+    said = []
+    if seen:
+        said.append(f"With these prompts and seeds a difference of about {md.words(seen)} would have been seen.")
+    if same:
+        said.append(f"Every item of {md.words(same)} has the baseline's value.")
+    if few:
+        said.append(f"In {md.words(few)} no difference could have been significant: too few prompts, or none varied.")
+    return " ".join(said)
+
+
+def _moved(row: DifferenceRow, digits: int) -> str:
+    return f"{md.signed(row.difference, digits)} {md.interval(row.low, row.high, digits)}"
 
 
 def difference_table(run: Run, differences: Table[DifferenceRow], name: str) -> str:
@@ -61,7 +134,9 @@ def difference_table(run: Run, differences: Table[DifferenceRow], name: str) -> 
 def _difference(row: DifferenceRow, digits: int) -> str:
     """Pairs are counted only where some items had none."""
     difference = md.signed(row.difference, digits)
-    difference = f"**{difference}**" if row.p_holm < SIGNIFICANT else difference
+    difference = f"**{difference}**" if row.significant else difference
+    if not row.varies:
+        return f"{difference}, no item differs"
     pairs = f" ({row.n} pairs, {row.unpaired} unpaired)" if row.unpaired else ""
     return f"{difference} {md.interval(row.low, row.high, digits)}, p {md.p_value(row.p_holm)}{pairs}"
 

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from harness.benchmark import Record
 from harness.measure.agreement import Kind, Pair, agreement
-from harness.measure.statistics import Measurement, estimate_mean, holm, paired_difference
+from harness.measure.statistics import (
+    SIGNIFICANT,
+    Measurement,
+    estimate_mean,
+    holm,
+    paired_difference,
+    smallest_detectable,
+)
 from harness.run_folder import PlannedCell
 from harness.run_folder.plan import BudgetName
 from reports.run import Cell, Run
@@ -58,7 +65,10 @@ class Score(NamedTuple):
 
 
 class DifferenceRow(NamedTuple):
-    """``variant`` minus the baseline; ``n`` pairs of the same item under the same seed."""
+    """``variant`` minus the baseline; ``n`` pairs of the same item under the same seed.
+
+    ``detectable`` is the size of a difference that would probably have been significant (`smallest_detectable`).
+    """
 
     variant: str
     budget: BudgetName
@@ -70,6 +80,22 @@ class DifferenceRow(NamedTuple):
     p_holm: float
     n: int
     unpaired: int
+    se: float
+    detectable: float
+
+    @property
+    def varies(self) -> bool:
+        """Whether any item differs. Where none does, nothing is tested and nothing corrected for."""
+        return not self.low == self.high == 0
+
+    @property
+    def tested(self) -> bool:
+        return self.varies and self.p == self.p
+
+    @property
+    def significant(self) -> bool:
+        """The one rule that better and worse are said by, wherever a report says so."""
+        return self.tested and self.p_holm < SIGNIFICANT
 
 
 class Group(NamedTuple):
@@ -128,7 +154,8 @@ class SecondMean(NamedTuple):
 def differences(run: Run) -> Table[DifferenceRow]:
     """Every variant minus the baseline on the same items and seeds, per metric and budget.
 
-    ``p_holm`` is corrected over all comparisons at one budget. A metric that has no pair is left out.
+    ``p_holm`` is corrected over all comparisons at one budget, but for those in which no item differs. A metric that
+    has no pair is left out.
     """
     rows = []
     for budget in run.plan.budgets:
@@ -140,10 +167,14 @@ def differences(run: Run) -> Table[DifferenceRow]:
                 before, after = (_measurements(records(side, metric)) for side in (base, cells))
                 if {(m.seed, m.item) for m in before} & {(m.seed, m.item) for m in after}:
                     family.append((variant, metric, paired_difference(after, before)))
-        corrected = holm([d.p for _, _, d in family])
+        made = [
+            DifferenceRow(variant, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.se, NAN)
+            for variant, metric, d in family
+        ]
+        corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
         rows += [
-            DifferenceRow(variant, budget, metric, d.mean, d.low, d.high, d.p, p_holm, d.n, d.unpaired)
-            for (variant, metric, d), p_holm in zip(family, corrected, strict=True)
+            row._replace(p_holm=p_holm, detectable=smallest_detectable(d, tests)) if row.tested else row
+            for row, p_holm, (_, _, d) in zip(made, corrected, family, strict=True)
         ]
     return Table(DifferenceRow._fields, rows)
 

@@ -1,4 +1,4 @@
-"""Means with intervals over prompts and seeds together, paired differences, and Holm's correction.
+"""Means with intervals over prompts and seeds together, paired differences, Holm's correction, what could be seen.
 
 A measurement belongs to a seed (a repeat of fit and generation) and to a cluster (a prompt, with all its
 turns); both were drawn from something larger, so both are resampled: the pigeonhole bootstrap (A. B. Owen,
@@ -21,6 +21,10 @@ from jaxtyping import Float, Int
 
 REPLICATES = 10_000
 LEVEL = 0.95
+SIGNIFICANT = 0.05
+"""A difference is one when its p, corrected by Holm's method, is below this."""
+POWER = 0.8
+"""The probability with which a difference of the smallest detectable size is found."""
 _CHUNK_CELLS = 2_000_000  # bounds the memory of one chunk of replicates: replicates x clusters
 
 
@@ -53,10 +57,16 @@ class Estimate:
 @dataclass(frozen=True)
 class Difference(Estimate):
     """The mean of ``n`` paired differences, its interval, a two-sided p-value (nan where the interval is
-    nan), and how many measurements of either side had no partner on the other (``unpaired``)."""
+    nan), and how many measurements of either side had no partner on the other (``unpaired``).
+
+    ``se`` is the standard error of the mean, over the same replicates as the interval, in the unit of the values;
+    ``least_p`` the smallest p that so many prompts, seeds and replicates can give. Both are nan where p is.
+    """
 
     p: float
     unpaired: int
+    se: float
+    least_p: float
 
 
 def estimate_mean(
@@ -91,12 +101,28 @@ def paired_difference(
         raise ValueError("no item was measured on both sides under the same seed, so there is no paired difference")
     estimate, means = _resampled(pairs, LEVEL, replicates)
     units = estimate.n_clusters if estimate.n_clusters > 1 else estimate.n_seeds
-    p = float("nan")
+    p = se = least_p = float("nan")
     if units > 1:
         tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-        p = min(1.0, max(2 * (1 + tail) / (1 + len(means)), 2.0 ** (1 - units)))
+        least_p = max(2 / (1 + len(means)), 2.0 ** (1 - units))
+        p, se = min(1.0, max(2 * (1 + tail) / (1 + len(means)), least_p)), float(means.std())
     unpaired = len(treated) + len(baseline) - 2 * len(pairs)
-    return Difference(**vars(estimate), p=p, unpaired=unpaired)
+    return Difference(**vars(estimate), p=p, unpaired=unpaired, se=se, least_p=least_p)
+
+
+def smallest_detectable(difference: Difference, comparisons: int) -> float:
+    """The difference that a test like this one would have found with 80 % probability, in the unit of the values.
+
+    It is (z(1 - 0.025 / m) + z(0.8)) standard errors, 2.8 for m = 1, where m is the number of ``comparisons`` that
+    Holm's correction is over: the strictest of its steps, which a difference passes that is the only one. An
+    approximation: it takes the mean for normal and the standard error for known. nan where nothing varied (nobody
+    knows what would have been seen) and where no difference, however large, could have been significant.
+    """
+    from scipy.stats import norm
+
+    if not difference.se > 0 or difference.least_p * comparisons >= SIGNIFICANT:
+        return float("nan")
+    return float(norm.ppf(1 - SIGNIFICANT / (2 * comparisons)) + norm.ppf(POWER)) * difference.se
 
 
 def estimate_statistic(

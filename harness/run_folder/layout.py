@@ -247,8 +247,14 @@ class CellFolder:
         return self._failure(benchmark) is None
 
     def judged_alike(self, benchmark: str) -> bool:
-        """Whether both judges' records are about the same items, with the same answers where both name theirs."""
+        """Whether both judges' records are about the same items, with the same answers where both name theirs.
+
+        Metrics of which the second has no record are no judge's.
+        """
         mine, others = (_answers(folder.records(benchmark) or ()) for folder in (self, self.second))
+        if others:
+            judged = {metric for metric, _, _ in others}
+            mine = {key: answer for key, answer in mine.items() if key[0] in judged}
         return mine.keys() == others.keys() and all(None in (a, others[i]) or a == others[i] for i, a in mine.items())
 
     def _failure(self, benchmark: str) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 Shots = Annotated[int, Field(ge=0)]
+Items = Annotated[int, Field(ge=1)]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -59,7 +60,9 @@ class MultipleChoice(BenchmarkConfig):
     num_fewshot: Shots | dict[str, Shots] | None = Field(
         None, description="examples in the context, for all or by task name; unless given, the task's"
     )
-    limit: int | None = Field(None, ge=1, description="first items of each task; all unless given")
+    limit: Items | dict[str, Items] | None = Field(
+        None, description="first items of each task (of each subtask of a group), for all or by name; all unless given"
+    )
     metric: str | dict[str, str] | None = Field(None, description="e.g. acc_norm, for all or by task name")
     batch_size: int = Field(64, ge=1, description="continuations scored together")
 
@@ -88,7 +91,7 @@ class MultipleChoice(BenchmarkConfig):
 
     def check(self) -> None:
         """Load the tasks and their data, which is when lm-eval finds out what is wrong with them."""
-        for key, value in (("metric", self.metric), ("num_fewshot", self.num_fewshot)):
+        for key, value in (("metric", self.metric), ("num_fewshot", self.num_fewshot), ("limit", self.limit)):
             if isinstance(value, dict) and not set(value) <= set(self.tasks):
                 extra = ", ".join(sorted(set(value) - set(self.tasks)))
                 raise ValueError(f"`{key}:` names tasks that are not in `tasks:`: {extra}")
@@ -96,8 +99,8 @@ class MultipleChoice(BenchmarkConfig):
 
     def prompts(self) -> list[str]:
         """The items' own texts, without instructions and few-shot examples."""
-        leaves = [leaf for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
-        texts = [leaf.doc_to_text(doc) for leaf in leaves for doc in list(leaf.eval_docs)[: self.limit]]
+        leaves = [(leaf, self._limit(name)) for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
+        texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
         return [text for text in texts if isinstance(text, str)]
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
@@ -113,7 +116,7 @@ class MultipleChoice(BenchmarkConfig):
             with silenced():
                 for leaf in self._loaded[name]["tasks"].values():
                     leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)  # its command line draws the same examples
-                results = evaluate(aligned, self._loaded[name], limit=self.limit, bootstrap_iters=0)
+                results = evaluate(aligned, self._loaded[name], limit=self._limit(name), bootstrap_iters=0)
             assert results is not None
             samples = results.pop("samples")
             written[name] = results
@@ -139,6 +142,9 @@ class MultipleChoice(BenchmarkConfig):
                 local = f" and not among the readable YAMLs in {self._folder}" if self._folder else ""
                 raise ValueError(f"task {name!r} is not known to lm-eval{local} (see `dspa-bench lm-eval ls tasks`)")
         return {name: self._load(manager, name) for name in self.tasks}
+
+    def _limit(self, name: str) -> int | None:
+        return self.limit.get(name) if isinstance(self.limit, dict) else self.limit
 
     @property
     def _folder(self) -> str | None:

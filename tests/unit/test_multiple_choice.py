@@ -107,6 +107,8 @@ def test_limit_takes_the_first_items(folder, tiny_base):
     benchmark = MultipleChoice(tasks=("words_one",), task_folder=folder, limit=2)
     assert [r.item for r in run(benchmark, tiny_base("llama"))] == ["0", "1"]
     assert benchmark.prompts() == ["w0 w1", "w1 w2"]
+    by_task = benchmark.model_copy(update={"limit": {"words_one": 2}})
+    assert by_task.prompts() == ["w0 w1", "w1 w2"]
 
 
 def test_results_json_is_lm_evals_and_names_the_model(folder, tiny_base, tmp_path):

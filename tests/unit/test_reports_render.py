@@ -75,8 +75,23 @@ def test_every_table_row_has_as_many_cells_as_its_header(text):
 def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text):
     opening = text[: text.index("## Results")]
     assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
-    assert re.search(r"\*\*MT-Bench\*\*.* Better: .*DSPA \(strict gate\) 5\.\d\d \[", opening)
+    assert re.search(r"\*\*MT-Bench\*\*.* Better: .*DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening)
     assert "Its numbers say nothing about real language." in opening
+
+
+def test_the_first_lines_and_the_table_of_effects_say_in_plain_words_what_moved_and_what_did_not(folder, text):
+    opening, section = text[: text.index("## What moved")], text[text.index("## What moved") : text.index("⚠ Warning")]
+    assert "**In short**: Static SAE, DSPA (paper gate) and DSPA (strict gate) are better on some measure" in opening
+    assert "Better on some and worse on others: DPO (LoRA). No detectable effect: Prompt." in opening
+    rows = {line.split("|")[1].strip(): line for line in section.splitlines() if line.startswith("| ")}
+    moved = r"MT-Bench \+1\.\d\d \[.*AlpacaEval win rate \+\d.*\| – \| .*1\.00e\+11, 2\.0 s \|$"
+    assert re.search(moved, rows["DSPA (strict gate)"])
+    assert re.search(r"\| lost: sandbox\\_facts -8\.8 \[", rows["DPO (LoRA)"])
+    assert "| no detectable effect | – | no loss detected |" in rows["Prompt"]
+    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
+    detectable = frame.loc[("prompt", 300, "mt_bench"), "detectable"]
+    assert f"With these prompts and seeds a difference of about {detectable:.2f} (MT-Bench) and" in section
+    assert "Every item of Safety rate and Over-refusal has the baseline's value." in section
 
 
 def test_capability_drops_failures_and_the_dirty_tree_are_visible(text):
@@ -300,7 +315,7 @@ def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
     assert directions == [False]
     opening = text[: text.index("## Results")]
     assert re.search(
-        r"\*\*Perplexity\*\* \(per token, lower is better\): .* Worse: .*DSPA \(strict gate\) \d+\.\d{3} \[", opening
+        r"\*\*Perplexity\*\* \(per token, lower is better\): .* Worse: .*DSPA \(strict gate\) \d+\.\d{3} \(\+", opening
     )
     assert re.search(r"\| DSPA \(strict gate\) \| 3 \| [^|]+ ↓ \|", text)
     assert "↑ |" not in text
@@ -318,7 +333,7 @@ def test_another_baseline_gives_another_report_in_another_folder(tmp_path):
     assert "`dspa-bench report <run folder> --baseline dpo`" in text
     section = text[text.index("## Differences") : text.index("## Compute")]
     assert "Variant minus DPO (LoRA) at the same budget" in section
-    assert "(30 at 100 triples and 30 at 300 triples)" in section
+    assert "(20 at 100 triples and 20 at 300 triples)" in section
     compared = pd.read_csv(out / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
     usual = tables.differences(read_run(folder)).where(variant="dpo", budget=100, metric="mt_bench")
     assert compared.loc[("base", 100, "mt_bench"), "difference"] == pytest.approx(-usual[0].difference)

@@ -9,8 +9,8 @@ import pytest
 from harness.judging.ledger import Ledger
 from reports import comparison as compared
 from reports import costs, tables
-from reports.comparison import drops, findings, sides
 from reports.cost_sections import judging_table, operator_table
+from reports.findings import drops, effects, findings, side_of
 from reports.run import read_run
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
 
@@ -171,7 +171,7 @@ def test_differences_are_item_by_item_and_holm_is_over_one_budget(folder, run):
     treated, base = _raw(folder, "dspa__n300__s*", "mt_bench"), _raw(folder, "base__n0__s*", "mt_bench")
     assert row.difference == pytest.approx(sum(a - b for a, b in zip(treated, base, strict=True)) / 144)
     assert row.low > 0
-    family = table.where(budget=300)
+    family = [row for row in table.where(budget=300) if row.tested]
     smallest = min(family, key=lambda r: r.p)
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(family)))
     assert all(r.p_holm >= r.p for r in family)
@@ -211,27 +211,60 @@ def _with(comparison, variant, metric, budget=300, **values):
     ]
 
 
+def _moved(run, metric, difference, *, p=0.001, p_holm=0.01, low=0.1, high=0.9):
+    row = tables.differences(run).where(variant="dspa", budget=300, metric=metric)[0]
+    return row._replace(difference=difference, p=p, p_holm=p_holm, low=low, high=high)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(60.1, 70, "better"), (59.9, 70, "overlapping"), (10, 39.9, "worse"), (math.nan, math.nan, "missing")],
+    ("difference", "p", "p_holm", "expected"),
+    [
+        (5.0, 0.001, 0.049, "better"),
+        (-5.0, 0.001, 0.049, "worse"),
+        (5.0, 0.001, 0.05, "undecided"),
+        (5.0, math.nan, math.nan, "untested"),
+    ],
 )
-def test_a_side_is_taken_only_when_the_intervals_do_not_overlap(run, comparison, low, high, expected):
-    rows = _with(comparison, "base", "alpaca_eval", low=40.0, high=60.0)
-    rows = _with(rows, "dspa", "alpaca_eval", low=low, high=high)
-    assert sides(run, rows)["alpaca_eval", "dspa", 300] == expected
+def test_better_and_worse_are_said_by_the_corrected_paired_test_alone(run, difference, p, p_holm, expected):
+    assert side_of(run, _moved(run, "alpaca_eval", difference, p=p, p_holm=p_holm)) == expected
+    turned = {"better": "worse", "worse": "better"}.get(expected, expected)
+    assert side_of(run, _moved(run, "over_refusal", difference, p=p, p_holm=p_holm)) == turned  # less is better
 
 
-def test_less_over_refusal_is_better(run, comparison):
-    rows = _with(comparison, "base", "over_refusal", low=40.0, high=60.0)
-    rows = _with(rows, "dspa", "over_refusal", low=0.0, high=10.0)
-    assert sides(run, rows)["over_refusal", "dspa", 300] == "better"
+def test_where_no_item_differs_nothing_is_tested_and_nothing_corrected_for(run):
+    table = tables.differences(run)
+    same = _row(table, variant="prompt", budget=300, metric="sandbox_facts")
+    assert (same.difference, same.varies, same.tested, same.p_holm) == (0.0, False, False, 1.0)
+    assert math.isnan(same.detectable)
+    assert side_of(run, same) == "undecided"
+    assert side_of(run, None) == "untested"
+    tested = [row for row in table.where(budget=300) if row.tested]
+    assert 0 < len(tested) < len(table.where(budget=300))
+    smallest = min(tested, key=lambda row: row.p)
+    assert smallest.p_holm == pytest.approx(smallest.p * len(tested))
 
 
 def test_findings_name_who_is_better_and_who_is_not_separated(run, comparison):
-    finding = findings(run, comparison, sides(run, comparison), 300)[0]
+    finding = findings(run, comparison, tables.differences(run), 300)[0]
     assert finding.metric.name == "mt_bench"
-    assert set(finding.sides["better"]) == {"dspa", "dspa_paper", "dpo"}
-    assert set(finding.sides["overlapping"]) == {"prompt", "static_sae"}
+    assert set(finding.sides["better"]) == {"static_sae", "dspa", "dspa_paper", "dpo"}
+    assert set(finding.sides["undecided"]) == {"prompt"}
+    assert finding.best[0] == "dspa"
+
+
+def test_effects_say_what_moved_what_was_lost_and_what_it_cost(run, comparison):
+    found = {effect.variant: effect for effect in effects(run, comparison, tables.differences(run), 300)}
+    assert list(found) == [name for name in VARIANTS if name != "base"]
+    verdicts = {name: effect.verdict for name, effect in found.items()}
+    assert verdicts["dspa"] == "better"
+    assert verdicts["prompt"] == "nothing"
+    assert verdicts["dpo"] == "mixed"
+    assert [row.metric for row in found["dspa"].better] == ["mt_bench", "alpaca_eval"]
+    assert [row.metric for row in found["dpo"].lost] == ["sandbox_facts"]
+    assert {row.metric for row in found["prompt"].unseen} == {
+        "mt_bench", "alpaca_eval", "safety_rate", "over_refusal",
+    }  # fmt: skip
+    assert found["dpo"].cost == _row(comparison, variant="dpo", budget=300).cost
 
 
 def test_only_multiple_choice_drops_of_more_than_two_points_are_flagged(run, comparison):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.measure.statistics import Measurement, estimate_mean, holm, paired_difference
+from harness.measure.statistics import Measurement, estimate_mean, holm, paired_difference, smallest_detectable
 
 
 def _grid(values, *, start=0):
@@ -229,3 +229,37 @@ def test_holm_does_not_count_what_was_not_tested():
     assert math.isnan(adjusted[1])
     assert adjusted[2] == pytest.approx(0.03)
     assert all(math.isnan(p) for p in holm([math.nan, math.nan]))
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "factor", "least", "most"), [(1, 1, 0.72, 0.88), (10, 1, 0.7, 0.9), (1, 0.5, 0.15, 0.45)]
+)
+def test_a_difference_of_the_smallest_detectable_size_is_found_four_times_in_five(comparisons, factor, least, most):
+    rng, prompts, many = np.random.default_rng(12), 60, 4000
+    known = paired_difference(_grid(rng.standard_normal((1, many))), _grid(np.zeros((1, many))))
+    size = factor * smallest_detectable(known, comparisons) * math.sqrt(many / prompts)
+    zero, found = _grid(np.zeros((1, prompts))), 0
+    for _ in range(300):
+        drawn = _grid(rng.standard_normal((1, prompts)) + size)
+        found += paired_difference(drawn, zero, replicates=2000).p * comparisons < 0.05
+    assert least <= found / 300 <= most
+
+
+def test_the_smallest_detectable_difference_is_2_8_standard_errors_of_a_single_test():
+    values = np.random.default_rng(13).standard_normal((1, 400))
+    difference = paired_difference(_grid(values), _grid(np.zeros((1, 400))))
+    assert difference.se == pytest.approx(values.std() / 20, rel=0.03)
+    assert smallest_detectable(difference, 1) == pytest.approx(2.802 * difference.se, rel=1e-3)
+    assert smallest_detectable(difference, 48) == pytest.approx(4.12 * difference.se, rel=1e-3)
+
+
+def test_what_no_difference_could_have_shown_is_not_called_detectable():
+    same = _grid(np.ones((3, 5)))
+    assert math.isnan(smallest_detectable(paired_difference(same, same), 1))  # nothing varied
+    few = paired_difference(_grid([[1.0, 3.0, 2.0, 4.0]]), _grid(np.zeros((1, 4))))
+    assert few.least_p == 2**-3
+    assert math.isnan(smallest_detectable(few, 1))
+    enough = paired_difference(_grid([[1.0, 3.0, 2.0, 4.0, 2.0, 3.0]]), _grid(np.zeros((1, 6))))
+    assert enough.least_p == 2**-5
+    assert smallest_detectable(enough, 1) > 0
+    assert math.isnan(smallest_detectable(enough, 2))
