@@ -91,7 +91,10 @@ def finetune_sae(
     release: Annotated[str | None, typer.Option(help="Instead of --sae: SAELens release name; needs --id.")] = None,
     id: Annotated[str | None, typer.Option(help="SAE id inside the release.")] = None,
     norm_filter: Annotated[
-        float | None, typer.Option(help="Leave out tokens longer than this multiple of the median norm.")
+        float | None,
+        typer.Option(
+            help="Leave out tokens longer than this multiple of the median norm.", show_default="what the SAE records"
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Training tokens.", show_default="every token of the training texts once")
