@@ -248,5 +248,5 @@ def _print_quality(result: Finetuned, out: Path) -> None:
     if abs(change) > _L0_TOLERANCE:
         console.print(f"L0 was not held: {change:+.1%} on held-out text; try a lower --lr or fewer --tokens")
     if made["norm_filter"] is not None:
-        console.print(f"its training left out tokens above {made['norm_filter']:g} x the median norm; its cfg.json says so")
+        console.print(f"its training left out tokens above {made['norm_filter']:g} x the median norm, as it records")
     console.print(f"{out}: {made['tokens']} tokens of {made['triples']} triples in {made['steps']} steps")
