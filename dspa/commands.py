@@ -167,7 +167,7 @@ def train_sae(
     from dspa.saes.train_sae import train_sae_command
 
     settings = TrainSettings(
-        tuple(layer), kind, latents, k, tokens, batch_size, lr, seed, norm_filter, held_out, measure_tokens, context,  # type: ignore[arg-type]
+        tuple(layer), kind, latents, k, tokens, batch_size, lr, seed, norm_filter, held_out, measure_tokens, context,
         save_dtype,
     )  # fmt: skip
     train_sae_command(base, text, out, settings, dtype=dtype, chat=chat, device=device, dry_run=dry_run)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,8 @@ from harness.data.refs import SAERef
 from harness.files import atomic_folder, write_json
 from harness.model.sae_training import WITH_K, new_sae, new_trainer, rise_and_fall, save_folded
 
-Kind = Literal["batchtopk", "topk", "jumprelu", "standard", "gated"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("batchtopk", "topk", "jumprelu", "standard", "gated")
+"""SAELens' trainers that give an SAE of a kind that can be used here; batchtopk is saved as jumprelu."""
 SAMPLE_TOKENS = 16_384
 CHECKPOINT_EVERY = 100
 _WATCH_EVERY = 10
@@ -32,9 +32,9 @@ _WATCH_EVERY = 10
 class NewSAE:
     """``latents`` of which ``k`` are active on a token (topk), or on the mean token. ``batch_size``: tokens a step."""
 
-    kind: Kind
+    kind: str
     latents: int
-    k: float
+    k: int | float
     steps: int
     batch_size: int
     lr: float
@@ -89,7 +89,7 @@ def start(settings: NewSAE, batches: Batches, layer: int, *, device: str) -> SAE
     trainer.activation_scaler.scaling_factor = scale
     with torch.no_grad():
         sae.b_dec.copy_(sample.mean(0) * scale)
-    hold_l0(trainer, settings.k, sample[: settings.batch_size].to(device) * scale)
+    hold_l0(trainer, float(settings.k), sample[: settings.batch_size].to(device) * scale)
     return trainer
 
 

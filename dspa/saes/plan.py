@@ -10,7 +10,7 @@ import torch
 
 from dspa.saes.activations import ActivationFiles, counted_tokens, forward_batches, residuals
 from dspa.saes.corpus import Corpus
-from dspa.saes.new import CHECKPOINT_EVERY, KINDS, Kind, NewSAE
+from dspa.saes.new import CHECKPOINT_EVERY, KINDS, NewSAE
 from dspa.saes.quality import Text, batch_texts
 from harness.compute.meter import read_peak
 from harness.data.refs import BaseShape
@@ -27,14 +27,14 @@ class TrainSettings:
     ``measure_tokens`` are measured on. ``norm_filter`` 0: leave no token out for its norm."""
 
     layers: tuple[int, ...]
-    kind: Kind = "batchtopk"
+    kind: str = "batchtopk"
     latents: int | None = None
-    k: float = 32
+    k: int | float = 32
     tokens: int | None = None
     batch_size: int = 1024
     lr: float = 6e-4
     seed: int = 0
-    norm_filter: float = 10.0
+    norm_filter: int | float = 10.0
     held_out: float = 0.05
     measure_tokens: int = 20_000
     context: int = 512

@@ -98,6 +98,28 @@ def test_scores_are_differences_of_mean_activations_over_answer_tokens_passed_on
         assert expected.max() > 0.05
 
 
+@torch.no_grad()
+def test_tokens_of_large_norm_are_left_out_where_an_sae_was_trained_without_them(base, sae_refs, triples):
+    some, refs = triples[:7], (sae_refs[0].model_copy(update={"norm_filter": 1.1}), sae_refs[1])
+    scores, _, _ = features_of(base, some, [load_sae(ref) for ref in refs])
+    plain, _, _ = features_of(base, some, [load_sae(ref) for ref in sae_refs])
+    assert torch.equal(scores[2], plain[2])
+    norms, answers = [], ([], [])
+    for triple in some:
+        prompt, *both = base.triple_ids(triple)
+        for kind, answer in enumerate(both):
+            hidden = base.model(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[2][0]
+            special = torch.isin(torch.tensor(prompt), torch.tensor(base.chat.special_ids))
+            norms += [] if kind else hidden[: len(prompt)][~special].norm(dim=-1).tolist()
+            norms += hidden[len(prompt) :].norm(dim=-1).tolist()
+            answers[kind].append(hidden[len(prompt) :])
+    limit = 1.1 * torch.tensor(norms).median()
+    kept = [torch.cat(rows)[torch.cat(rows).norm(dim=-1) <= limit] for rows in answers]
+    assert sum(map(len, kept)) < sum(len(row) for rows in answers for row in rows)
+    means = [load_sae(sae_refs[0]).sae.encode(rows).mean(0) for rows in kept]
+    torch.testing.assert_close(scores[1], (means[0] - means[1]).abs(), rtol=1e-4, atol=1e-5)
+
+
 def test_principal_directions_are_those_of_the_covariance_of_the_top_features_decoder_rows():
     draw = np.random.default_rng(0)
     decoder = draw.normal(size=(30, 8)) * np.array([5, 3, 2, 1, 1, 0.5, 0.2, 0.1])
@@ -338,7 +360,6 @@ def test_saes_that_do_not_fit_are_refused_before_any_work(sae_refs, tmp_path):
     for saes, message in (
         ((wide,), "made for d_model 64"),
         ((sae_refs[0], sae_refs[0]), "two SAEs are of layer 1; give one a layer"),
-        ((sae_refs[0].model_copy(update={"norm_filter": 10.0}),), "trained without tokens of large norm"),
     ):
         with pytest.raises(ValueError, match=message):
             SAILS(saes=saes).check(SHAPE)
