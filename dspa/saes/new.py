@@ -89,7 +89,8 @@ def start(settings: NewSAE, batches: Batches, layer: int, *, device: str) -> SAE
     trainer.activation_scaler.scaling_factor = scale
     with torch.no_grad():
         sae.b_dec.copy_(sample.mean(0) * scale)
-    hold_l0(trainer, float(settings.k), sample[: settings.batch_size].to(device) * scale)
+    first = sample[: settings.batch_size].to(device) * scale
+    hold_l0(trainer, float(settings.k), first, ramp=settings.steps // 2)
     return trainer
 
 

@@ -132,6 +132,13 @@ class Plan:
         return ActivationFiles(folder, self.settings.layers, self.tokens, self.d_model, self.dtype)
 
     @property
+    def first_and_special(self) -> int:
+        """First tokens of texts, BOS, EOS and pad among the training texts' tokens: left out. (What a text shares with
+        another, which counts it, is not among them.)"""
+        texts = [text for batch in self.batches for text in batch]
+        return sum(len(text.ids) - (text.start if text.start > 1 else 0) for text in texts) - self.tokens
+
+    @property
     def disk_bytes(self) -> int:
         """Activations, two checkpoints (weights and Adam's two moments), the SAEs themselves; in the state folder."""
         weights = 2 * self.d_model * self.sae.latents * 4
@@ -145,8 +152,8 @@ class Plan:
         texts = sum(map(len, self.batches))
         return [
             f"{sae.kind}: {sae.latents} latents, {sae.k:g} active, for layers {layers}",
-            f"{texts} texts of {positions} tokens in {len(self.batches)} forwards, {self.tokens} tokens kept once "
-            f"({self.files(Path()).bytes / _GB:.2f} GB on disk)",
+            f"{texts} texts of {positions} tokens in {len(self.batches)} forwards; {self.tokens} tokens count "
+            f"({self.files(Path()).bytes / _GB:.2f} GB on disk), {self.first_and_special} first and special ones do not",
             f"{sae.steps} steps of {sae.batch_size} tokens for each layer, "
             f"{sae.steps * sae.batch_size / self.tokens:.2f} times the tokens; checkpoint every {CHECKPOINT_EVERY}",
             f"measured on {self.held_out_tokens} tokens of {len(self.held_out)} held-out texts",

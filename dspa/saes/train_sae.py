@@ -22,11 +22,12 @@ from dspa.saes.encoder import token_blocks
 from dspa.saes.new import Seen, finish, sample_of, save_new, train_new
 from dspa.saes.plan import Forecast, Plan, TrainSettings, forecast
 from dspa.saes.quality import measure_quality
-from dspa.saes.sae import ResidualSAE
+from dspa.saes.sae import ResidualSAE, check_same_model
 from harness.data.refs import ModelRef, model_ref
 from harness.experiment.check import check_base
 from harness.files import atomic_folder, check_can_make, load_json, locked, write_json
 from harness.model.aligned import AlignedModel
+from harness.model.base import base_shape
 from harness.provenance import code_commit, machine, package_versions
 from harness.quiet import without_progress_bars
 
@@ -132,7 +133,7 @@ def _train_layer(
         "settings": {**asdict(settings), "latents": plan.sae.latents, "steps": plan.sae.steps},
         "code": code_commit(),
     }
-    metadata = {"model_name": _model_name(base), "trained": provenance}
+    metadata: dict[str, Any] = {"trained": provenance} | _model_name(base)
     if multiple is not None:
         metadata["norm_filter"] = multiple
     with atomic_folder(state / "out" / f"layer_{layer}") as out:
@@ -151,6 +152,7 @@ def _train_layer(
             "held_out": quality.to_dict() | {"texts": len(plan.held_out)},
             "dead": {"latents": dead, "share": dead / sae.d_sae, "tokens": quality.tokens + _tail(plan)},
             "left_out": {
+                "first_and_special_tokens": plan.first_and_special,
                 "norm_limit": limit,
                 "training_tokens": len(norms) - len(kept),
                 "share": 1 - len(kept) / len(norms),
@@ -169,9 +171,18 @@ def _words(seen: Seen) -> str:
     return f"explained variance {seen.explained_variance:.3f}, L0 {seen.l0:.1f}, dead {seen.dead}"
 
 
-def _model_name(base: AlignedModel) -> str:
-    """The public name, or for files the type: what a folder is called may say another family than the model's."""
-    return base.base.ref.id or str(base.model.config.get_text_config().model_type)  # type: ignore[union-attr]
+def _model_name(base: AlignedModel) -> dict[str, str]:
+    """The metadata's model name: the public one, or that of the folder or file where it contradicts nothing.
+
+    A folder may be called after another family than the model's, and the SAE would then not fit its own base.
+    """
+    ref = base.base.ref
+    name = ref.id or Path(str(ref.path)).resolve().name.removesuffix(".gguf")
+    try:
+        check_same_model("SAE", name, base_shape(ref))
+    except ValueError:
+        return {}
+    return {"model_name": name}
 
 
 def _tail(plan: Plan) -> int:
@@ -273,13 +284,11 @@ def train_sae_command(
 
 
 def _print(console: Console, trained: Sequence[Trained], out: Path) -> None:
-    table = Table("layer", "L0", "explained variance", "dead latents", "loss recovered", "loss: base, SAE, zeros")
+    table = Table("layer", "L0", "explained variance", "dead latents", "loss recovered")
     for one in trained:
-        held = one.report["held_out"]
-        losses = ", ".join(f"{held[name]:.3f}" for name in ("loss", "loss_sae", "loss_zero"))
-        dead = f"{one.report['dead']['latents']} ({one.report['dead']['share']:.1%})"
-        recovered = f"{held['loss_recovered']:.4f}"
-        table.add_row(str(one.layer), f"{held['l0']:.1f}", f"{held['explained_variance']:.4f}", dead, recovered, losses)
+        held, dead = one.report["held_out"], one.report["dead"]
+        figures = f"{held['l0']:.1f}", f"{held['explained_variance']:.4f}", f"{dead['latents']} ({dead['share']:.1%})"
+        table.add_row(str(one.layer), *figures, f"{held['loss_recovered']:.4f}")
     console.print(table)
     for one in trained:
         left = one.report["left_out"]
@@ -289,4 +298,8 @@ def _print(console: Console, trained: Sequence[Trained], out: Path) -> None:
                 f"{left['norm_limit']:.4g} and were left out; so are all such tokens where the SAE is used"
             )
     held = trained[0].report["held_out"]
-    console.print(f"measured as saved, on {held['tokens']} tokens of {held['texts']} held-out texts; {out}")
+    console.print(
+        f"measured as saved, on {held['tokens']} tokens of {held['texts']} held-out texts, where the base's loss is "
+        f"{held['loss']:.3f}; {out}",
+        markup=False,
+    )

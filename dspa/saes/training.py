@@ -126,14 +126,18 @@ def train(
     training.eval()
 
 
-def hold_l0(trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"]) -> None:
+def hold_l0(
+    trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"], *, ramp: int = 0
+) -> None:
     """Let the sparsity coefficient be what keeps the batches' mean L0 at ``target``; nothing for kinds without one.
 
-    It starts where the penalty is as large as the error that is left on ``batch``, in the trainer's units.
+    It starts where the penalty is as large as the error that is left on ``batch``, in the trainer's units. With
+    ``ramp`` the target comes down from the L0 of that batch in so many steps, each by the same factor: fresh latents
+    that are silenced at once learn nothing.
     """
     penalty = _PENALTIES.get(trainer.sae.cfg.architecture())
     if penalty is not None:
-        trainer.coefficient_schedulers[penalty] = _HeldL0(trainer, target, batch)  # type: ignore[assignment]
+        trainer.coefficient_schedulers[penalty] = _HeldL0(trainer, target, batch, ramp)  # type: ignore[assignment]
 
 
 class _HeldL0:
@@ -143,24 +147,34 @@ class _HeldL0:
     fewer lowers it.
     """
 
-    def __init__(self, trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"]) -> None:
-        self._trainer, self._target = trainer, target
-        self._seen, self._sum = 0.0, 0.0
-        self._start = self.value = _balance(trainer.sae, batch)
+    def __init__(
+        self, trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"], ramp: int
+    ) -> None:
+        self._trainer, self._target, self._ramp = trainer, target, ramp
+        self._steps, self._seen, self._sum = 0, 0.0, 0.0
+        self._start, self._first_l0 = _balance(trainer.sae, batch)
+        self.value = self._start
+
+    @property
+    def _wanted(self) -> float:
+        left = 1 - self._steps / self._ramp if self._steps < self._ramp else 0.0
+        return self._target * (max(self._first_l0, 1.0) / self._target) ** left
 
     def step(self) -> float:
         """Called by the trainer after each optimiser step."""
         fired = float(self._trainer.act_freq_scores.sum(dtype=torch.float64))
         l0 = (fired - self._seen) / self._trainer.cfg.train_batch_size_samples
         self._seen = fired
-        excess = max(-1.0, min(1.0, l0 / self._target - 1))
+        self._steps += 1
+        excess = max(-1.0, min(1.0, l0 / self._wanted - 1))
         self._sum += _INTEGRAL * excess
         self.value = self._start * math.exp(self._sum + _PROPORTIONAL * excess)
         return self.value
 
     def state_dict(self) -> dict[str, float]:
         """What SAELens' checkpoints hold of a schedule."""
-        return {"_seen": self._seen, "_sum": self._sum, "_start": self._start, "value": self.value}
+        names = ("_steps", "_seen", "_sum", "_start", "_first_l0", "value")
+        return {name: vars(self)[name] for name in names}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from there."""
@@ -168,15 +182,16 @@ class _HeldL0:
 
 
 @torch.no_grad()
-def _balance(training: TrainingSAE[Any], batch: Float[Tensor, "batch d_model"]) -> float:
-    """Coefficient at which the sparsity penalty equals the reconstruction error."""
+def _balance(training: TrainingSAE[Any], batch: Float[Tensor, "batch d_model"]) -> tuple[float, float]:
+    """(coefficient at which the sparsity penalty equals the reconstruction error, L0) on a batch."""
     (name,) = training.get_coefficients()
-    losses = training.training_forward_pass(
+    output = training.training_forward_pass(
         TrainStepInput(
             sae_in=batch, coefficients={name: 1.0}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
-    ).losses
-    return float(losses["mse_loss"] / losses[f"{name}_loss"].clamp(min=1e-12))
+    )
+    balance = float(output.losses["mse_loss"] / output.losses[f"{name}_loss"].clamp(min=1e-12))
+    return balance, float((output.feature_acts > 0).sum()) / len(batch)
 
 
 @torch.no_grad()

@@ -301,6 +301,15 @@ def test_features_are_predicted_exactly_training_nearly_and_controls_without_fea
     assert predicted["random"] == predicted["plain"] == {"train": predicted["sae"]["train"]}
 
 
+def test_the_pass_for_the_norm_limit_is_predicted_too(sails, sae_refs, tiny_base, triples):
+    base, some = tiny_base("llama"), triples[:10]
+    filtered = sails(epochs=1, saes=(sae_refs[0].model_copy(update={"norm_filter": 1e6}), sae_refs[1]))
+    predicted = filtered.predict(base, some, Rates(base.model.config))
+    _, meter = fit(filtered, base, some)
+    executed = {stage.name: stage.executed_flops for stage in meter.bill(method="sails", n_triples=10).stages}
+    assert predicted["features"] == executed["features"]
+
+
 def test_under_a_flop_limit_a_quarter_goes_to_the_features(sails, tiny_base, triples):
     base = tiny_base("gemma2")
     _, whole = fit(sails(epochs=1), base, triples)

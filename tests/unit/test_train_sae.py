@@ -75,7 +75,7 @@ def test_batchtopk_finds_the_planted_directions(tmp_path):
     directions, data, sae, _, seen = trained(tmp_path, steps=800)
     found = cosine_similarity(directions[:, None], sae.sae.W_dec[None], dim=-1).amax(1)
     assert found.mean() > 0.95, "mean max cosine"
-    assert explained(sae, data) > 0.95
+    assert explained(sae, data) > 0.9
     assert seen[-1].explained_variance > 0.95 and seen[-1].step == 800
     assert seen[0].explained_variance < seen[-1].explained_variance
 
@@ -298,6 +298,9 @@ def test_a_plan_says_how_many_steps_the_text_makes(tiny_base, triples_file):
     training, held_out = corpus.split(0.3, 0)
     assert plan.tokens == sum(counted_tokens(base, text) for text in training)
     assert (plan.sae.steps, plan.sae.latents) == (plan.tokens // 32, 4 * D_MODEL)
+    special = set(base.chat.special_ids)
+    left_out = sum(sum(i in special for i in text.ids[text.start :]) + (text.start == 1) for text in training)
+    assert plan.first_and_special == left_out
     assert 40 <= plan.held_out_tokens < 60 and set(plan.held_out) < set(held_out)
     fewer = Plan.of(base, corpus, dataclasses.replace(settings, tokens=64))
     assert fewer.sae.steps == 2 and 64 <= fewer.tokens < 90
