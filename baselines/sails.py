@@ -12,9 +12,9 @@ from baselines.metered import measured_batches
 from baselines.rows import answer_rows
 from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
-from dspa.density import CALIBRATION, norm_limits
+from dspa.density import norm_limits, norm_limits_flops
 from dspa.saes.encoder import token_blocks
-from dspa.saes.sae import ResidualSAE, check_sae, load_sae, norm_multiple, sae_sizes
+from dspa.saes.sae import ResidualSAE, check_sae, load_sae, sae_sizes
 from harness.compute import Meter
 from harness.compute.rates import Rates
 from harness.data.refs import SAERef
@@ -34,25 +34,23 @@ def activation_differences(
 ) -> tuple[dict[int, Float[Tensor, " d_sae"]], int]:
     """({layer of an SAE: |E_chosen[a] - E_rejected[a]| of each feature}, number of triples measured); on the CPU.
 
-    E is the mean activation over all tokens of the answers, without special ones and, for an SAE that was trained
-    without tokens of large norm, without those (see `norm_limits`). The prompt is passed once and its KV cache serves
-    both answers, up to the deepest SAE layer. With a FLOP limit only the first triples are measured (see
-    `measured_batches`).
+    E is the mean activation over all tokens of the answers, without special ones and without those of large norm where
+    an SAE was trained without them. The prompt is passed once and its KV cache serves both answers, up to the deepest
+    SAE layer. With a FLOP limit only the first triples are measured (see `measured_batches`).
     """
     encoded = encode_triples(base, triples)
-    limits = dict(zip((sae.layer for sae in saes), norm_limits(base, encoded, saes, meter, batch_size), strict=True))
+    limits = norm_limits(base, encoded, saes, meter=meter, batch_size=batch_size)
     sums = {sae.layer: torch.zeros(2, sae.d_sae, dtype=torch.float64) for sae in saes}
     n_tokens, n_triples = {sae.layer: torch.zeros(2, dtype=torch.float64) for sae in saes}, 0
     for rows in measured_batches(list(map(len, encoded)), batch_size, meter):
         _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), set(sums), meter)
-        for sae in saes:
-            residual, counted, limit = answers.residual[sae.layer], answers.counted, limits[sae.layer]
-            if limit is not None:
-                counted = counted & sae.fits_norm(residual, limit)
-            tokens = [residual[kind::2][counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, chosen, ...
-            n_tokens[sae.layer] += torch.stack([counted[kind::2].sum() for kind in (0, 1)]).cpu()
+        for sae, limit in zip(saes, limits, strict=True):
+            residual = answers.residual[sae.layer]
+            counted = answers.counted & sae.fits_norm(residual, limit)
+            tokens = [residual[kind::2][counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, ...
             with meter.step(("encode", sae.layer, sum(map(len, tokens))), tokens=0, kind="forward"):
                 sums[sae.layer] += torch.stack([_sum_of_latents(sae, of_kind) for of_kind in tokens]).cpu()
+            n_tokens[sae.layer] += torch.tensor([len(of_kind) for of_kind in tokens])
         n_triples += len(rows)
     means = {layer: total / n_tokens[layer].clamp(min=1)[:, None] for layer, total in sums.items()}
     return {layer: (mean[0] - mean[1]).abs().float() for layer, mean in means.items()}, n_triples
@@ -223,7 +221,5 @@ class SAILS(TrainedMethod):
         sizes = [sae_sizes(ref) for ref in self.saes]
         last = max(layer for layer, _, _ in sizes)
         passed = residual_flops(encoded, last_layer=last, rates=rates, batch_size=self.features_batch_size)
-        if filtered := [sae_sizes(ref)[0] for ref in self.saes if norm_multiple(ref) is not None]:
-            settings = {"last_layer": max(filtered), "rates": rates, "batch_size": self.features_batch_size}
-            passed += residual_flops(encoded[:CALIBRATION], **settings)
+        passed += norm_limits_flops(encoded, self.saes, rates=rates, batch_size=self.features_batch_size)
         return passed + sum(2 * d_model * d_sae * tokens for _, d_model, d_sae in sizes)

@@ -91,7 +91,10 @@ def finetune_sae(
     release: Annotated[str | None, typer.Option(help="Instead of --sae: SAELens release name; needs --id.")] = None,
     id: Annotated[str | None, typer.Option(help="SAE id inside the release.")] = None,
     norm_filter: Annotated[
-        float | None, typer.Option(help="Leave out tokens longer than this multiple of the median norm.")
+        float | None,
+        typer.Option(
+            help="Leave out tokens longer than this multiple of the median norm.", show_default="what the SAE records"
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Training tokens.", show_default="every token of the training texts once")
@@ -114,6 +117,60 @@ def finetune_sae(
     finetune_sae_command(
         sae, base, triples, out, settings, release=release, sae_id=id, norm_filter=norm_filter, chat=chat, device=device
     )
+
+
+@commands.command(
+    "train-sae",
+    epilog="Example: `dspa-bench train-sae --base models/sft --dtype bfloat16 --text pairs.jsonl --text stories.txt "
+    "--layer 8 --layer 22 --out saes/sft`",
+)
+def train_sae(
+    base: Annotated[
+        str, typer.Option(help="Base model: a local folder, a GGUF file, or a Hugging Face id[@revision].")
+    ],
+    text: Annotated[
+        list[Path],
+        typer.Option(help="JSONL of triples, of {messages} or of {text}, or .txt; may be repeated.", metavar="FILE"),
+    ],
+    layer: Annotated[list[int], typer.Option(help="Layer whose output an SAE describes; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, with a folder layer_N for each layer; must not exist.")],
+    kind: Annotated[
+        str, typer.Option(help="batchtopk (saved as jumprelu), topk, jumprelu, standard or gated.")
+    ] = "batchtopk",
+    latents: Annotated[int | None, typer.Option(help="Latents of an SAE.", show_default="4 x the width")] = None,
+    k: Annotated[float, typer.Option(help="Active latents: of every token (topk), of the mean token (others).")] = 32,
+    tokens: Annotated[
+        int | None, typer.Option(help="Training tokens.", show_default="every token of the training texts once")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 1024,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 6e-4,
+    seed: Annotated[int, typer.Option(help="Seed of weights, held-out draw and order of tokens.")] = 0,
+    norm_filter: Annotated[
+        float, typer.Option(help="Leave out tokens longer than this multiple of the median norm; 0: none.")
+    ] = 10,
+    held_out: Annotated[float, typer.Option(help="Share of prompts and documents kept back.")] = 0.05,
+    measure_tokens: Annotated[int, typer.Option(help="Held-out tokens measured on, at most.")] = 20_000,
+    context: Annotated[int, typer.Option(help="Longest piece of a document, in tokens.")] = 512,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model: float32 or bfloat16.")] = "float32",
+    save_dtype: Annotated[str, typer.Option(help="Dtype of the saved weights: float32 or float16.")] = "float32",
+    chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
+    device: Device = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do and take.")] = False,
+) -> None:
+    """Train SAEs on a model's activations over text, by SAELens' own trainer: all layers from one pass.
+
+    Says first what it will do and about how long that takes. Killed at any moment, the same command goes on and ends
+    with the same weights; what is unfinished lies in OUT.partial. Prints L0, explained variance, dead latents and loss
+    recovered on held-out text, and keeps them in report.json inside each folder, which every command takes as an SAE.
+    """
+    from dspa.saes.plan import TrainSettings
+    from dspa.saes.train_sae import train_sae_command
+
+    settings = TrainSettings(
+        tuple(layer), kind, latents, k, tokens, batch_size, lr, seed, norm_filter, held_out, measure_tokens, context,
+        save_dtype,
+    )  # fmt: skip
+    train_sae_command(base, text, out, settings, dtype=dtype, chat=chat, device=device, dry_run=dry_run)
 
 
 @perf.command(epilog="Example: `dspa-bench perf steering --threads 2 --out steering.md`")

@@ -81,7 +81,8 @@ def measure_densities(
     """
     encoded = encode_triples(base, triples)
     turns = condition_spans(base, encoded, condition)
-    input_limit, output_limit = norm_limits(base, encoded, (input_sae, output_sae), meter, batch_size)
+    first, second = norm_limits(base, encoded, (input_sae, output_sae), meter=meter, batch_size=batch_size)
+    limits = first, second
     order: list[int] = []
     prompts: list[SparseRows] = []
     differences: list[SparseRows] = []
@@ -91,18 +92,17 @@ def measure_densities(
         prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
         if input_sae is not None:
             counted = prompt.counted & _inside([turns[r] for r in rows], [encoded[r] for r in rows], prompt.counted)
-            density = density_of(input_sae, prompt.residual[input_sae.layer], counted, input_limit, meter=meter)
+            density = density_of(input_sae, prompt.residual[input_sae.layer], counted, limits[0], meter=meter)
             prompts.append(SparseRows.from_dense(density).to("cpu"))
         residual = answers.residual[output_sae.layer]
-        shares = density_of(output_sae, residual, answers.counted, output_limit, meter=meter)
+        shares = density_of(output_sae, residual, answers.counted, limits[1], meter=meter)
         differences.append(SparseRows.from_dense(shares[0::2] - shares[1::2]).to("cpu"))
     back = torch.tensor(order, dtype=torch.long).argsort()
     if input_sae is None:
         prompt_rows = SparseRows.from_dense(torch.zeros(len(encoded), 0))
     else:
         prompt_rows = SparseRows.concatenate(prompts, input_sae.d_sae).select(back)
-    differences_rows = SparseRows.concatenate(differences, output_sae.d_sae).select(back)
-    return Densities(prompt_rows, differences_rows, (input_limit, output_limit))
+    return Densities(prompt_rows, SparseRows.concatenate(differences, output_sae.d_sae).select(back), limits)
 
 
 def condition_spans(base: AlignedModel, encoded: Sequence[TripleIds], condition: Condition) -> list[tuple[int, int]]:
@@ -123,17 +123,33 @@ def _inside(
 
 
 def norm_limits(
-    base: AlignedModel, encoded: Sequence[TripleIds], saes: Sequence[ResidualSAE | None], meter: Meter, batch_size: int
+    base: AlignedModel,
+    encoded: Sequence[TripleIds],
+    saes: Sequence[ResidualSAE | None],
+    *,
+    meter: Meter,
+    batch_size: int,
 ) -> list[float | None]:
-    """The largest norm of a token that each SAE counts, from the first triples; None for one trained on all tokens."""
-    first = encoded[:CALIBRATION]
+    """The largest norm of a token that each SAE counts: its multiple of the median of the first `CALIBRATION` triples.
+
+    None for an SAE that was trained on all tokens; where all are, nothing is passed.
+    """
     norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in saes if sae and sae.norm_multiple is not None}
-    for rows in batches_by_length(first, batch_size) if norms else ():
-        for seen in triple_residuals(base, [first[r] for r in rows], set(norms), set(norms), meter):
+    encoded = encoded[:CALIBRATION]
+    for rows in batches_by_length(encoded, batch_size) if norms else ():
+        for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
             for layer, residual in seen.residual.items():
                 norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
     medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
     return [sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes]
+
+
+def norm_limits_flops(encoded: Sequence[TripleIds], saes: Sequence[SAERef], *, rates: Rates, batch_size: int) -> int:
+    """FLOPs of `norm_limits`."""
+    filtered = [sae_sizes(ref)[0] for ref in saes if norm_multiple(ref) is not None]
+    if not filtered:
+        return 0
+    return residual_flops(encoded[:CALIBRATION], last_layer=max(filtered), rates=rates, batch_size=batch_size)
 
 
 def predict_densities(
@@ -153,13 +169,10 @@ def predict_densities(
     if input_sae is not None:
         spans = condition_spans(base, encoded, condition)
         passes.append((input_sae, [one.prompt[a:b] for one, (a, b) in zip(encoded, spans, strict=True)]))
-    layers, filtered, total = [], [], 0
+    layers, total = [], 0
     for ref, texts in passes:
         layer, d_model, d_sae = sae_sizes(ref)
         layers.append(layer)
-        filtered += [layer] if norm_multiple(ref) is not None else []
         total += 2 * d_model * d_sae * sum(token not in special for text in texts for token in text)
     total += residual_flops(encoded, last_layer=max(layers), rates=rates, batch_size=batch_size)
-    if filtered:
-        total += residual_flops(encoded[:CALIBRATION], last_layer=max(filtered), rates=rates, batch_size=batch_size)
-    return total
+    return total + norm_limits_flops(encoded, [ref for ref, _ in passes], rates=rates, batch_size=batch_size)

@@ -114,6 +114,8 @@ def finetune(
     origin = {"neuronpedia_id": known.pop("neuronpedia_id")} if known.get("neuronpedia_id") else {}
     known.pop("num_dead_features", None)
     metadata.l0, metadata.finetuned = after.l0, provenance | origin
+    if sae.norm_multiple is not None:
+        metadata.norm_filter = sae.norm_multiple
     return Finetuned(tuned, before, after, provenance)
 
 
@@ -131,7 +133,7 @@ def continue_training(
         units = Units.of(sae, sample)
         training = to_training(sae, units)
         if steps:
-            _, active = reconstruct(sae, sample)
+            active = int(reconstruct(sae, sample)[1].sum())
             train(
                 training,
                 (batch * units.data for batch in batches),
@@ -246,5 +248,5 @@ def _print_quality(result: Finetuned, out: Path) -> None:
     if abs(change) > _L0_TOLERANCE:
         console.print(f"L0 was not held: {change:+.1%} on held-out text; try a lower --lr or fewer --tokens")
     if made["norm_filter"] is not None:
-        console.print(f"its training left out tokens of large norm: name it with norm_filter: {made['norm_filter']}")
+        console.print(f"its training left out tokens above {made['norm_filter']:g} x the median norm, as it records")
     console.print(f"{out}: {made['tokens']} tokens of {made['triples']} triples in {made['steps']} steps")

@@ -1,7 +1,7 @@
 """How well an SAE describes a base model on preference text: L0, explained variance, loss recovered."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -67,9 +67,9 @@ def batch_texts(base: AlignedModel, texts: Sequence[Text], rows: int) -> Iterato
 class Quality:
     """Figures over ``tokens`` tokens of text.
 
-    ``l0``: mean number of active latents a token. ``explained_variance``: 1 - E|x - x^|^2 / E|x - E x|^2. ``loss``:
-    the base's cross-entropy (nats) of the next token after those tokens; ``loss_sae`` with their residual replaced by
-    the reconstruction, ``loss_zero`` by zero.
+    ``l0``: mean number of active latents a token; ``silent``: the latents that are active on none of the tokens.
+    ``explained_variance``: 1 - E|x - x^|^2 / E|x - E x|^2. ``loss``: the base's cross-entropy (nats) of the next token
+    after those tokens; ``loss_sae`` with their residual replaced by the reconstruction, ``loss_zero`` by zero.
     """
 
     tokens: int
@@ -78,6 +78,7 @@ class Quality:
     loss: float
     loss_sae: float
     loss_zero: float
+    silent: frozenset[int] = field(default=frozenset(), repr=False)
 
     @property
     def loss_recovered(self) -> float:
@@ -85,7 +86,7 @@ class Quality:
         return (self.loss_zero - self.loss_sae) / (self.loss_zero - self.loss)
 
     def to_dict(self) -> dict[str, int | float]:
-        return asdict(self) | {"loss_recovered": self.loss_recovered}
+        return asdict(self) | {"silent": len(self.silent), "loss_recovered": self.loss_recovered}
 
 
 @torch.no_grad()
@@ -101,7 +102,8 @@ def measure_quality(
     decoder = find_decoder(base.model)
     total, squares = torch.zeros(saes[0].d_model, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     losses, tokens, predictions = [0.0] * (2 + len(saes)), 0, 0
-    active, errors = [0.0] * len(saes), [0.0] * len(saes)
+    errors = [0.0] * len(saes)
+    active = [torch.zeros(sae.d_sae, dtype=torch.int64, device=base.device) for sae in saes]
     for batch in batch_texts(base, texts, rows):
         with captured(decoder, {layer}) as residual:
             logits = base.model(**batch.inputs, use_cache=False).logits
@@ -122,19 +124,22 @@ def measure_quality(
     variance = float(squares / tokens - (total / tokens).pow(2).sum())
     loss, loss_zero, *loss_sae = (summed / predictions for summed in losses)
     return [
-        Quality(tokens, active[i] / tokens, 1 - errors[i] / tokens / variance, loss, loss_sae[i], loss_zero)
+        Quality(
+            tokens, int(active[i].sum()) / tokens, 1 - errors[i] / tokens / variance, loss, loss_sae[i], loss_zero,
+            frozenset((active[i] == 0).nonzero().flatten().tolist()),
+        )
         for i in range(len(saes))
-    ]
+    ]  # fmt: skip
 
 
 def reconstruct(
     sae: ResidualSAE, residual: Float[Tensor, "token d_model"]
-) -> tuple[Float[Tensor, "token d_model"], int]:
-    """(SAELens' own reconstruction, number of active latents over all tokens), in blocks of tokens."""
-    parts, active = [torch.empty_like(residual[:0])], 0
+) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " d_sae"]]:
+    """(SAELens' own reconstruction, number of tokens on which each latent is active), in blocks of tokens."""
+    parts, active = [torch.empty_like(residual[:0])], torch.zeros(sae.d_sae, dtype=torch.int64, device=residual.device)
     for block in token_blocks(residual, sae.d_sae):
         latents = sae.sae.encode(block)
-        active += int((latents > 0).sum())
+        active += (latents > 0).sum(0)
         parts.append(sae.sae.decode(latents))
     return torch.cat(parts), active
 

@@ -90,8 +90,8 @@ def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     return _load(ref, device)  # type: ignore[arg-type]  # frozen, so pydantic makes it hashable
 
 
-@cache
-def _load(ref: SAERef, device: str) -> ResidualSAE:
+def read_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
+    """`load_sae` without its memory of earlier calls: what the files hold now."""
     # To the CPU first: what goes wrong here is then the files' fault and not the device's.
     try:
         if ref.path is not None:
@@ -108,8 +108,12 @@ def _load(ref: SAERef, device: str) -> ResidualSAE:
             f"SAE {ref}: {_WEIGHTS if ref.path else 'its weights file'} is damaged or does not belong to its "
             f"configuration ({type(problem).__name__}: {problem}); get it again"
         ) from None
-    layer = _layer_of(ref, sae.cfg.to_dict())
-    return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, norm_multiple(ref))
+    config = sae.cfg.to_dict()
+    layer = _layer_of(ref, config)
+    return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, _norm_multiple(ref, config))
+
+
+_load = cache(read_sae)
 
 
 def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
@@ -127,6 +131,7 @@ def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
             f"SAE {ref}: layer {layer} is outside base {base.name}, whose layers are 0..{base.n_layers - 1}"
         )
     check_same_model(f"SAE {ref}", (config.get("metadata") or {}).get("model_name"), base)
+    _norm_multiple(ref, config)
     return layer, int(config["d_sae"])
 
 
@@ -173,9 +178,25 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
 
 
 def norm_multiple(ref: SAERef) -> float | None:
-    """The norm filter that the SAE behind ``ref`` was trained with, if any (see `ResidualSAE`)."""
-    made_without = ref.norm_filter is None and _KARVONEN.match(ref.release or "")
-    return _KARVONEN_NORM_MULTIPLE if made_without else ref.norm_filter
+    """The norm filter that the SAE behind ``ref`` was trained with, if any (see `ResidualSAE`).
+
+    That of the reference where it gives one, else what the SAE's own metadata records, as `train-sae` writes it.
+    """
+    return _norm_multiple(ref, _config_of(ref)[1])
+
+
+def _norm_multiple(ref: SAERef, config: Mapping[str, Any]) -> float | None:
+    recorded = (config.get("metadata") or {}).get("norm_filter")
+    if ref.norm_filter is not None:
+        return ref.norm_filter
+    if recorded is None:
+        return _KARVONEN_NORM_MULTIPLE if _KARVONEN.match(ref.release or "") else None
+    if isinstance(recorded, bool) or not isinstance(recorded, int | float) or not 1 < recorded < float("inf"):
+        raise ValueError(
+            f"SAE {ref}: its metadata has norm_filter {recorded!r}; it is a multiple of the median norm, above 1: "
+            "mend its cfg.json, or give `norm_filter` with the SAE"
+        )
+    return float(recorded)
 
 
 def _type(model_type: str) -> str:

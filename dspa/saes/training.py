@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
-from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
@@ -27,16 +26,15 @@ from torch import Tensor
 
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE
+from harness.model.sae_training import new_trainer, rise_and_fall
 
-# Architecture -> (coefficient of its sparsity penalty, what the calibration shifts, up or down for fewer latents).
-# BatchTopK SAEs are released as jumprelu and go on as that: the thresholds that they are used with are trained on,
-# where SAELens' batch-wise form would replace them by a new estimate.
-_KINDS: dict[str, tuple[str, str, int] | None] = {
-    "standard": ("l1", "b_enc", -1),
-    "jumprelu": ("l0", "threshold", +1),
-    "gated": ("l1", "b_gate", -1),
-    "topk": None,
-}
+# Architectures that can go on. BatchTopK SAEs are released as jumprelu and go on as that: the thresholds that they are
+# used with are trained on, where SAELens' batch-wise form would replace them by a new estimate.
+_CONTINUED = ("standard", "jumprelu", "gated", "topk")
+_PENALTIES = {"standard": "l1", "jumprelu": "l0", "gated": "l1"}  # SAELens' name of its sparsity coefficient
+# What the calibration shifts, up or down for fewer latents.
+_SHIFTED = {"standard": ("b_enc", -1), "jumprelu": ("threshold", +1), "gated": ("b_gate", -1)}
+_SHIFTED |= {"batchtopk": ("topk_threshold", +1)}
 _NORMALISING = ("layer_norm", "constant_norm_rescale")
 _INTEGRAL, _PROPORTIONAL = 0.05, 2.0
 
@@ -44,8 +42,9 @@ _INTEGRAL, _PROPORTIONAL = 0.05, 2.0
 def check_trainable(sae: ResidualSAE) -> None:
     """Raise ValueError, saying why, for an SAE that SAELens cannot train on as it is used."""
     architecture, normalise = sae.sae.cfg.architecture(), sae.sae.cfg.normalize_activations
-    if architecture not in _KINDS:
-        raise ValueError(f"SAEs of architecture {architecture!r} cannot be fine-tuned; allowed: {', '.join(_KINDS)}")
+    if architecture not in _CONTINUED:
+        allowed = ", ".join(_CONTINUED)
+        raise ValueError(f"SAEs of architecture {architecture!r} cannot be fine-tuned; allowed: {allowed}")
     if architecture == "gated" and normalise in _NORMALISING:
         raise ValueError(
             f"a gated SAE that normalises its input ({normalise}) cannot be fine-tuned: SAELens' auxiliary loss leaves "
@@ -117,60 +116,82 @@ def train(
 
     Latents that fall silent are not revived: that would give an index a new meaning.
     """
-    warm_up, decay = steps // 20, steps // 5
-    config = SAETrainerConfig(
-        total_training_samples=steps * batch_size,
-        train_batch_size_samples=batch_size,
-        lr=lr,
-        lr_end=lr / 10,
-        lr_warm_up_steps=warm_up if warm_up > 1 else 0,
-        lr_decay_steps=decay,
-        device=str(training.W_dec.device),
-        dead_feature_window=steps + 1,
-        feature_sampling_window=steps + 1,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    trainer = SAETrainer(config, training, batches)
-    kind = _KINDS[training.cfg.architecture()]
-    if kind is not None:
-        trainer.coefficient_schedulers[kind[0]] = _HeldL0(trainer, target_l0, batches)  # type: ignore[assignment]
+    trainer = new_trainer(
+        training, batches, steps=steps, batch_size=batch_size, lr=lr, dead_feature_window=steps + 1,
+        feature_sampling_window=steps + 1, **rise_and_fall(steps),
+    )  # fmt: skip
+    if training.cfg.architecture() in _PENALTIES:
+        hold_l0(trainer, target_l0, next(batches))
     trainer.fit()
     training.eval()
+
+
+def hold_l0(
+    trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"], *, ramp: int = 0
+) -> None:
+    """Let the sparsity coefficient be what keeps the batches' mean L0 at ``target``; nothing for kinds without one.
+
+    It starts where the penalty is as large as the error that is left on ``batch``, in the trainer's units. With
+    ``ramp`` the target comes down from the L0 of that batch in so many steps, each by the same factor: fresh latents
+    that are silenced at once learn nothing.
+    """
+    penalty = _PENALTIES.get(trainer.sae.cfg.architecture())
+    if penalty is not None:
+        trainer.coefficient_schedulers[penalty] = _HeldL0(trainer, target, batch, ramp)  # type: ignore[assignment]
 
 
 class _HeldL0:
     """In place of SAELens' schedule of a sparsity coefficient: whatever keeps the batches' mean L0 at ``target``.
 
-    It starts where the penalty is as large as the error that is left. A batch with more latents than wanted raises
-    the coefficient (in proportion to the excess, and for good), one with fewer lowers it.
+    A batch with more latents than wanted raises the coefficient (in proportion to the excess, and for good), one with
+    fewer lowers it.
     """
 
-    def __init__(self, trainer: SAETrainer[Any, Any], target: float, batches: Iterator[Tensor]) -> None:
-        self._trainer, self._target = trainer, target
-        self._seen, self._sum = 0.0, 0.0
-        self._start = self.value = _balance(trainer.sae, next(batches))
+    def __init__(
+        self, trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"], ramp: int
+    ) -> None:
+        self._trainer, self._target, self._ramp = trainer, target, ramp
+        self._steps, self._seen, self._sum = 0, 0.0, 0.0
+        self._start, self._first_l0 = _balance(trainer.sae, batch)
+        self.value = self._start
+
+    @property
+    def _wanted(self) -> float:
+        left = 1 - self._steps / self._ramp if self._steps < self._ramp else 0.0
+        return self._target * (max(self._first_l0, 1.0) / self._target) ** left
 
     def step(self) -> float:
         """Called by the trainer after each optimiser step."""
-        fired = float(self._trainer.act_freq_scores.sum())
+        fired = float(self._trainer.act_freq_scores.sum(dtype=torch.float64))
         l0 = (fired - self._seen) / self._trainer.cfg.train_batch_size_samples
         self._seen = fired
-        excess = max(-1.0, min(1.0, l0 / self._target - 1))
+        self._steps += 1
+        excess = max(-1.0, min(1.0, l0 / self._wanted - 1))
         self._sum += _INTEGRAL * excess
         self.value = self._start * math.exp(self._sum + _PROPORTIONAL * excess)
         return self.value
 
+    def state_dict(self) -> dict[str, float]:
+        """What SAELens' checkpoints hold of a schedule."""
+        names = ("_steps", "_seen", "_sum", "_start", "_first_l0", "value")
+        return {name: vars(self)[name] for name in names}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
+
 
 @torch.no_grad()
-def _balance(training: TrainingSAE[Any], batch: Float[Tensor, "batch d_model"]) -> float:
-    """Coefficient at which the sparsity penalty equals the reconstruction error."""
+def _balance(training: TrainingSAE[Any], batch: Float[Tensor, "batch d_model"]) -> tuple[float, float]:
+    """(coefficient at which the sparsity penalty equals the reconstruction error, L0) on a batch."""
     (name,) = training.get_coefficients()
-    losses = training.training_forward_pass(
+    output = training.training_forward_pass(
         TrainStepInput(
             sae_in=batch, coefficients={name: 1.0}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
-    ).losses
-    return float(losses["mse_loss"] / losses[f"{name}_loss"].clamp(min=1e-12))
+    )
+    balance = float(output.losses["mse_loss"] / output.losses[f"{name}_loss"].clamp(min=1e-12))
+    return balance, float((output.feature_acts > 0).sum()) / len(batch)
 
 
 @torch.no_grad()
@@ -179,8 +200,8 @@ def calibrate(training: TrainingSAE[Any], sample: Float[Tensor, "token d_model"]
 
     Where so many cannot fire at any shift (JumpReLU and gated latents need a positive activation), as many as can.
     """
-    kind = _KINDS[training.cfg.architecture()]
-    if kind is None:
+    architecture = training.cfg.architecture()
+    if architecture not in _SHIFTED:
         return
     largest = torch.empty(0, device=sample.device)
     for block in token_blocks(sample, training.cfg.d_sae):
@@ -190,10 +211,10 @@ def calibrate(training: TrainingSAE[Any], sample: Float[Tensor, "token d_model"]
     if len(largest) < 2:
         return
     last = min(active, len(largest) - 1)
-    _, name, sign = kind
-    bias = training.get_parameter(name)
+    name, sign = _SHIFTED[architecture]
+    bias = getattr(training, name)
     bias += sign * (largest[max(last - 1, 0)] + largest[last]) / 2
-    if name == "threshold":
+    if sign > 0:  # a threshold
         bias.clamp_(min=0)
 
 
@@ -203,7 +224,7 @@ def _margins(training: TrainingSAE[Any], block: Float[Tensor, "token d_model"]) 
     architecture = training.cfg.architecture()
     if architecture == "standard":
         return hidden
-    if architecture == "jumprelu":
-        return (hidden - training.get_parameter("threshold")).where(hidden > 0, -math.inf)
+    if architecture in ("jumprelu", "batchtopk"):
+        return (hidden - getattr(training, _SHIFTED[architecture][0])).to(hidden.dtype).where(hidden > 0, -math.inf)
     gate = training.process_sae_in(block) @ training.W_enc + training.get_parameter("b_gate")
     return gate.where(hidden > 0, -math.inf)

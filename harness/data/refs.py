@@ -130,7 +130,8 @@ class SAERef(_Ref):
     """A sparse autoencoder: ``path`` is a SAELens folder, ``release`` + ``id`` a SAELens release name.
 
     ``norm_filter``: the SAE was trained without tokens whose residual is longer than this multiple of the median norm,
-    so such tokens are left out of densities and never steered. Known by itself for adamkarvonen's Qwen3 releases (10).
+    so such tokens are left out of densities and never steered. Known by itself for SAEs whose metadata records it
+    (those of `train-sae`) and for adamkarvonen's Qwen3 releases (10).
     Where a method takes one, a suite may give the name of an entry of its ``saes:`` table instead.
     """
 

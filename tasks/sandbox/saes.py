@@ -50,39 +50,17 @@ def train_sae(
     data: Float[Tensor, "pos d_model"], site: Site, folder: Path, *, seed: int, d_sae: int, steps: int
 ) -> None:
     """Train a BatchTopK SAE with SAELens' trainer; write it in SAELens' inference format (as JumpReLU)."""
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.training.sae_trainer import SAETrainer
+    from harness.model.sae_training import new_sae, new_trainer, save_folded
 
     torch.manual_seed(seed)
-    sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(
-            d_in=data.shape[1],
-            d_sae=d_sae,
-            k=site.k,
-            # Norms differ between layers; scaled to sqrt(d_in), one learning rate fits all.
-            normalize_activations="expected_average_only_in",
-            metadata=SAEMetadata(model_name="dspa-bench sandbox", hook_name=f"blocks.{site.layer}.hook_resid_post"),
-        )
-    )
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=steps * BATCH_SIZE,
-            train_batch_size_samples=BATCH_SIZE,
-            lr=LEARNING_RATE,
-            lr_decay_steps=steps // 4,
-            lr_end=LEARNING_RATE / 10,
-            dead_feature_window=200,
-            n_batches_for_norm_estimate=20,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae,
-        _shuffled(data, seed),
-    )
+    metadata = {"model_name": "dspa-bench sandbox", "hook_name": f"blocks.{site.layer}.hook_resid_post"}
+    sae = new_sae("batchtopk", d_in=data.shape[1], d_sae=d_sae, k=site.k, metadata=metadata)
+    trainer = new_trainer(
+        sae, _shuffled(data, seed), steps=steps, batch_size=BATCH_SIZE, lr=LEARNING_RATE,
+        lr_decay_steps=steps // 4, dead_feature_window=200, n_batches_for_norm_estimate=20,
+    )  # fmt: skip
     trainer.fit()
-    sae.fold_W_dec_norm()
-    sae.save_inference_model(folder)
+    save_folded(sae, folder)
 
 
 def _shuffled(data: Float[Tensor, "pos d_model"], seed: int) -> Iterator[Float[Tensor, "batch d_model"]]:

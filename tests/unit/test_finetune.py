@@ -139,6 +139,7 @@ def test_quality_equals_a_text_by_text_computation(tiny_base, sae_refs, triples)
     texts = texts_of(base, triples[:5])
     (got,) = measure_quality(base, [sae], texts, limit=None, rows=4)
     variance, active, tokens, losses = ExplainedVarianceCalculator(), 0, 0, torch.zeros(3)
+    fired = torch.zeros(D_SAE, dtype=torch.bool)
     for text in texts:
         ids = torch.tensor([text.ids])
         counted = [i for i in range(text.start, len(text.ids)) if text.ids[i] not in base.chat.special_ids]
@@ -146,6 +147,7 @@ def test_quality_equals_a_text_by_text_computation(tiny_base, sae_refs, triples)
         x = base.model(ids, output_hidden_states=True).hidden_states[3][0][counted].detach()
         latents = sae.sae.encode(x)
         active, tokens = active + int((latents > 0).sum()), tokens + len(x)
+        fired |= (latents > 0).any(0)
         variance.add_batch(sae.sae.decode(latents), x)
         for index, value in enumerate((None, sae.sae.decode(latents), torch.zeros_like(x))):
 
@@ -159,6 +161,7 @@ def test_quality_equals_a_text_by_text_computation(tiny_base, sae_refs, triples)
             handle.remove()
             losses[index] += cross_entropy(logits[predicting], ids[0][[i + 1 for i in predicting]], reduction="sum")
     assert got.tokens == tokens
+    assert got.silent == frozenset((~fired).nonzero().flatten().tolist())
     assert got.l0 == pytest.approx(active / tokens)
     assert got.explained_variance == pytest.approx(variance.compute(), rel=1e-4)
     scale = (got.loss / losses[0]).item()
@@ -183,7 +186,7 @@ def test_a_perfect_sae_recovers_the_whole_loss_and_an_empty_one_none(tiny_base, 
     assert second.loss_recovered == pytest.approx(0, abs=1e-6) and second.l0 == 0
 
 
-def test_tokens_of_large_norm_are_left_out_where_the_sae_asks_for_it(tiny_base, sae_refs, triples):
+def test_tokens_of_large_norm_are_left_out_where_the_sae_asks_for_it(tiny_base, sae_refs, tmp_path, triples):
     base, plain = tiny_base(), load_sae(sae_refs[1])
     norms = torch.cat(list(stream_tokens(base, 2, texts_of(base, triples), rows=8))).norm(dim=-1)
     limit = float(norms.quantile(0.7))
@@ -194,6 +197,8 @@ def test_tokens_of_large_norm_are_left_out_where_the_sae_asks_for_it(tiny_base, 
     everything = finetune(base, plain, triples, SMALL, source="plain")
     assert result.before.tokens < everything.before.tokens
     assert result.provenance["norm_filter"] == 1.05
+    save_finetuned(result, tmp_path / "tuned")
+    assert load_sae(SAERef(path=str(tmp_path / "tuned"))).norm_multiple == 1.05, "the folder says so itself"
 
 
 def test_the_same_seed_gives_the_same_sae_and_another_one_another(tiny_base, sae_refs, triples):

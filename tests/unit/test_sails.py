@@ -99,28 +99,25 @@ def test_scores_are_differences_of_mean_activations_over_answer_tokens_passed_on
 
 
 @torch.no_grad()
-def test_tokens_of_large_norm_are_left_out_for_saes_that_were_trained_without_them(base, sae_refs, triples):
-    some, multiple = triples[:7], 1.1
-    refs = [sae_refs[0].model_copy(update={"norm_filter": multiple}), sae_refs[1]]
+def test_tokens_of_large_norm_are_left_out_where_an_sae_was_trained_without_them(base, sae_refs, triples):
+    some, refs = triples[:7], (sae_refs[0].model_copy(update={"norm_filter": 1.1}), sae_refs[1])
     scores, _, _ = features_of(base, some, [load_sae(ref) for ref in refs])
-    unfiltered, _, _ = features_of(base, some, [load_sae(ref) for ref in sae_refs])
-    sae, layer = SAE.load_from_disk(refs[0].path), load_sae(refs[0]).layer
-    rows = [(kind, prompt, answer) for prompt, *two in map(base.triple_ids, some) for kind, answer in enumerate(two)]
-    special = torch.tensor(base.chat.special_ids)
-    norms, states = [], []
-    for kind, prompt, answer in rows:
-        whole = torch.tensor([prompt + answer])
-        state = base.model(whole, output_hidden_states=True).hidden_states[layer + 1][0]
-        states.append(state[len(prompt) :])
-        start = 0 if kind == 0 else len(prompt)  # a prompt is passed once for its two answers
-        norms += state[start:][~torch.isin(whole[0, start:], special)].norm(dim=-1).tolist()
-    limit = multiple * float(torch.tensor(norms).median())
-    kept = [sae.encode(state[state.norm(dim=-1) <= limit]).numpy() for state in states]
-    means = [np.concatenate(kept[kind::2]).mean(0) for kind in (0, 1)]
-    assert scores[layer].numpy() == pytest.approx(np.abs(means[0] - means[1]), abs=1e-5)
-    assert not np.allclose(scores[layer], unfiltered[layer], atol=1e-4)
-    other = next(found for found in scores if found != layer)
-    assert torch.equal(scores[other], unfiltered[other])
+    plain, _, _ = features_of(base, some, [load_sae(ref) for ref in sae_refs])
+    assert torch.equal(scores[2], plain[2])
+    norms, answers = [], ([], [])
+    for triple in some:
+        prompt, *both = base.triple_ids(triple)
+        for kind, answer in enumerate(both):
+            hidden = base.model(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[2][0]
+            special = torch.isin(torch.tensor(prompt), torch.tensor(base.chat.special_ids))
+            norms += [] if kind else hidden[: len(prompt)][~special].norm(dim=-1).tolist()
+            norms += hidden[len(prompt) :].norm(dim=-1).tolist()
+            answers[kind].append(hidden[len(prompt) :])
+    limit = 1.1 * torch.tensor(norms).median()
+    kept = [torch.cat(rows)[torch.cat(rows).norm(dim=-1) <= limit] for rows in answers]
+    assert sum(map(len, kept)) < sum(len(row) for rows in answers for row in rows)
+    means = [load_sae(sae_refs[0]).sae.encode(rows).mean(0) for rows in kept]
+    torch.testing.assert_close(scores[1], (means[0] - means[1]).abs(), rtol=1e-4, atol=1e-5)
 
 
 def test_principal_directions_are_those_of_the_covariance_of_the_top_features_decoder_rows():
@@ -302,6 +299,15 @@ def test_features_are_predicted_exactly_training_nearly_and_controls_without_fea
     assert predicted["sae"]["features"] == executed["features"]
     assert predicted["sae"]["train"] == pytest.approx(executed["train"], rel=0.1)  # the trainer draws other batches
     assert predicted["random"] == predicted["plain"] == {"train": predicted["sae"]["train"]}
+
+
+def test_the_pass_for_the_norm_limit_is_predicted_too(sails, sae_refs, tiny_base, triples):
+    base, some = tiny_base("llama"), triples[:10]
+    filtered = sails(epochs=1, saes=(sae_refs[0].model_copy(update={"norm_filter": 1e6}), sae_refs[1]))
+    predicted = filtered.predict(base, some, Rates(base.model.config))
+    _, meter = fit(filtered, base, some)
+    executed = {stage.name: stage.executed_flops for stage in meter.bill(method="sails", n_triples=10).stages}
+    assert predicted["features"] == executed["features"]
 
 
 def test_under_a_flop_limit_a_quarter_goes_to_the_features(sails, tiny_base, triples):
