@@ -274,7 +274,9 @@ def meter(
 def lm_eval(
     model: Annotated[
         str | None,
-        typer.Option(help="Model folder or Hugging Face id[@revision].", show_default="stories260K in the data folder"),
+        typer.Option(
+            help="Model folder, GGUF file or Hugging Face id[@revision].", show_default="stories260K in the data folder"
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -283,12 +285,16 @@ def lm_eval(
     limit: Annotated[int, typer.Option(min=1, help="Items of each task; a group's are shared among its tasks.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward, on both sides.")] = 16,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Dtype in which both load the weights.")
+    ] = "float32",
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, and how far values are apart.
+    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, how far log-likelihoods are
+    apart, and every metric of both with its 95 % interval.
 
     The first line of each table is the control: `hf` against itself. Goals are shown beside the ratios; the exit
     code does not depend on them.
@@ -298,5 +304,5 @@ def lm_eval(
     from harness.speed.report import measure_and_keep
 
     folder = model or str(data_folder() / "models" / "stories260K")
-    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed)
+    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed, dtype)
     measure_and_keep("Scoring multiple choice against lm-eval's hf", options, measure_lm_eval, threads, out)

@@ -102,6 +102,7 @@ def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -
             section.figures = [Figure(name, comparison.median_seconds(name), "s") for name in seconds]
             section.figures += [
                 Figure(MAP, median(bill.stages[1].seconds for bill in bills), "s"),
+                Figure(f"{FIT}: of it the profiler's own time", median(bill.metering_seconds for bill in bills), "s"),
                 Figure(f"{FIT}: executed", bills[-1].executed_flops, "FLOPs"),
                 Figure(f"{FIT}: peak memory of the process", max(bill.peak_bytes for bill in bills) / 1e6, "MB"),
             ]
