@@ -8,19 +8,43 @@ import typer
 from harness.cli.options import Device, command_group
 
 commands = command_group()
-perf = command_group("How fast DSPA is, as ratios with intervals from one interleaved run on a random model.")
+perf = command_group("How fast DSPA is, as ratios with intervals from one interleaved run.")
 commands.add_typer(perf, name="perf")
 
-Shape = Annotated[str, typer.Option(help="Model to make up: quarter-gemma-2-2b, gemma-2-2b, qwen3-8b or tiny.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="Model to make up: quarter-gemma-2-2b, gemma-2-2b, qwen3-8b or tiny.", show_default="quarter-gemma-2-2b"
+    ),
+]
 Ratios = Annotated[
     list[float] | None,
-    typer.Option("--ratio", help="Size of one SAE over the model's; may be repeated.", show_default="0.03 and 0.13"),
+    typer.Option(
+        "--ratio", help="Size of one made-up SAE over the model's; may be repeated.", show_default="0.03 and 0.13"
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of a made-up model a real one: folder, GGUF file or Hugging Face id[@revision].",
+        show_default="none",
+    ),
+]
+InputSAE = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="With --base: SAELens folder at l_in.", show_default="none")
+]
+OutputSAE = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="With --base: SAELens folder at l_out.", show_default="none")
+]
+Texts = Annotated[
+    str | None,
+    typer.Option(metavar="TRIPLES.jsonl", help="With --base: triples for prompts and answers.", show_default="none"),
 ]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Dtype of the model; SAEs are in float32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's choice")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, texts and the order in rounds.")]
 Out = Annotated[Path | None, typer.Option(help="File to keep the report in, .md or .json.", show_default="none")]
-_RATIOS, _BATCHES = [0.03, 0.13], [1, 16]
+_BATCHES = [1, 16]
 
 
 @commands.command(epilog="Example: `dspa-bench audit dspa-300 --texts pairs.jsonl`")
@@ -175,8 +199,12 @@ def train_sae(
 
 @perf.command(epilog="Example: `dspa-bench perf steering --threads 2 --out steering.md`")
 def steering(
-    shape: Shape = "quarter-gemma-2-2b",
+    shape: Shape = None,
     ratio: Ratios = None,
+    base: Base = None,
+    input_sae: InputSAE = None,
+    output_sae: OutputSAE = None,
+    texts: Texts = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Rows decoded together; may be repeated.", show_default="1 and 16")
     ] = None,
@@ -193,29 +221,43 @@ def steering(
     The first line of each table is the control: the unsteered model against itself. Differences of that size mean
     nothing. Goals are shown beside the ratios; the exit code does not depend on them.
     """
-    from dspa.perf.steering import SteeringOptions, measure_steering
+    from dspa.perf.steering import SHORT, SteeringOptions, measure_steering
+    from dspa.perf.subject import subject_of
     from harness.speed.report import measure_and_keep
 
-    ratios, batches = tuple(ratio or _RATIOS), tuple(batch or _BATCHES)
+    subject = subject_of(
+        SHORT,
+        made_up={"shape": shape, "ratio": tuple(ratio) if ratio else None},
+        given={"base": base, "input_sae": input_sae, "output_sae": output_sae, "texts": texts},
+    )
     options = SteeringOptions(
-        shape, ratios, rounds, dtype=dtype, device=device, seed=seed, batches=batches, steps=steps
+        subject, rounds, dtype=dtype, device=device, seed=seed, batches=tuple(batch or _BATCHES), steps=steps
     )
     measure_and_keep("DSPA while decoding", options, measure_steering, threads, out)
 
 
 @perf.command(epilog="Example: `dspa-bench perf fit --threads 2 --out fit.md`")
 def fit(
-    shape: Shape = "quarter-gemma-2-2b",
+    shape: Shape = None,
     ratio: Ratios = None,
+    base: Base = None,
+    input_sae: InputSAE = None,
+    output_sae: OutputSAE = None,
+    texts: Texts = None,
     triples: Annotated[int, typer.Option(min=1, help="Triples fitted on in every round.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Triples a forward.")] = 8,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Median length of prompts (default: as in HH-RLHF).")] = 84,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Median length of answers (default: as in HH-RLHF).")] = 31,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Median length of made-up prompts.", show_default="84, as in HH-RLHF")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Median length of made-up answers.", show_default="31, as in HH-RLHF")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 4,
     map_triples: Annotated[
-        int, typer.Option(min=1, help="Triples of the map whose size and query are measured.")
-    ] = 1000,
-    map_width: Annotated[int, typer.Option(min=64, help="Latents of that map.")] = 16_384,
+        int | None,
+        typer.Option(min=1, help="Triples of a made-up map whose size and query are measured.", show_default="1000"),
+    ] = None,
+    map_width: Annotated[int | None, typer.Option(min=64, help="Latents of that map.", show_default="16384")] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     threads: Threads = None,
@@ -224,17 +266,24 @@ def fit(
 ) -> None:
     """Fit DSPA against two full forwards a pair, and against the forwards and products no fit can do without.
 
-    Also the size on disk of a map, and milliseconds for a prompt's query of it. The first line of each table is the
-    control: a candidate against itself. Goals are shown; the exit code does not depend on them.
+    Of a made-up model also the size on disk of a map, and milliseconds for a prompt's query of it. The first line of
+    each table is the control: a candidate against itself. Goals are shown; the exit code does not depend on them.
     """
     from dspa.perf.fit import FitOptions, measure_fit
+    from dspa.perf.subject import MADE_UP, subject_of
     from harness.speed.report import measure_and_keep
 
-    ratios = tuple(ratio or _RATIOS)
-    texts = {"triples": triples, "batch_size": batch_size}
-    texts |= {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
-    of_map = {"map_triples": map_triples, "map_width": map_width}
-    options = FitOptions(shape, ratios, rounds, dtype=dtype, device=device, seed=seed, **texts, **of_map)
+    of_map = {name: value for name, value in (("map_triples", map_triples), ("map_width", map_width)) if value}
+    made_up = {"shape": shape, "ratio": tuple(ratio) if ratio else None}
+    subject = subject_of(
+        MADE_UP,
+        made_up=made_up | {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens},
+        given={"base": base, "input_sae": input_sae, "output_sae": output_sae, "texts": texts},
+        beside=of_map,
+    )
+    options = FitOptions(
+        subject, rounds, dtype=dtype, device=device, seed=seed, triples=triples, batch_size=batch_size, **of_map
+    )
     measure_and_keep("Fitting DSPA", options, measure_fit, threads, out)
 
 
@@ -282,7 +331,9 @@ def meter(
 def lm_eval(
     model: Annotated[
         str | None,
-        typer.Option(help="Model folder or Hugging Face id[@revision].", show_default="stories260K in the data folder"),
+        typer.Option(
+            help="Model folder, GGUF file or Hugging Face id[@revision].", show_default="stories260K in the data folder"
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -291,12 +342,16 @@ def lm_eval(
     limit: Annotated[int, typer.Option(min=1, help="Items of each task; a group's are shared among its tasks.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward, on both sides.")] = 16,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Dtype in which both load the weights.")
+    ] = "float32",
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
-    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, and how far values are apart.
+    """Score multiple choice with lm-eval's class `aligned` and with its `hf`: ratios, how far log-likelihoods are
+    apart, and every metric of both with its 95 % interval.
 
     The first line of each table is the control: `hf` against itself. Goals are shown beside the ratios; the exit
     code does not depend on them.
@@ -306,5 +361,5 @@ def lm_eval(
     from harness.speed.report import measure_and_keep
 
     folder = model or str(data_folder() / "models" / "stories260K")
-    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed)
+    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed, dtype)
     measure_and_keep("Scoring multiple choice against lm-eval's hf", options, measure_lm_eval, threads, out)

@@ -15,7 +15,8 @@ from torch import Tensor
 from dspa.map.condiff import ConditionalDifferenceMap, Gate
 from dspa.method import DSPA
 from dspa.perf.naive import least_forwards, text_pairs, two_full_forwards
-from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, PerfOptions, Writer, firing_shares, make_base, make_saes
+from dspa.perf.subject import MadeUp, PerfOptions
+from dspa.perf.synthetic import ACTIVE_SHARE, firing_shares
 from dspa.saes.sae import load_sae
 from dspa.steering import top_latents
 from harness.compute import Meter
@@ -27,46 +28,41 @@ from harness.speed.report import Figure, Section
 FIT = "DSPA.fit"
 FEATURES, MAP = "DSPA.fit, stage features", "DSPA.fit, stage map"
 NAIVE = "two full forwards a pair, all tokens encoded"
+PLAIN = "two full forwards a pair, nothing encoded"
 LEAST = "early-stopped forwards and encoder product"
 _AT_LEAST, _AT_MOST = 2.0, 1.15  # times as fast as NAIVE; of the time of LEAST
 _MEGABYTES, _MILLISECONDS = 10.0, 1.0  # of the map: its file, a query
-_CALIBRATION = 16
 _PROMPT_TOKENS, _ANSWER_TOKENS, _BURST = 115, 45, 0.3  # of the densities that the map is drawn from
 
 
 @dataclass(frozen=True)
 class FitOptions(PerfOptions):
-    """``triples`` are fitted on in every round, ``batch_size`` of them a forward; ``prompt_tokens`` and
-    ``answer_tokens`` are medians. The map is measured with ``map_triples`` and ``map_width``."""
+    """``triples`` are fitted on in every round, ``batch_size`` of them a forward. Beside a made-up subject a map of
+    ``map_triples`` triples and ``map_width`` latents is measured."""
 
     rounds: int = 4
     triples: int = 16
     batch_size: int = 8
-    prompt_tokens: int = Lengths.prompt
-    answer_tokens: int = Lengths.answer
     map_triples: int = 1000
     map_width: int = 16_384
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.triples, self.batch_size, self.prompt_tokens, self.answer_tokens) < 1:
-            raise ValueError("triples, batch size and lengths must be at least 1")
+        if min(self.triples, self.batch_size) < 1:
+            raise ValueError("triples and batch size must be at least 1")
 
 
 def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -> list[Section]:
-    """One section per SAE size, and one for the map; ``tell`` is called with what is being done."""
-    shape = SHAPES[options.shape]
-    base = make_base(shape, dtype=options.dtype, device=options.device, seed=options.seed)
-    writer, lengths = Writer(base, seed=options.seed), Lengths(options.prompt_tokens, options.answer_tokens)
-    calibration, triples = writer.triples(_CALIBRATION, lengths), writer.triples(options.triples, lengths)
-    tell(f"{options.shape}: {sum(p.numel() for p in base.model.parameters()) / 1e6:.0f}M parameters, {options.dtype}")
+    """One section per pair of SAEs, and one for the map; ``tell`` is called with what is being done."""
+    work = options.opened(options.triples)
+    base, triples = work.base, work.triples(options.triples)
+    tell(work.model)
     pairs = text_pairs(base, triples, options.batch_size)
     sizes = [(len(one.prompt), len(one.chosen), len(one.rejected)) for batch in pairs for one in batch]
     tokens = [sum(counts) for counts in zip(*sizes, strict=True)]
     sections = []
-    for ratio in options.ratios:
-        with TemporaryDirectory() as folder, torch.no_grad():
-            made = make_saes(base, shape.layers, calibration, Path(folder), ratio=ratio, seed=options.seed)
+    with TemporaryDirectory() as folder, torch.no_grad():
+        for made in work.saes(Path(folder)):
             saes = load_sae(made.input, options.device), load_sae(made.output, options.device)
             method = DSPA(input_sae=made.input, output_sae=made.output, batch_size=options.batch_size)
             meters: list[Meter] = []
@@ -79,33 +75,42 @@ def measure_fit(options: FitOptions, *, tell: Callable[[str], object] = print) -
                 LEAST: always(partial(least_forwards, base, pairs, saes)),
                 FIT: always(fit),
                 NAIVE: always(partial(two_full_forwards, base, pairs, saes)),
+                PLAIN: always(partial(two_full_forwards, base, pairs, ())),
             }
             of = f"of {options.warmup + options.rounds}"
             comparison = options.compare(candidates, LEAST, progress=lambda done, of=of: tell(f"  round {done} {of}"))
-        section = Section(f"SAE/model {made.size_ratio:.3f}")
-        section.facts = {
-            "SAEs": f"{made.d_sae} latents at layers {shape.layers[0]} and {shape.layers[1]} of "
-            f"{shape.config['num_hidden_layers']}",
-            "texts": f"{len(triples)} triples, {tokens[0]} tokens in prompts, {tokens[1]} + {tokens[2]} in answers; "
-            f"batches of {options.batch_size} triples of similar length",
-            "forwards": f"those of the naive fit compute {_forward_work(base, tokens, shape.layers[1]):.2f} times "
-            "as much as early-stopped ones",
-            "map": "its stage grows with the square of the width and little with the triples, so for fits on hundreds "
-            "of triples look at the features",
-            "rounds": f"{options.rounds}, interleaved in random order",
-        }
-        bills = [meter.bill(method="dspa", n_triples=len(triples)) for meter in meters[-options.rounds :]]
-        comparison = comparison.including(FEATURES, [bill.stages[0].seconds for bill in bills])
-        section.add(comparison, comparison.control, LEAST)
-        for what in (FIT, FEATURES):
-            section.add(comparison, what, LEAST, 1 / _AT_MOST)
-            section.add(comparison, what, NAIVE, _AT_LEAST)
-        section.figures = [Figure(name, comparison.median_seconds(name), "s") for name in (LEAST, NAIVE, FIT, FEATURES)]
-        section.figures.append(Figure(MAP, median(bill.stages[1].seconds for bill in bills), "s"))
-        tell(section.markdown() + "\n")
-        sections.append(section)
-    sections.append(measure_map(n_triples=options.map_triples, d_sae=options.map_width, seed=options.seed))
-    tell(sections[-1].markdown() + "\n")
+            bills = [meter.bill(method="dspa", n_triples=len(triples)) for meter in meters[-options.rounds :]]
+            comparison = comparison.including(FEATURES, [bill.stages[0].seconds for bill in bills])
+            section = Section(f"SAE/model {made.size_ratio:.3f}")
+            section.facts = {
+                "model": work.model,
+                "SAEs": f"{made.about}; of {find_decoder(base.model).n_layers} layers",
+                "texts": f"{len(triples)} triples, {tokens[0]} tokens in prompts, {tokens[1]} + {tokens[2]} in "
+                f"answers; batches of {options.batch_size} triples of similar length",
+                "forwards": f"those of the naive fit compute {_forward_work(base, tokens, saes[1].layer):.2f} times "
+                "as much as early-stopped ones",
+                "map": "its stage grows with the square of the width and little with the triples, so for fits on "
+                "hundreds of triples look at the features",
+                "rounds": f"{options.rounds}, interleaved in random order",
+            }
+            section.add(comparison, comparison.control, LEAST)
+            for what in (FIT, FEATURES):
+                section.add(comparison, what, LEAST, 1 / _AT_MOST)
+                section.add(comparison, what, NAIVE, _AT_LEAST)
+                section.add(comparison, what, PLAIN)
+            seconds = (LEAST, NAIVE, PLAIN, FIT, FEATURES)
+            section.figures = [Figure(name, comparison.median_seconds(name), "s") for name in seconds]
+            section.figures += [
+                Figure(MAP, median(bill.stages[1].seconds for bill in bills), "s"),
+                Figure(f"{FIT}: of it the profiler's own time", median(bill.metering_seconds for bill in bills), "s"),
+                Figure(f"{FIT}: executed", bills[-1].executed_flops, "FLOPs"),
+                Figure(f"{FIT}: peak memory of the process", max(bill.peak_bytes for bill in bills) / 1e6, "MB"),
+            ]
+            tell(section.markdown() + "\n")
+            sections.append(section)
+    if isinstance(options.subject, MadeUp):
+        sections.append(measure_map(n_triples=options.map_triples, d_sae=options.map_width, seed=options.seed))
+        tell(sections[-1].markdown() + "\n")
     return sections
 
 

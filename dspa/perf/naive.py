@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -76,14 +77,14 @@ def text_pairs(base: AlignedModel, triples: Sequence[Triple], batch_size: int) -
 
 
 @torch.no_grad()
-def two_full_forwards(base: AlignedModel, pairs: Pairs, saes: tuple[ResidualSAE, ResidualSAE]) -> None:
-    """Each prompt with each answer through the whole model, LM head included; all their tokens encoded by SAELens at
-    both layers. Neither densities nor a map are made of it."""
+def two_full_forwards(base: AlignedModel, pairs: Pairs, saes: Sequence[ResidualSAE]) -> None:
+    """Each prompt with each answer through the whole model, LM head included; all their tokens encoded by SAELens with
+    each of ``saes`` (none: plain forwards). Neither densities nor a map are made of it."""
     decoder = find_decoder(base.model)
     for batch in pairs:
         for texts in ([one.prompt + one.chosen for one in batch], [one.prompt + one.rejected for one in batch]):
             ids, mask = pad_rows(texts, base.chat.pad_id, side="right", device=base.device)
-            with captured(decoder, [sae.layer for sae in saes]) as residual:
+            with captured(decoder, [sae.layer for sae in saes]) if saes else nullcontext({}) as residual:
                 base.model(input_ids=ids, attention_mask=mask, use_cache=False)
             for sae in saes:
                 sae.sae.encode(residual[sae.layer][mask.bool()])

@@ -21,7 +21,8 @@ from transformers import DynamicCache
 from dspa.diagnostics import edited_share
 from dspa.method import DSPA
 from dspa.perf.naive import LayerHook, error_term_hook, full_encode_hook
-from dspa.perf.synthetic import SHAPES, Lengths, PerfOptions, SyntheticSAEs, Writer, make_base, make_saes
+from dspa.perf.subject import Given, MadeUp, PerfOptions
+from dspa.perf.synthetic import SAEPair
 from dspa.steering import DSPASteering
 from harness.compute import Meter
 from harness.model.aligned import AlignedModel
@@ -36,8 +37,9 @@ ALWAYS = "DSPA, scale max, every token edited"
 FULL, ERROR_TERM = "full encode + decode", "SAELens error term"
 _GOALS = {OWN: 0.98, MAX: 0.96}
 _GOAL_RATIO = 0.03  # the size of Gemma-2-2B's 16k SAEs, for which the goals are set
-_LENGTHS = Lengths(prompt=36, answer=20)
-_CALIBRATION, _FIT = 24, 40
+SHORT = MadeUp(prompt_tokens=36, answer_tokens=20)
+"""What is measured on unless something is given."""
+_FIT = 40  # triples
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
 
@@ -133,6 +135,7 @@ def launches_and_waits(work: Callable[[], object], steps: int) -> tuple[float, f
 class SteeringOptions(PerfOptions):
     """``steps``: decode steps of a candidate in one round; ``batches``: rows decoded together."""
 
+    subject: MadeUp | Given = SHORT
     batches: tuple[int, ...] = (1, 16)
     steps: int = 4
 
@@ -144,25 +147,23 @@ class SteeringOptions(PerfOptions):
 
 @torch.no_grad()
 def measure_steering(options: SteeringOptions, *, tell: Callable[[str], object] = print) -> list[Section]:
-    """One section per SAE size and batch; ``tell`` is called with what is being done."""
-    shape = SHAPES[options.shape]
-    base = make_base(shape, dtype=options.dtype, device=options.device, seed=options.seed)
-    writer = Writer(base, seed=options.seed)
-    calibration, triples = writer.triples(_CALIBRATION, _LENGTHS), writer.triples(_FIT, _LENGTHS)
-    n_model = sum(p.numel() for p in base.model.parameters())
-    tell(f"{options.shape}: {n_model / 1e6:.0f}M parameters, random, {options.dtype}, layers {shape.layers}")
+    """One section per pair of SAEs and batch; ``tell`` is called with what is being done."""
+    work = options.opened(_FIT + sum(options.batches))
+    triples = work.triples(_FIT)
+    tell(work.model)
     sections = []
-    for ratio in options.ratios:
-        with TemporaryDirectory() as folder:
-            saes = make_saes(base, shape.layers, calibration, Path(folder), ratio=ratio, seed=options.seed)
-            tell(f"SAEs of {saes.d_sae} latents, {saes.size_ratio:.3f} of the model; fit on {len(triples)} triples")
+    with TemporaryDirectory() as folder:
+        for saes in work.saes(Path(folder)):
+            tell(f"SAEs: {saes.about}; {saes.size_ratio:.3f} of the model; fit on {len(triples)} triples")
             method = DSPA(input_sae=saes.input, output_sae=saes.output, batch_size=8)
-            fitted = method.fit(base, triples, meter=Meter(base.model), seed=0)
+            fitted = method.fit(work.base, triples, meter=Meter(work.base.model), seed=0)
             for batch in options.batches:
-                prompts = [base.prompt_ids(t.prompt) for t in writer.triples(batch, _LENGTHS)]
-                words = [writer.continuation(options.steps * (options.warmup + options.rounds)) for _ in prompts]
-                tokens = torch.tensor([base.chat.response_ids(text) for text in words])
-                sections.append(_Bench(fitted, saes, prompts, tokens, options).section())
+                rows = work.triples(batch)
+                prompts = [work.base.prompt_ids(triple.prompt) for triple in rows]
+                n_tokens = options.steps * (options.warmup + options.rounds)
+                tokens = torch.tensor([work.continuation(triple, n_tokens) for triple in rows])
+                bench = _Bench(fitted, saes, prompts, tokens, options)
+                sections.append(bench.section({"model": work.model}))
                 tell(sections[-1].markdown() + "\n")
     return sections
 
@@ -173,7 +174,7 @@ class _Bench:
     def __init__(
         self,
         fitted: AlignedModel,
-        saes: SyntheticSAEs,
+        saes: SAEPair,
         prompts: Sequence[Sequence[int]],
         tokens: Int[Tensor, "batch steps"],
         options: SteeringOptions,
@@ -198,23 +199,23 @@ class _Bench:
             UNSTEERED: opened(plain),
             OWN: opened(steered(scale="own")),
             MAX: opened(steered(scale="max")),
-            ALWAYS: opened(steered(scale="max", output_sae=saes.always)),
+            **({} if saes.always is None else {ALWAYS: opened(steered(scale="max", output_sae=saes.always))}),
             FULL: opened(plain, hook=hooked(full_encode_hook)),
             ERROR_TERM: opened(plain, hook=hooked(error_term_hook)),
         }
 
-    def section(self) -> Section:
-        """Check that the candidates compute the same, then time them."""
+    def section(self, facts: dict[str, str]) -> Section:
+        """Check that the candidates compute the same, then time them; ``facts`` come first."""
         options = self._options
+        ours = [name for name in (OWN, MAX, ALWAYS) if name in self.decodings]
         effect, difference = self.agreement()
         candidates = {name: decoding.opened for name, decoding in self.decodings.items()}
         comparison = options.compare(candidates, UNSTEERED)
         section = Section(f"SAE/model {self._saes.size_ratio:.3f}, batch {self._batch}")
-        section.facts = {
-            "SAEs": f"{self._saes.d_sae} latents, JumpReLU, calibrated to the sparsity of Gemma Scope (L0 "
-            f"{70 / 16384 * self._saes.d_sae:.0f}); {self._set_size:.1f} latents a row selected by a map fitted here",
+        section.facts = facts | {
+            "SAEs": f"{self._saes.about}; {self._set_size:.1f} latents a row selected by a map fitted here",
             "tokens edited (and fully encoded by scale max)": ", ".join(
-                f"{name}: {edited_share([self.decodings[name].tally()]):.0%}" for name in (OWN, MAX, ALWAYS)
+                f"{name}: {edited_share([self.decodings[name].tally()]):.0%}" for name in ours
             ),
             "same computation": f"logits of {MAX}, {FULL} and {ERROR_TERM} differ by at most {difference:.1e}; the "
             f"edit moves them by {effect:.1e}",
@@ -222,9 +223,9 @@ class _Bench:
         }
         section.add(comparison, comparison.control, UNSTEERED)
         near = abs(self._saes.size_ratio - _GOAL_RATIO) < 0.005
-        for name in (OWN, MAX, ALWAYS, FULL, ERROR_TERM):
+        for name in (*ours, FULL, ERROR_TERM):
             section.add(comparison, name, UNSTEERED, _GOALS.get(name) if near else None)
-        for name in (OWN, MAX, ALWAYS):
+        for name in ours:
             for other in (FULL, ERROR_TERM):
                 section.add(comparison, name, other, 1.0)
         for name in (UNSTEERED, OWN, MAX):

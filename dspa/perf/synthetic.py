@@ -2,10 +2,10 @@
 Gemma Scope's do on theirs. Speed does not depend on what the weights mean."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,6 @@ from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder
 from harness.model.residuals import early_residuals
-from harness.speed.compare import Candidate, Comparison, compare
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "Human:", "Assistant:")
 _TOPICS, _TOPIC_WORDS = 12, 150
@@ -32,7 +31,6 @@ _LONGEST_PROMPT, _LONGEST_ANSWER = 384, 192
 ACTIVE_SHARE = 70 / 16_384
 """Mean share of latents active on a token: Gemma Scope's canonical 16k SAEs of Gemma-2-2B have L0 of about 70."""
 _SPREAD = 1.5  # of the logarithm of latents' frequencies: a few fire on every tenth token, most on one of a thousand
-Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -71,33 +69,6 @@ SHAPES = {
     ),
     "tiny": Shape("gemma2", _gemma2(32, 8, 256, n_layers=4), (1, 2)),  # for trying the commands: too small to time
 }
-
-
-@dataclass(frozen=True)
-class PerfOptions:
-    """Common to both commands; ``ratios`` are sizes of one SAE (encoder and decoder) relative to the model."""
-
-    shape: str = "quarter-gemma-2-2b"
-    ratios: tuple[float, ...] = (0.03, 0.13)
-    rounds: int = 30
-    warmup: int = 1
-    dtype: Dtype = "float32"
-    device: str = "cpu"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"unknown model shape {self.shape!r}; known: {', '.join(SHAPES)}")
-        if self.dtype not in get_args(Dtype):
-            raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(get_args(Dtype))}")
-        if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"SAE/model size ratios must be positive, got {self.ratios}")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r} is not there: torch sees no CUDA device; use cpu")
-
-    def compare(self, candidates: Mapping[str, Candidate], reference: str, **more: Any) -> Comparison:
-        """`harness.speed.compare.compare` with these rounds and seed."""
-        return compare(candidates, reference=reference, rounds=self.rounds, warmup=self.warmup, seed=self.seed, **more)
 
 
 def make_base(shape: Shape, *, dtype: str, device: str, seed: int) -> AlignedModel:
@@ -167,21 +138,22 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class SyntheticSAEs:
-    """SAEs at the model's (l_in, l_out). ``always`` is the output SAE with every latent firing on nearly every token:
-    the worst case for lazy encoding."""
+class SAEPair:
+    """SAEs at a model's (l_in, l_out); ``about`` says which, in a report. ``always`` is the output SAE with every
+    latent firing on nearly every token, the worst case for lazy encoding: only made-up ones have it."""
 
     input: SAERef
     output: SAERef
-    always: SAERef
+    always: SAERef | None
     d_sae: int
     size_ratio: float
     """Parameters of one SAE's encoder and decoder over those of the model."""
+    about: str
 
 
 def make_saes(
     base: AlignedModel, layers: tuple[int, int], triples: Sequence[Triple], folder: Path, *, ratio: float, seed: int
-) -> SyntheticSAEs:
+) -> SAEPair:
     """SAEs with ``ratio`` times the model's parameters, calibrated on the tokens of ``triples``, in ``folder``."""
     d_model = int(base.model.config.hidden_size)
     n_model = sum(p.numel() for p in base.model.parameters())
@@ -204,7 +176,9 @@ def make_saes(
             sae.threshold.data = _thresholds(pre + sae.b_enc.data, generator)
         sae.save_model(folder / name)
         refs[name] = SAERef.model_validate({"path": str(folder / name)})
-    return SyntheticSAEs(**refs, d_sae=d_sae, size_ratio=2 * d_sae * d_model / n_model)
+    kind = f"JumpReLU, calibrated to the sparsity of Gemma Scope (L0 {ACTIVE_SHARE * d_sae:.0f})"
+    about = f"{d_sae} latents at layers {layers[0]} and {layers[1]}, {kind}"
+    return SAEPair(**refs, d_sae=d_sae, size_ratio=2 * d_sae * d_model / n_model, about=about)
 
 
 def firing_shares(normal: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:

@@ -1,14 +1,18 @@
-"""Is the ``aligned`` class as fast as it should be? The same requests through it and through lm-eval's ``hf``."""
+"""Is the ``aligned`` class as fast as it should be, and are its values right? The same requests through it and through
+lm-eval's ``hf``, which loads the same files by itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from harness.data.refs import model_ref
 from harness.evaluators.lm_eval import AlignedLM, task_manager
+from harness.measure.statistics import Measurement, estimate_mean
 from harness.model.aligned import AlignedModel
+from harness.model.gguf import source_of
 from harness.quiet import silenced
 from harness.speed.compare import Comparison, always, compare
 from harness.speed.report import Figure, Section
@@ -20,6 +24,7 @@ its 512 tokens. No number does for MMLU: with 0 examples 8 of 9 requests are unc
 
 GOAL, GOALS = 2.0, {"hellaswag_local": 3.0}
 TOLERANCE = 1e-4
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class LMEvalOptions:
     rounds: int
     device: str
     seed: int
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -43,55 +49,114 @@ class LMEvalOptions:
 
 def measure_lm_eval(options: LMEvalOptions, *, tell: Callable[[str], object]) -> list[Section]:
     """One section per task, and one for all together; ``tell`` is called with each."""
-    aligned = AlignedModel.from_base(model_ref(options.model, "auto"), device=options.device)
-    sections, comparisons = [], []
+    sides, about = _sides(options)
+    found = []
     for task in options.tasks:
         name, _, shots = task.rpartition(":")
-        section, comparison = _measure_task(aligned, name, int(shots), options)
-        sections.append(section)
-        comparisons.append(comparison)
-        tell(section.markdown() + "\n")
-    if len(comparisons) > 1:
-        sections.append(_section("All tasks together", _together(comparisons), GOAL))
-        tell(sections[-1].markdown())
+        found.append(_measure_task(sides, name, int(shots), options))
+        found[-1].section.facts = {"model": about, **found[-1].section.facts}
+        tell(found[-1].section.markdown() + "\n")
+    sections = [one.section for one in found]
+    if len(found) > 1:
+        together = _together([one.comparison for one in found])
+        whole = _section("All tasks together", together, GOAL)
+        whole.facts = {"model": about, "items": f"{sum(one.items for one in found)}"}
+        whole.facts["metrics that differ"] = f"{sum(one.differing for one in found)}"
+        whole.figures = _figures(max(one.difference for one in found), together)
+        sections.append(whole)
+        tell(whole.markdown())
     return sections
 
 
-def _measure_task(aligned: AlignedModel, task: str, shots: int, options: LMEvalOptions) -> tuple[Section, Comparison]:
-    """Tokenise and score the first items of ``task``.
-
-    Both sides get the same requests, weights, tokenizer, batch size and threads; building requests and computing
-    metrics from the values is lm-eval's and not timed. ``hf`` is the reference, so its second run is the control.
-    """
+def _sides(options: LMEvalOptions) -> tuple[dict[str, Any], str]:
+    """(both of lm-eval's model objects, each with weights it loaded itself, and what they loaded)"""
     from lm_eval.models.huggingface import HFLM
 
-    requests = _requests(task, shots, options.limit)
+    ref = model_ref(options.model, "auto").model_copy(update={"dtype": options.dtype})
+    aligned = AlignedModel.from_base(ref, device=options.device)
+    load: dict[str, Any] = {"pretrained": source_of(ref), "revision": ref.revision or "main", "dtype": options.dtype}
+    load |= {"device": options.device, "batch_size": options.batch_size}
     with silenced():
-        sides: dict[str, Any] = {
-            OURS: AlignedLM(aligned, batch_size=options.batch_size),
-            HF: HFLM(pretrained=aligned.model, tokenizer=aligned.tokenizer, batch_size=options.batch_size),  # type: ignore[arg-type]
-        }
+        sides: dict[str, Any] = {OURS: AlignedLM(aligned, batch_size=options.batch_size), HF: HFLM(**load)}
+    return sides, f"{options.model}, identity {aligned.base.identity[:12]}, {options.dtype}"
 
-    def scored(side: str) -> list[tuple[float, bool]]:
+
+@dataclass(frozen=True)
+class _Task:
+    """What one task showed; ``differing``: metrics of its items that are not the same on both sides."""
+
+    section: Section
+    comparison: Comparison
+    items: int
+    differing: int
+    difference: float
+
+
+def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEvalOptions) -> _Task:
+    """Tokenise and score the first items of ``task``.
+
+    Both sides get the same requests, batch size and threads; building requests and computing metrics from the values is
+    lm-eval's and not timed. ``hf`` is the reference, so its second run is the control. There is no round to warm up:
+    the values are those of the last round.
+    """
+    leaves = _leaves(task, shots, options.limit)
+    requests = [request for leaf in leaves for request in leaf.instances]
+    scores: dict[str, list[tuple[float, bool]]] = {}
+
+    def score(side: str) -> None:
         with silenced():
-            return sides[side].loglikelihood(requests, disable_tqdm=True)
+            scores[side] = sides[side].loglikelihood(requests, disable_tqdm=True)
 
-    pairs = list(zip(scored(OURS), scored(HF), strict=True))
-    candidates = {side: always(lambda side=side: scored(side)) for side in (OURS, HF)}
-    # No warm-up: both have just run.
+    sides[OURS].cut_tokens.clear()
+    candidates = {side: always(partial(score, side)) for side in (OURS, HF)}
     comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
-    section = _section(task, comparison, GOALS.get(task))
+    metrics = {side: _metrics(leaves, requests, scores[side]) for side in (OURS, HF)}
+    pairs = list(zip(scores[OURS], scores[HF], strict=True))
+    difference = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
     items = len({(request.task_name, request.doc_id) for request in requests})
-    cut = len(sides[OURS].cut_tokens)
+    section = _section(task, comparison, GOALS.get(task))
     section.facts = {
         "examples": f"{shots}",
-        "items": f"{items}, {len(requests)} requests, {cut} of them cut on the left to fit",
+        "items": f"{items}, {len(requests)} requests, {len(sides[OURS].cut_tokens)} of them cut on the left to fit",
         "greedy flags that differ": f"{sum(ours[1] != theirs[1] for ours, theirs in pairs)}",
     }
-    difference = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
-    section.figures = [Figure("largest difference of a log-likelihood", difference, "nats", TOLERANCE)]
-    section.figures += [Figure(f"seconds of {side}", comparison.median_seconds(side), "s") for side in (HF, OURS)]
-    return section, comparison
+    differing = 0
+    for name, theirs in metrics[HF].items():
+        ours = metrics[OURS][name]
+        unequal = sum(abs(ours[item] - theirs[item]) > TOLERANCE for item in theirs)
+        section.facts[name] = f"{OURS} {_mean(ours)}, {HF} {_mean(theirs)}; {unequal} of {len(theirs)} items differ"
+        differing += unequal
+    section.figures = _figures(difference, comparison)
+    return _Task(section, comparison, items, differing, difference)
+
+
+def _metrics(
+    leaves: Sequence[Any], requests: Sequence[Any], scores: Sequence[tuple[float, bool]]
+) -> dict[str, dict[tuple[str, int], float]]:
+    """Metric -> item -> its value, by lm-eval from the log-likelihoods of the item's choices."""
+    of_item: dict[tuple[str, int], list[tuple[float, bool]]] = {}
+    docs: dict[tuple[str, int], Any] = {}
+    for request, score in zip(requests, scores, strict=True):
+        item = (request.task_name, request.doc_id)
+        of_item.setdefault(item, []).append(score)
+        docs[item] = request.doc
+    by_name = {leaf.task_name: leaf for leaf in leaves}
+    values: dict[str, dict[tuple[str, int], float]] = {}
+    for item, found in of_item.items():
+        for metric, value in by_name[item[0]].process_results(docs[item], found).items():
+            values.setdefault(metric, {})[item] = float(value)
+    return values
+
+
+def _mean(values: Mapping[tuple[str, int], float]) -> str:
+    """In percent, with its 95 % interval over items."""
+    mean = estimate_mean([Measurement(0, item, item, 100 * value) for item, value in values.items()])
+    return f"{mean.mean:.1f} % [{mean.low:.1f}, {mean.high:.1f}]"
+
+
+def _figures(difference: float, comparison: Comparison) -> list[Figure]:
+    figures = [Figure("largest difference of a log-likelihood", difference, "nats", TOLERANCE)]
+    return figures + [Figure(f"seconds of {side}", comparison.median_seconds(side), "s") for side in (HF, OURS)]
 
 
 def _section(title: str, comparison: Comparison, goal: float | None) -> Section:
@@ -110,21 +175,19 @@ def _together(comparisons: Sequence[Comparison]) -> Comparison:
     return replace(comparisons[0], seconds=seconds)
 
 
-def _requests(task: str, shots: int, limit: int) -> list[Any]:
-    """lm-eval's log-likelihood requests."""
+def _leaves(task: str, shots: int, limit: int) -> list[Any]:
+    """lm-eval's tasks behind a name, with the log-likelihood requests of their first items."""
     with silenced():
         manager = task_manager(include_defaults=False)
         if task not in manager.all_tasks:
             manager = task_manager()
         if task not in manager.all_tasks:
             raise ValueError(f"task {task!r} is not known (see `dspa-bench lm-eval ls tasks`)")
-        leaves = manager.load([task])["tasks"].values()
-        requests = []
+        leaves = list(manager.load([task])["tasks"].values())
         for leaf in leaves:
             if leaf.OUTPUT_TYPE != "multiple_choice":
                 raise ValueError(f"task {leaf.task_name!r} is of type {leaf.OUTPUT_TYPE!r}, not 'multiple_choice'")
             leaf.set_config(key="num_fewshot", value=shots)
             leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
             leaf.build_all_requests(limit=max(1, round(limit / len(leaves))), rank=0, world_size=1)
-            requests += leaf.instances
-    return requests
+    return leaves

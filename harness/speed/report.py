@@ -103,7 +103,7 @@ def measure_and_keep(
         **machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "options": ", ".join(f"{name}={value}" for name, value in asdict(options).items()),
+        "options": ", ".join(f"{name}={value}" for name, value in vars(options).items()),
     }
     print(_markdown(title, facts, ()))
     sections = measure(options, tell=lambda text: print(text, flush=True))

@@ -24,6 +24,7 @@ from dspa.perf.steering import (
     measure_steering,
     selected_latents,
 )
+from dspa.perf.subject import MadeUp
 from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, Writer, make_base, make_saes
 from dspa.saes.sae import load_sae
 from dspa.steering import DSPASteering
@@ -163,7 +164,7 @@ def test_the_worst_case_sae_makes_every_token_need_the_full_encode(fitted, saes,
 
 
 def test_perf_steering_prints_the_control_the_ratios_and_the_goals():
-    options = SteeringOptions(shape="tiny", ratios=(0.03,), batches=(1, 3), rounds=2, warmup=0, steps=2)
+    options = SteeringOptions(MadeUp("tiny", (0.03,)), batches=(1, 3), rounds=2, warmup=0, steps=2)
     told = []
     first, second = measure_steering(options, tell=told.append)
     ours, theirs = (OWN, MAX, ALWAYS), (FULL, ERROR_TERM)
@@ -203,10 +204,10 @@ def test_the_fits_compared_pass_the_layers_they_say(base, saes):
 
 def test_perf_fit_prints_the_control_the_goals_and_the_map():
     options = FitOptions(
-        shape="tiny", ratios=(0.5,), rounds=2, warmup=0, triples=6, batch_size=3, map_triples=30, map_width=256
+        MadeUp("tiny", (0.5,)), rounds=2, warmup=0, triples=6, batch_size=3, map_triples=30, map_width=256
     )
     fit, of_map = measure_fit(options, tell=lambda _text: None)
-    assert [line.goal and round(line.goal.at_least, 3) for line in fit.lines] == [None, 0.87, 2.0, 0.87, 2.0]
+    assert [line.goal and round(line.goal.at_least, 3) for line in fit.lines] == [None, 0.87, 2.0, None, 0.87, 2.0, None]
     assert {"DSPA.fit, stage features", "DSPA.fit, stage map"} <= {figure.what for figure in fit.figures}
     assert "30 triples at 256 latents" in of_map.title
 
