@@ -161,7 +161,9 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
     suite, file, triples = prepared.suite, prepared.suite.file, prepared.checked.triples
 
     def entry(section: BaseModel, **more: Any) -> dict[str, Any]:
-        return {**section.model_dump(mode="json", context={"folder": prepared.folder.path}), **more}
+        # What was too long, and left out, stands in left_out.json and the notes.
+        shown = section.model_dump(mode="json", exclude={"too_long"}, context={"folder": prepared.folder.path})
+        return {**shown, **more}
 
     described: dict[str, Any] = {key: {"label": one.label, "statement": one.statement} for key, one in judges.items()}
     if "second_judge" in described:

@@ -207,7 +207,6 @@ class SAEEntry(SAERef):
 
 class TriplesEntry(Document):
     path: str
-    too_long: str = "refuse"
     n: int
     hash: str
 
