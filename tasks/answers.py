@@ -161,8 +161,8 @@ def _rated(rows: Sequence[tuple[_Asked, Completion]], judge: Judge | None) -> It
 def _tone_metric(wanted: Wanted) -> Metric:
     return Metric(
         name="answer_tone",
-        title="Tone of answers (VADER)",
-        unit="-1 negative to 1 positive",
+        title="Tone of answers",
+        unit="VADER, -1 to 1",
         higher_is_better=wanted == "positive",
         digits=3,
         signed=True,
