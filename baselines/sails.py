@@ -12,7 +12,6 @@ from baselines.metered import measured_batches
 from baselines.rows import answer_rows
 from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
-from dspa.density import CALIBRATION, norm_limits
 from dspa.saes.encoder import token_blocks
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae, norm_multiple, sae_sizes
 from harness.compute import Meter
@@ -34,27 +33,23 @@ def activation_differences(
 ) -> tuple[dict[int, Float[Tensor, " d_sae"]], int]:
     """({layer of an SAE: |E_chosen[a] - E_rejected[a]| of each feature}, number of triples measured); on the CPU.
 
-    E is the mean activation over all tokens of the answers, without special ones and, for an SAE that was trained
-    without tokens of large norm, without those (see `norm_limits`). The prompt is passed once and its KV cache serves
-    both answers, up to the deepest SAE layer. With a FLOP limit only the first triples are measured (see
-    `measured_batches`).
+    E is the mean activation over all tokens of the answers, without special ones. The prompt is passed once and its
+    KV cache serves both answers, up to the deepest SAE layer. With a FLOP limit only the first triples are measured
+    (see `measured_batches`).
     """
     encoded = encode_triples(base, triples)
-    limits = dict(zip((sae.layer for sae in saes), norm_limits(base, encoded, saes, meter, batch_size), strict=True))
     sums = {sae.layer: torch.zeros(2, sae.d_sae, dtype=torch.float64) for sae in saes}
-    n_tokens, n_triples = {sae.layer: torch.zeros(2, dtype=torch.float64) for sae in saes}, 0
+    n_tokens, n_triples = torch.zeros(2, dtype=torch.float64), 0
     for rows in measured_batches(list(map(len, encoded)), batch_size, meter):
         _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), set(sums), meter)
         for sae in saes:
-            residual, counted, limit = answers.residual[sae.layer], answers.counted, limits[sae.layer]
-            if limit is not None:
-                counted = counted & sae.fits_norm(residual, limit)
-            tokens = [residual[kind::2][counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, chosen, ...
-            n_tokens[sae.layer] += torch.stack([counted[kind::2].sum() for kind in (0, 1)]).cpu()
+            residual = answers.residual[sae.layer]
+            tokens = [residual[kind::2][answers.counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, ...
             with meter.step(("encode", sae.layer, sum(map(len, tokens))), tokens=0, kind="forward"):
                 sums[sae.layer] += torch.stack([_sum_of_latents(sae, of_kind) for of_kind in tokens]).cpu()
+        n_tokens += torch.stack([answers.counted[kind::2].sum() for kind in (0, 1)]).cpu()
         n_triples += len(rows)
-    means = {layer: total / n_tokens[layer].clamp(min=1)[:, None] for layer, total in sums.items()}
+    means = {layer: total / n_tokens.clamp(min=1)[:, None] for layer, total in sums.items()}
     return {layer: (mean[0] - mean[1]).abs().float() for layer, mean in means.items()}, n_triples
 
 
@@ -164,6 +159,11 @@ class SAILS(TrainedMethod):
         layers: list[int] = []
         for ref in self.saes:
             layer, d_sae = check_sae(ref, base)
+            if norm_multiple(ref) is not None:
+                raise ValueError(
+                    f"sails: SAE {ref} was trained without tokens of large norm (norm_filter), which the mean "
+                    "activations here would count; use one that was trained on all tokens"
+                )
             if self.k > d_sae:
                 raise ValueError(f"sails: k is {self.k}, but SAE {ref} has {d_sae} features; give at most {d_sae}")
             if layer in layers:
@@ -223,7 +223,4 @@ class SAILS(TrainedMethod):
         sizes = [sae_sizes(ref) for ref in self.saes]
         last = max(layer for layer, _, _ in sizes)
         passed = residual_flops(encoded, last_layer=last, rates=rates, batch_size=self.features_batch_size)
-        if filtered := [sae_sizes(ref)[0] for ref in self.saes if norm_multiple(ref) is not None]:
-            settings = {"last_layer": max(filtered), "rates": rates, "batch_size": self.features_batch_size}
-            passed += residual_flops(encoded[:CALIBRATION], **settings)
         return passed + sum(2 * d_model * d_sae * tokens for _, d_model, d_sae in sizes)

@@ -81,7 +81,7 @@ def measure_densities(
     """
     encoded = encode_triples(base, triples)
     turns = condition_spans(base, encoded, condition)
-    input_limit, output_limit = norm_limits(base, encoded, (input_sae, output_sae), meter, batch_size)
+    limits = _norm_limits(base, encoded[:CALIBRATION], (input_sae, output_sae), meter, batch_size)
     order: list[int] = []
     prompts: list[SparseRows] = []
     differences: list[SparseRows] = []
@@ -91,18 +91,17 @@ def measure_densities(
         prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
         if input_sae is not None:
             counted = prompt.counted & _inside([turns[r] for r in rows], [encoded[r] for r in rows], prompt.counted)
-            density = density_of(input_sae, prompt.residual[input_sae.layer], counted, input_limit, meter=meter)
+            density = density_of(input_sae, prompt.residual[input_sae.layer], counted, limits[0], meter=meter)
             prompts.append(SparseRows.from_dense(density).to("cpu"))
         residual = answers.residual[output_sae.layer]
-        shares = density_of(output_sae, residual, answers.counted, output_limit, meter=meter)
+        shares = density_of(output_sae, residual, answers.counted, limits[1], meter=meter)
         differences.append(SparseRows.from_dense(shares[0::2] - shares[1::2]).to("cpu"))
     back = torch.tensor(order, dtype=torch.long).argsort()
     if input_sae is None:
         prompt_rows = SparseRows.from_dense(torch.zeros(len(encoded), 0))
     else:
         prompt_rows = SparseRows.concatenate(prompts, input_sae.d_sae).select(back)
-    differences_rows = SparseRows.concatenate(differences, output_sae.d_sae).select(back)
-    return Densities(prompt_rows, differences_rows, (input_limit, output_limit))
+    return Densities(prompt_rows, SparseRows.concatenate(differences, output_sae.d_sae).select(back), limits)
 
 
 def condition_spans(base: AlignedModel, encoded: Sequence[TripleIds], condition: Condition) -> list[tuple[int, int]]:
@@ -122,18 +121,21 @@ def _inside(
     return inside
 
 
-def norm_limits(
-    base: AlignedModel, encoded: Sequence[TripleIds], saes: Sequence[ResidualSAE | None], meter: Meter, batch_size: int
-) -> list[float | None]:
-    """The largest norm of a token that each SAE counts, from the first triples; None for one trained on all tokens."""
-    first = encoded[:CALIBRATION]
+def _norm_limits(
+    base: AlignedModel,
+    encoded: Sequence[TripleIds],
+    saes: tuple[ResidualSAE | None, ResidualSAE],
+    meter: Meter,
+    batch_size: int,
+) -> tuple[float | None, float | None]:
     norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in saes if sae and sae.norm_multiple is not None}
-    for rows in batches_by_length(first, batch_size) if norms else ():
-        for seen in triple_residuals(base, [first[r] for r in rows], set(norms), set(norms), meter):
+    for rows in batches_by_length(encoded, batch_size) if norms else ():
+        for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
             for layer, residual in seen.residual.items():
                 norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
     medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
-    return [sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes]
+    first, second = (sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes)
+    return first, second
 
 
 def predict_densities(

@@ -98,31 +98,6 @@ def test_scores_are_differences_of_mean_activations_over_answer_tokens_passed_on
         assert expected.max() > 0.05
 
 
-@torch.no_grad()
-def test_tokens_of_large_norm_are_left_out_for_saes_that_were_trained_without_them(base, sae_refs, triples):
-    some, multiple = triples[:7], 1.1
-    refs = [sae_refs[0].model_copy(update={"norm_filter": multiple}), sae_refs[1]]
-    scores, _, _ = features_of(base, some, [load_sae(ref) for ref in refs])
-    unfiltered, _, _ = features_of(base, some, [load_sae(ref) for ref in sae_refs])
-    sae, layer = SAE.load_from_disk(refs[0].path), load_sae(refs[0]).layer
-    rows = [(kind, prompt, answer) for prompt, *two in map(base.triple_ids, some) for kind, answer in enumerate(two)]
-    special = torch.tensor(base.chat.special_ids)
-    norms, states = [], []
-    for kind, prompt, answer in rows:
-        whole = torch.tensor([prompt + answer])
-        state = base.model(whole, output_hidden_states=True).hidden_states[layer + 1][0]
-        states.append(state[len(prompt) :])
-        start = 0 if kind == 0 else len(prompt)  # a prompt is passed once for its two answers
-        norms += state[start:][~torch.isin(whole[0, start:], special)].norm(dim=-1).tolist()
-    limit = multiple * float(torch.tensor(norms).median())
-    kept = [sae.encode(state[state.norm(dim=-1) <= limit]).numpy() for state in states]
-    means = [np.concatenate(kept[kind::2]).mean(0) for kind in (0, 1)]
-    assert scores[layer].numpy() == pytest.approx(np.abs(means[0] - means[1]), abs=1e-5)
-    assert not np.allclose(scores[layer], unfiltered[layer], atol=1e-4)
-    other = next(found for found in scores if found != layer)
-    assert torch.equal(scores[other], unfiltered[other])
-
-
 def test_principal_directions_are_those_of_the_covariance_of_the_top_features_decoder_rows():
     draw = np.random.default_rng(0)
     decoder = draw.normal(size=(30, 8)) * np.array([5, 3, 2, 1, 1, 0.5, 0.2, 0.1])
@@ -363,6 +338,7 @@ def test_saes_that_do_not_fit_are_refused_before_any_work(sae_refs, tmp_path):
     for saes, message in (
         ((wide,), "made for d_model 64"),
         ((sae_refs[0], sae_refs[0]), "two SAEs are of layer 1; give one a layer"),
+        ((sae_refs[0].model_copy(update={"norm_filter": 10.0}),), "trained without tokens of large norm"),
     ):
         with pytest.raises(ValueError, match=message):
             SAILS(saes=saes).check(SHAPE)
