@@ -96,8 +96,11 @@ def effect_table(run: Run, effects: list[Effect]) -> str:
     return as_table(effects, columns, len(columns))
 
 
-def what_would_have_been_seen(run: Run, effect: Effect) -> str:
-    """Sentences on a variant without any detectable effect: how large a one would probably have been detected."""
+def what_would_have_been_seen(run: Run, effect: Effect, tests: int) -> str:
+    """Sentences on a variant without any detectable effect: how large a one would probably have been detected.
+
+    ``tests`` is the number of comparisons that p is corrected for.
+    """
     seen = [
         f"{md.number(row.detectable, run.metrics[row.metric].digits)} ({_title(run, row.metric)})"
         for row in effect.unseen
@@ -111,7 +114,7 @@ def what_would_have_been_seen(run: Run, effect: Effect) -> str:
     if same:
         said.append(f"Every item of {md.words(same)} has the baseline's value.")
     if few:
-        said.append(f"In {md.words(few)} no difference could have been significant: too few prompts, or none varied.")
+        said.append(f"In {md.words(few)} no difference could have been significant: too few prompts for {tests} tests.")
     return " ".join(said)
 
 

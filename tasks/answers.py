@@ -15,7 +15,7 @@ from harness.data.triples import Conversation, Message, Triple, load_triples, re
 from harness.files import read_jsonl
 from harness.judging import Judge, Rating, Verb
 from harness.responder import Completion, Responder
-from tasks.tone import Wanted, agreement, check_vader, repetition, tone
+from tasks.tone import Wanted, agreement, repetition, tone, vader_version
 
 LOOPING = 0.5
 """More than this share of an answer's sequences of four words occurring before makes it a loop."""
@@ -69,13 +69,15 @@ class Answers(BenchmarkConfig):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if self.tone is None or not self._triples:
-            return ()
-        return (agreement(self._triples).sentence(self.tone),)
+        counted = "Broken answers are counted: those without a letter or digit, or that mostly repeat themselves."
+        if self.tone is None:
+            return (counted,)
+        said = f"Tone is the compound score of VADER {vader_version()}, a lexicon's and no judge's."
+        return (counted, said, *([agreement(self._triples).sentence(self.tone)] if self._triples else []))
 
     def check(self) -> None:
         if self.tone is not None:
-            check_vader()
+            vader_version()
         _ = self._asked
 
     def prompts(self) -> list[str]:
@@ -159,8 +161,8 @@ def _rated(rows: Sequence[tuple[_Asked, Completion]], judge: Judge | None) -> It
 def _tone_metric(wanted: Wanted) -> Metric:
     return Metric(
         name="answer_tone",
-        title="Tone of answers (VADER)",
-        unit="-1 negative to 1 positive",
+        title="Tone of answers",
+        unit="VADER, -1 to 1",
         higher_is_better=wanted == "positive",
         digits=3,
         signed=True,

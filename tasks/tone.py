@@ -52,10 +52,10 @@ class Agreement(NamedTuple):
         )
 
 
-def check_vader() -> None:
-    """Raise ValueError, with what to do, when the package is missing."""
+def vader_version() -> str:
+    """The version of the package that measures tone. Raises ValueError, with what to do, when it is missing."""
     try:
-        metadata.version("vaderSentiment")
+        return metadata.version("vaderSentiment")
     except metadata.PackageNotFoundError:
         raise ValueError(
             "tone is measured by the package vaderSentiment, which is not installed; install it: "

@@ -74,7 +74,7 @@ def with_stand_ins(value: Any, model: Path, folder: Path) -> Any:
 def test_one_of_a_real_model_passes_the_checks_with_stand_ins_for_what_is_fetched(
     name, tmp_path, deep_model, monkeypatch
 ):
-    monkeypatch.setattr("tasks.answers.check_vader", lambda: None)
+    monkeypatch.setattr("tasks.answers.vader_version", lambda: "3")
     suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf-8"))
     assert suite["name"] == name
     copy = tmp_path / f"{name}.yaml"

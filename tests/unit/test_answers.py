@@ -125,10 +125,11 @@ def test_of_triples_the_report_says_how_far_tone_agrees_with_the_labels(triples)
     assert (found.share, found.low) == (100.0, 100.0)
     assert found.means == pytest.approx((0.375, -0.25))
     benchmark = Answers(path=triples, tone="positive", rating=False)
-    (note,) = benchmark.notes
+    *said, note = benchmark.notes
+    assert said[1] == "Tone is the compound score of VADER 3, a lexicon's and no judge's."
     assert "chosen answer the higher tone in 75 %, the rejected one in 0 % and both the same in 25 %" in note
     assert "a more positive tone is some evidence of the preference, and no more than that" in note
-    (against,) = Answers(path=triples, tone="negative", rating=False).notes
+    *_, against = Answers(path=triples, tone="negative", rating=False).notes
     assert "the negative one is chosen in 0.0 % [0.0, 0.0]: here a more negative tone speaks against" in against
     assert [r.raw["chosen"] for r in run(benchmark, lambda _: "good") if r.metric == "answer_tone"] == [
         "a good one", "good", "one",
@@ -140,13 +141,14 @@ def test_of_triples_the_report_says_how_far_tone_agrees_with_the_labels(triples)
 def test_labels_that_tone_tells_nothing_of_are_said_to_be_such(tmp_path):
     pairs = [(f"p{i}", *(("good", "bad") if i % 2 else ("bad", "good"))) for i in range(20)]
     rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in pairs]
-    (note,) = Answers(path=written(tmp_path / "t.jsonl", rows), tone="positive", rating=False).notes
+    *_, note = Answers(path=written(tmp_path / "t.jsonl", rows), tone="positive", rating=False).notes
     assert "here tone says nothing about the preference" in note
 
 
 @pytest.mark.usefixtures("lexicon")
 def test_prompts_without_labels_have_nothing_that_tone_could_agree_with(prompts):
-    assert Answers(path=prompts, tone="positive").notes == ()
+    assert len(Answers(path=prompts, tone="positive").notes) == 2
+    assert len(Answers(path=prompts).notes) == 1
     assert Answers(path=prompts).metrics[0].sample.reference is None
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -140,6 +141,20 @@ def test_a_cell_has_nothing_left_to_do_only_when_it_is_over_and_every_record_has
     assert (cell.path / "traceback.txt").read_text() == "Traceback"
     cell.finish(DONE)
     assert not (cell.path / "traceback.txt").exists()
+
+
+def test_a_second_judge_may_leave_out_a_metric_that_no_judge_makes_and_nothing_else(cell):
+    counted = [replace(record, metric="other") for record in GOOD]
+    write(cell, [*GOOD, *counted])
+    assert not cell.judged_alike("bench"), "nothing was judged again"
+    write(cell.second, GOOD)
+    assert cell.judged_alike("bench")
+    write(cell.second, GOOD[:2])
+    assert not cell.judged_alike("bench")
+    write(cell.second, [*GOOD, *counted[:1]])
+    assert not cell.judged_alike("bench")
+    write(cell.second, [*GOOD[:2], replace(GOOD[2], raw={"answer": "another"})])
+    assert not cell.judged_alike("bench")
 
 
 def test_opening_a_run_removes_what_killed_processes_left_half_written(tmp_path):
