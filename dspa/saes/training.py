@@ -132,8 +132,8 @@ def hold_l0(
     """Let the sparsity coefficient be what keeps the batches' mean L0 at ``target``; nothing for kinds without one.
 
     It starts where the penalty is as large as the error that is left on ``batch``, in the trainer's units. With
-    ``ramp`` it starts at a hundredth of that, and the target comes down from the L0 of that batch in so many steps, each
-    by the same factor: fresh latents that are silenced at once learn nothing.
+    ``ramp`` it starts at a hundredth of that, and the target comes down from the L0 of that batch in so many steps, by
+    the same factor in each: fresh latents that are silenced at once learn nothing.
     """
     penalty = _PENALTIES.get(trainer.sae.cfg.architecture())
     if penalty is not None:

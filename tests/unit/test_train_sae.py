@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dspa.method import DSPA
@@ -464,6 +465,14 @@ def test_the_command_killed_in_every_part_goes_on_to_the_same_saes(command, tmp_
         left, right = (tmp_path / name / f"layer_{layer}" / "sae_weights.safetensors" for name in ("whole", "cut"))
         assert left.read_bytes() == right.read_bytes()
     assert not (tmp_path / "cut.partial").exists()
+
+
+def test_two_processes_do_not_write_the_same_folder(command, tmp_path):
+    (tmp_path / "saes.partial").mkdir()
+    with FileLock(tmp_path / "saes.partial" / "lock"):
+        code, shown = command()
+    assert code == 2 and "another process is at work" in shown
+    assert not (tmp_path / "saes").exists()
 
 
 def test_a_dry_run_says_what_it_takes_and_makes_nothing(command, tmp_path):
