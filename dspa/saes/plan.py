@@ -153,7 +153,7 @@ class Plan:
         return [
             f"{sae.kind}: {sae.latents} latents, {sae.k:g} active, for layers {layers}",
             f"{texts} texts of {positions} tokens in {len(self.batches)} forwards; {self.tokens} tokens count "
-            f"({self.files(Path()).bytes / _GB:.2f} GB on disk), {self.first_and_special} first and special ones do not",
+            f"({self.files(Path()).bytes / _GB:.2f} GB on disk), {self.first_and_special} first and special do not",
             f"{sae.steps} steps of {sae.batch_size} tokens for each layer, "
             f"{sae.steps * sae.batch_size / self.tokens:.2f} times the tokens; checkpoint every {CHECKPOINT_EVERY}",
             f"measured on {self.held_out_tokens} tokens of {len(self.held_out)} held-out texts",

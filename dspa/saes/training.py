@@ -36,7 +36,7 @@ _PENALTIES = {"standard": "l1", "jumprelu": "l0", "gated": "l1"}  # SAELens' nam
 _SHIFTED = {"standard": ("b_enc", -1), "jumprelu": ("threshold", +1), "gated": ("b_gate", -1)}
 _SHIFTED |= {"batchtopk": ("topk_threshold", +1)}
 _NORMALISING = ("layer_norm", "constant_norm_rescale")
-_INTEGRAL, _PROPORTIONAL = 0.05, 2.0
+_INTEGRAL, _PROPORTIONAL, _GENTLY = 0.05, 2.0, 0.01
 
 
 def check_trainable(sae: ResidualSAE) -> None:
@@ -132,8 +132,8 @@ def hold_l0(
     """Let the sparsity coefficient be what keeps the batches' mean L0 at ``target``; nothing for kinds without one.
 
     It starts where the penalty is as large as the error that is left on ``batch``, in the trainer's units. With
-    ``ramp`` the target comes down from the L0 of that batch in so many steps, each by the same factor: fresh latents
-    that are silenced at once learn nothing.
+    ``ramp`` it starts at a hundredth of that, and the target comes down from the L0 of that batch in so many steps, by
+    the same factor in each: fresh latents that are silenced at once learn nothing.
     """
     penalty = _PENALTIES.get(trainer.sae.cfg.architecture())
     if penalty is not None:
@@ -151,9 +151,9 @@ class _HeldL0:
         self, trainer: SAETrainer[Any, Any], target: float, batch: Float[Tensor, "batch d_model"], ramp: int
     ) -> None:
         self._trainer, self._target, self._ramp = trainer, target, ramp
-        self._steps, self._seen, self._sum = 0, 0.0, 0.0
-        self._start, self._first_l0 = _balance(trainer.sae, batch)
-        self.value = self._start
+        self._steps, self._seen, self._sum = 0.0, 0.0, 0.0
+        balance, self._first_l0 = _balance(trainer.sae, batch)
+        self.value = self._start = balance * (_GENTLY if ramp else 1)
 
     @property
     def _wanted(self) -> float:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dspa.method import DSPA
@@ -72,25 +73,27 @@ def explained(sae, data):
 
 
 def test_batchtopk_finds_the_planted_directions(tmp_path):
-    directions, data, sae, _, seen = trained(tmp_path, steps=800)
+    directions, data, sae, _, seen = trained(tmp_path, steps=600)
     found = cosine_similarity(directions[:, None], sae.sae.W_dec[None], dim=-1).amax(1)
-    assert found.mean() > 0.95, "mean max cosine"
+    assert found.mean() > 0.93, "mean max cosine"
     assert explained(sae, data) > 0.9
-    assert seen[-1].explained_variance > 0.95 and seen[-1].step == 800
+    assert seen[-1].explained_variance > 0.9 and seen[-1].step == 600
     assert seen[0].explained_variance < seen[-1].explained_variance
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_to_the_l0_asked_for_and_folding_keeps_what_it_computes(tmp_path, kind):
-    _, data, sae, before, _ = trained(tmp_path, kind)
+    directions, data, sae, before, _ = trained(tmp_path, kind)
     assert sae.sae.cfg.architecture() == {"batchtopk": "jumprelu"}.get(kind, kind)
     assert sae.layer == 1 and sae.norm_multiple == 7.5 and sae.d_sae == 48
     assert l0(sae, data) == pytest.approx(ACTIVE, rel=0.05)
-    assert explained(sae, data) > 0.5
+    found = cosine_similarity(directions[:, None], sae.sae.W_dec[None], dim=-1).amax(1)
+    assert found.mean() > 0.85, "mean max cosine"
+    assert explained(sae, data) > (0.3 if kind == "standard" else 0.8), "an L1 penalty shrinks what it finds"
     torch.testing.assert_close(sae.sae.W_dec.norm(dim=-1), torch.ones(48))
     if kind == "batchtopk":  # its batch takes the largest of all tokens, which the threshold only matches on the mean
         return
-    torch.testing.assert_close(sae.sae.decode(sae.sae.encode(data)), before * 1.0, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(sae.sae.decode(sae.sae.encode(data)), before, rtol=1e-3, atol=1e-2)
 
 
 def test_weights_saved_in_half_precision_are_read_in_full_and_nearly_the_same(tmp_path):
@@ -462,6 +465,14 @@ def test_the_command_killed_in_every_part_goes_on_to_the_same_saes(command, tmp_
         left, right = (tmp_path / name / f"layer_{layer}" / "sae_weights.safetensors" for name in ("whole", "cut"))
         assert left.read_bytes() == right.read_bytes()
     assert not (tmp_path / "cut.partial").exists()
+
+
+def test_two_processes_do_not_write_the_same_folder(command, tmp_path):
+    (tmp_path / "saes.partial").mkdir()
+    with FileLock(tmp_path / "saes.partial" / "lock"):
+        code, shown = command()
+    assert code == 2 and "another process is at work" in shown
+    assert not (tmp_path / "saes").exists()
 
 
 def test_a_dry_run_says_what_it_takes_and_makes_nothing(command, tmp_path):
