@@ -112,12 +112,14 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
     comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
     metrics = {side: _metrics(leaves, requests, scores[side]) for side in (OURS, HF)}
     pairs = list(zip(scores[OURS], scores[HF], strict=True))
-    difference = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
+    differences = [abs(ours[0] - theirs[0]) for ours, theirs in pairs]
+    difference = max(differences)
     items = len({(request.task_name, request.doc_id) for request in requests})
     section = _section(task, comparison, GOALS.get(task))
     section.facts = {
         "examples": f"{shots}",
         "items": f"{items}, {len(requests)} requests, {len(sides[OURS].cut_tokens)} of them cut on the left to fit",
+        f"log-likelihoods further apart than {TOLERANCE}": f"{sum(d > TOLERANCE for d in differences)}",
         "greedy flags that differ": f"{sum(ours[1] != theirs[1] for ours, theirs in pairs)}",
     }
     differing = 0
