@@ -78,6 +78,16 @@ def test_a_metric_that_is_not_the_same_is_counted(model, monkeypatch):
     assert not section.facts["acc"].endswith("; 0 of 4 items differ")
 
 
+def test_the_furthest_apart_are_scored_in_float64(model):
+    (section,) = measure_lm_eval(options(model, tasks=("words:0",), exact=3), tell=lambda _text: None)
+    errors = section.facts["largest error on the 3 furthest apart, against float64"]
+    (ours, our_error), (theirs, their_error) = (part.split() for part in errors.split(", "))
+    assert (ours, theirs) == (OURS, HF)
+    apart = section.figures[0].value
+    assert 0 < float(our_error) <= TOLERANCE
+    assert float(our_error) + float(their_error) >= 0.9 * apart
+
+
 def test_the_dtype_is_that_of_both(model):
     (section,) = measure_lm_eval(options(model, tasks=("words:0",), dtype="bfloat16"), tell=lambda _text: None)
     assert section.facts["model"].endswith("bfloat16")
