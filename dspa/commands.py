@@ -345,6 +345,9 @@ def lm_eval(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Dtype in which both load the weights.")
     ] = "float32",
+    exact: Annotated[
+        int, typer.Option(min=0, help="Requests of a task, those furthest apart, scored again in float64.")
+    ] = 0,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -361,5 +364,5 @@ def lm_eval(
     from harness.speed.report import measure_and_keep
 
     folder = model or str(data_folder() / "models" / "stories260K")
-    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed, dtype)
+    options = LMEvalOptions(folder, tuple(task or TASKS), limit, batch_size, rounds, device, seed, dtype, exact)
     measure_and_keep("Scoring multiple choice against lm-eval's hf", options, measure_lm_eval, threads, out)

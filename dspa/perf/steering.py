@@ -190,7 +190,9 @@ class _Bench:
             return fitted.derive(intervention=DSPASteering(steering.condition_map, settings, options.device))
 
         def hooked(make: Callable[..., LayerHook]) -> tuple[int, LayerHook]:
-            sae = SAE.load_from_disk(str(saes.output.path), device=options.device).requires_grad_(False)
+            sae = SAE.load_from_disk(str(saes.output.path), device=options.device, dtype="float32").requires_grad_(
+                False
+            )
             return steering.write_layers[0], make(sae, latents, alpha=steering.settings.alpha)
 
         plain = fitted.derive(intervention=None)

@@ -1,11 +1,13 @@
 """Is the ``aligned`` class as fast as it should be, and are its values right? The same requests through it and through
 lm-eval's ``hf``, which loads the same files by itself."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from harness.data.refs import model_ref
@@ -29,7 +31,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class LMEvalOptions:
-    """``tasks`` are NAME:SHOTS; ``limit``: items of each (of a group: about as many, alike from each task)."""
+    """``tasks`` are NAME:SHOTS; ``limit``: items of each (of a group: about as many, alike from each task). ``exact``:
+    requests of each task, those on which the sides are furthest apart, that are scored once more in float64."""
 
     model: str
     tasks: tuple[str, ...]
@@ -39,6 +42,7 @@ class LMEvalOptions:
     device: str
     seed: int
     dtype: Dtype = "float32"
+    exact: int = 0
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -112,14 +116,24 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
     comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
     metrics = {side: _metrics(leaves, requests, scores[side]) for side in (OURS, HF)}
     pairs = list(zip(scores[OURS], scores[HF], strict=True))
-    difference = max(abs(ours[0] - theirs[0]) for ours, theirs in pairs)
+    differences = [abs(ours[0] - theirs[0]) for ours, theirs in pairs]
+    difference = max(differences)
     items = len({(request.task_name, request.doc_id) for request in requests})
     section = _section(task, comparison, GOALS.get(task))
     section.facts = {
         "examples": f"{shots}",
         "items": f"{items}, {len(requests)} requests, {len(sides[OURS].cut_tokens)} of them cut on the left to fit",
+        f"log-likelihoods further apart than {TOLERANCE}": f"{sum(d > TOLERANCE for d in differences)}",
         "greedy flags that differ": f"{sum(ours[1] != theirs[1] for ours, theirs in pairs)}",
     }
+    if options.exact:
+        furthest = sorted(range(len(requests)), key=lambda row: -differences[row])[: options.exact]
+        true = _in_float64(sides[HF], [requests[row] for row in furthest])
+        errors = (
+            f"{side} {max(abs(scores[side][row][0] - value) for row, value in zip(furthest, true, strict=True)):.1e}"
+            for side in (OURS, HF)
+        )
+        section.facts[f"largest error on the {len(furthest)} furthest apart, against float64"] = ", ".join(errors)
     differing = 0
     for name, theirs in metrics[HF].items():
         ours = metrics[OURS][name]
@@ -128,6 +142,19 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
         differing += unequal
     section.figures = _figures(difference, comparison)
     return _Task(section, comparison, items, differing, difference)
+
+
+@torch.no_grad()
+def _in_float64(hf: Any, requests: Sequence[Any]) -> list[float]:
+    """Log-likelihoods by one plain forward each of the model of ``hf``, a copy in float64."""
+    model = copy.deepcopy(hf.model).double()
+    values = []
+    for request in requests:
+        context, continuation = hf._encode_pair(*request.args)
+        ids = torch.tensor([[*context, *continuation][-(hf.max_length + 1) :]], device=hf.device)
+        logprobs = model(input_ids=ids[:, :-1], use_cache=False).logits[0, -len(continuation) :].log_softmax(-1)
+        values.append(float(logprobs.gather(1, ids[0, -len(continuation) :, None]).sum()))
+    return values
 
 
 def _metrics(

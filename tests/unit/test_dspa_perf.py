@@ -24,11 +24,12 @@ from dspa.perf.steering import (
     measure_steering,
     selected_latents,
 )
-from dspa.perf.subject import MadeUp
+from dspa.perf.subject import Given, MadeUp
 from dspa.perf.synthetic import ACTIVE_SHARE, SHAPES, Lengths, Writer, make_base, make_saes
 from dspa.saes.sae import load_sae
 from dspa.steering import DSPASteering
 from harness.compute import Meter
+from harness.files import content_hash
 from harness.model.decoder import captured, find_decoder
 
 STEPS, BATCH = 3, 4
@@ -207,7 +208,15 @@ def test_perf_fit_prints_the_control_the_goals_and_the_map():
         MadeUp("tiny", (0.5,)), rounds=2, warmup=0, triples=6, batch_size=3, map_triples=30, map_width=256
     )
     fit, of_map = measure_fit(options, tell=lambda _text: None)
-    assert [line.goal and round(line.goal.at_least, 3) for line in fit.lines] == [None, 0.87, 2.0, None, 0.87, 2.0, None]
+    assert [line.goal and round(line.goal.at_least, 3) for line in fit.lines] == [
+        None,
+        0.87,
+        2.0,
+        None,
+        0.87,
+        2.0,
+        None,
+    ]
     assert {"DSPA.fit, stage features", "DSPA.fit, stage map"} <= {figure.what for figure in fit.figures}
     assert "30 triples at 256 latents" in of_map.title
 
@@ -235,6 +244,72 @@ def test_the_command_keeps_its_report_in_both_formats(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["sections"][0]["lines"][0]["what"] == "unsteered (again)"
     assert "| speed of | relative to |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def given(tiny_folders, triples, tmp_path_factory):
+    """Options that name a model, its SAEs and texts."""
+    texts = tmp_path_factory.mktemp("given") / "triples.jsonl"
+    rows = [{"prompt": t.prompt[0]["content"], "chosen": t.chosen, "rejected": t.rejected} for t in triples]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    saes = {"input_sae": str(tiny_folders["input"]), "output_sae": str(tiny_folders["output"])}
+    return {"base": str(tiny_folders["llama"]), **saes, "texts": str(texts)}
+
+
+def test_perf_steering_measures_a_given_model_and_says_which(given, monkeypatch):
+    monkeypatch.setattr("dspa.perf.steering._FIT", 16)
+    options = SteeringOptions(Given(**given), batches=(1, 3), rounds=2, warmup=0, steps=2)
+    first, second = measure_steering(options, tell=lambda _text: None)
+    assert first.facts["model"].startswith(f"{given['base']}, identity {content_hash(given['base'])[:12]}, 0M")
+    assert content_hash(given["texts"])[:12] in first.facts["model"]
+    for name in ("input_sae", "output_sae"):
+        assert f"{given[name]} ({content_hash(given[name])[:12]})" in first.facts["SAEs"]
+    assert [line.what for line in first.lines[:5]] == ["unsteered (again)", OWN, MAX, FULL, ERROR_TERM]
+    assert ALWAYS not in str(first), "nobody made such an SAE for a given model"
+    assert "batch 3" in second.title
+
+
+def test_perf_fit_measures_a_given_model_and_no_made_up_map(given, triples):
+    options = FitOptions(Given(**given), rounds=2, warmup=0, triples=6, batch_size=3)
+    (fit,) = measure_fit(options, tell=lambda _text: None)
+    assert "layer 1: " in fit.facts["SAEs"]
+    assert "of 4 layers" in fit.facts["SAEs"]
+    figures = {figure.what: figure.value for figure in fit.figures}
+    assert figures["DSPA.fit: executed"] > 0
+    assert figures["DSPA.fit: peak memory of the process"] > 1
+
+
+def test_a_given_subject_draws_different_prompts_and_decodes_their_own_answers(given, triples):
+    work = Given(**given).opened(20, dtype="float32", device="cpu", seed=0)
+    drawn = work.triples(12) + work.triples(8)
+    assert len({triple.key for triple in drawn}) == 20
+    assert {triple.key for triple in drawn} <= {triple.key for triple in triples}
+    answer = work.base.chat.response_ids(drawn[0].chosen)
+    assert work.continuation(drawn[0], len(answer) + 2) == answer + answer[:2]
+
+
+@pytest.mark.parametrize("command", ["steering", "fit"])
+def test_options_that_do_not_go_together_are_refused(given, command):
+    from harness.cli.app import app
+
+    def refused(**options):
+        named = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        result = CliRunner().invoke(app, ["perf", command, *named])
+        assert isinstance(result.exception, ValueError), result.output
+        return str(result.exception)
+
+    assert refused(base=given["base"], output_sae="x") == (
+        "--base, --input-sae, --output-sae, --texts go together; missing: --input-sae, --texts"
+    )
+    assert refused(shape="tiny", ratio="0.1", base=given["base"]) == (
+        "--shape, --ratio: only for a made-up model; leave out that, or what names a given one (--base)"
+    )
+    if command == "fit":
+        assert "--prompt-tokens, --map-width: only" in refused(prompt_tokens="9", map_width="64", **given)
+    assert "has 24 different prompts, but" in refused(**given, **{"triples" if command == "fit" else "batch": "30"})
+    wrong = given | {"input_sae": given["output_sae"], "output_sae": given["input_sae"]}
+    assert "before the input SAE's layer 2" in refused(**wrong)
+    assert "does not exist" in refused(**given | {"base": "/nowhere/x.gguf"})
 
 
 @pytest.mark.parametrize(

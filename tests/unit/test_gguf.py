@@ -1,9 +1,12 @@
 """Models from GGUF files: what is unpacked is what the file holds, once, and what is none is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from harness.data.refs import ModelRef, model_ref
@@ -12,62 +15,8 @@ from harness.experiment.check import check_base
 from harness.files import content_hash
 from harness.model import gguf
 from harness.model.aligned import AlignedModel
-
-HEADS, KV_HEADS = 4, 2
-TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "▁b", "▁cat", "▁dog", "▁and"]
-TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant: "
-
-
-def llama_tensors() -> dict[str, np.ndarray]:
-    """Weights of a two-layer Llama under GGUF's names; widths are those of a block of 32 numbers."""
-    rng = np.random.default_rng(0)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return rng.normal(0, 0.3, (rows, columns)).astype(np.float32)
-
-    tensors = {"token_embd.weight": matrix(len(TOKENS), 64), "output_norm.weight": np.ones(64, np.float32)}
-    for block in range(2):
-        kv = 64 // HEADS * KV_HEADS
-        sizes = {"attn_q": (64, 64), "attn_k": (kv, 64), "attn_v": (kv, 64), "attn_output": (64, 64)}
-        sizes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
-        tensors |= {f"blk.{block}.{name}.weight": matrix(*size) for name, size in sizes.items()}
-        for name in ("attn_norm", "ffn_norm"):
-            tensors[f"blk.{block}.{name}.weight"] = rng.normal(1, 0.1, 64).astype(np.float32)
-    return tensors
-
-
-def write(path, *, quantised: bool = True, architecture: str = "llama"):
-    """A GGUF file; matrices in Q8_0 where ``quantised``."""
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(128)
-    writer.add_embedding_length(64)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(TOKENS)
-    writer.add_token_scores([0.0] * 3 + [-1.0] * 256 + [-float(n) for n in range(2, len(TOKENS) - 257)])
-    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
-    writer.add_token_types(kinds + [TokenType.NORMAL] * (len(TOKENS) - len(kinds)))
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
-    for name, tensor in llama_tensors().items():
-        if quantised and tensor.ndim == 2:
-            codes = quantize(tensor, GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, codes, raw_dtype=GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from tests.unit.gguf_files import HEADS, llama_tensors, write
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -127,6 +76,59 @@ def test_it_is_unpacked_once_wherever_it_lies(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "_unpack", refuse)
     assert gguf.unpacked(moved) == folder
     assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+UNPACKING = """
+import sys, time
+from pathlib import Path
+from harness.model import gguf
+
+unpack, (file, asked, began, go) = gguf._unpack, sys.argv[1:]
+
+def held(*arguments):
+    Path(began).touch()
+    while not Path(go).exists():
+        time.sleep(0.01)
+    unpack(*arguments)
+
+gguf._unpack = held
+Path(asked).touch()
+print(gguf.unpacked(file))
+"""
+"""Asks for a file's folder, and unpacks no sooner than ``go`` is there."""
+
+
+def test_of_two_processes_at_once_one_unpacks_and_the_other_waits_for_the_whole_folder(cache, tmp_path):
+    path, go = write(tmp_path / "tiny.gguf"), tmp_path / "go"
+    asked, began = ([tmp_path / f"{what}{number}" for number in range(2)] for what in ("asked", "began"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNPACKING, path, *marks, go],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for marks in zip(asked, began, strict=True)
+    ]
+    wait_until(lambda: all(m.exists() for m in asked) and any(m.exists() for m in began), *processes)
+    assert not [found for found in (cache / "gguf").iterdir() if found.is_dir() and found.suffix == ""], "not yet whole"
+    go.touch()
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum(mark.exists() for mark in began) == 1, "the other found it unpacked"
+    folder = cache / "gguf" / content_hash(path)
+    assert [out.strip() for out, _ in said] == [str(folder)] * 2
+    assert [found for found in folder.parent.iterdir() if found.is_dir()] == [folder]
+    assert AlignedModel.from_base(ModelRef(path=str(folder))).base.max_length == 128
+
+
+def test_a_process_that_died_while_unpacking_keeps_nobody_waiting(cache, tmp_path):
+    path, began = write(tmp_path / "tiny.gguf"), tmp_path / "began"
+    process = subprocess.Popen([sys.executable, "-c", UNPACKING, path, tmp_path / "asked", began, tmp_path / "never"])
+    wait_until(began.exists, process)
+    process.kill()
+    process.wait()
+    assert (gguf.unpacked(path) / "model.safetensors").is_file()
 
 
 def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing_behind(cache, tmp_path):
