@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from harness.benchmark import BenchmarkConfig, Metric, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
 from harness.data.refs import InputPath
 from harness.data.triples import Conversation, Message, Triple, load_triples, read_prompt
 from harness.files import read_jsonl
@@ -33,7 +33,7 @@ class _Asked:
 
 
 @register_benchmark("answers")
-class Answers(BenchmarkConfig):
+class Answers(PromptBenchmark):
     """Answers to each different prompt of a file, on which no method is fitted.
 
     ``answer_rating``: the judge's rating, 1-10, unless ``rating: false``. ``answer_tone``, where ``tone`` says which
@@ -78,10 +78,16 @@ class Answers(BenchmarkConfig):
     def check(self) -> None:
         if self.tone is not None:
             vader_version()
-        _ = self._asked
+        _ = self._all_asked
 
     def prompts(self) -> list[str]:
         return [m["content"] for one in self._asked for m in one.prompt if m["role"] == "user"]
+
+    def items(self) -> list[Item]:
+        return [
+            Item(str(one.number), f"{self.path.name}, prompt {one.number}", one.prompt, generated=self.max_new_tokens)
+            for one in self._asked
+        ]
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """The evaluators know no file format for this, so nothing is written to ``folder``."""
@@ -114,8 +120,13 @@ class Answers(BenchmarkConfig):
         rows = read_jsonl(self.path, "prompts")
         return load_triples(self.path) if any({"chosen", "rejected"} & set(row) for _, row in rows) else []
 
-    @cached_property
+    @property
     def _asked(self) -> list[_Asked]:
+        """Those that are asked."""
+        return [one for one in self._all_asked if str(one.number) not in self._left_out]
+
+    @cached_property
+    def _all_asked(self) -> list[_Asked]:
         found: dict[str, _Asked] = {}
         for number, (prompt, chosen) in enumerate(self._read(), 1):
             found.setdefault(json.dumps(prompt), _Asked(number, prompt, chosen))
