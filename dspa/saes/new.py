@@ -168,4 +168,4 @@ def save_new(
     for name, value in metadata.items():
         sae.cfg.metadata[name] = value
     sae.save_model(folder)
-    return read_sae(SAERef(path=str(folder)), str(training.W_dec.device))
+    return read_sae(SAERef.model_validate({"path": str(folder)}), str(training.W_dec.device))
