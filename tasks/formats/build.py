@@ -40,7 +40,8 @@ def build(ref: ModelRef, out: Path, *, seed: int = 0, say: Callable[[str], objec
     prompts = all_prompts(seed)
     with one_thread():
         base = AlignedModel.from_base(ref)
-        partial = out.with_name(f"{out.name}.partial") / f"{base.fingerprint[:12]}-{GENERATOR_VERSION}-{seed}"
+        kind = f"{base.base.identity[:12]}-{ref.dtype}-v{GENERATOR_VERSION}-seed{seed}"  # other samples are no part of these
+        partial = out.with_name(f"{out.name}.partial") / kind
         samples, own = _sampled(base, prompts, partial, seed, say)
         say("scoring the training answers under the base model")
         write_assets(out, prompts, samples, own)

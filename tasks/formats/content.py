@@ -10,8 +10,8 @@ FRESH = 0.8  # share of different three-word sequences from which on an answer c
 STALE = 0.3  # at or below it, nothing is left
 ECHO = 0.9  # share of an answer's words, in order, that are the prompt's: it only says it again
 OFF_TOPIC = 0.6  # what is left of an answer without any content word of the prompt
-WITHOUT_TOPIC = frozenset({"feelings"})
-"""Families whose answers need no word of the prompt: "I'm sorry to hear that" is a good beginning."""
+WITHOUT_TOPIC = frozenset({"feelings", "ideas"})
+"""Families whose answers need no word of the prompt: carrots and leeks are vegetables, and "I'm sorry" is a good reply."""
 _STEM = 4  # letters that two words must share from the beginning to be about the same thing
 
 # Words that any prompt or answer may have, so sharing them says nothing.

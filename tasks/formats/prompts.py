@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from harness.files import Words, checked, read_jsonl
+from harness.files import Text, Words, checked, read_jsonl
 
 ASSETS = Path(__file__).parent / "assets"
 Part = Literal["triples", "triples_heldout", "mt_bench", "alpaca_eval"]
@@ -41,8 +41,8 @@ class Prompt:
     part: Words
     family: Words
     text: Words
-    wrong: str = ""
-    after: str = ""
+    wrong: Text = ""
+    after: Text = ""
 
     @property
     def form(self) -> str:

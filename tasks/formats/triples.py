@@ -35,6 +35,7 @@ def triples_of(prompt: Prompt, samples: Samples, before: tuple[str, str] | None)
         for others in combinations(rejected, number)
     ]
     pairs = min(ways, key=lambda way: sum(abs(len(words(a)) - len(words(b))) for a, b in way))
+    pairs.sort(key=lambda pair: chosen.index(pair[0]))
     turn = {"role": "user", "content": prompt.text}
     asked: Any = prompt.text
     if before is not None:
