@@ -46,7 +46,9 @@ def show(world: PlantedWorld = "first") -> None:
     print(show_sandbox(world=WORLDS[world]), end="")
 
 
-@formats.command("build", epilog="Example: `dspa-bench formats build --base SmolLM2-135M-Instruct.Q4_1.gguf --out formats`")
+@formats.command(
+    "build", epilog="Example: `dspa-bench formats build --base SmolLM2-135M-Instruct.Q4_1.gguf --out formats`"
+)
 def build_formats(
     base: Annotated[str, typer.Option(help="Model that answers: folder, GGUF file or Hugging Face id[@revision].")],
     out: Annotated[Path, typer.Option(help="Folder to write; other files in it are left alone.")],
@@ -55,8 +57,8 @@ def build_formats(
 ) -> None:
     """Sample a model's answers in right and wrong forms and write prompts, triples, questions and references.
 
-    Some ten minutes on a core that has nothing else to do; the same command again goes on after an interruption. Another
-    kind of CPU, or another version of torch, gives other last bits and so other answers here and there.
+    Some ten minutes on a core that has nothing else to do; the same command again goes on after an interruption.
+    Another kind of CPU, or another version of torch, gives other last bits and so other answers here and there.
     """
     from harness.data.refs import model_ref
     from tasks.formats.build import build as build_assets

@@ -40,7 +40,8 @@ def build(ref: ModelRef, out: Path, *, seed: int = 0, say: Callable[[str], objec
     prompts = all_prompts(seed)
     with one_thread():
         base = AlignedModel.from_base(ref)
-        kind = f"{base.base.identity[:12]}-{ref.dtype}-v{GENERATOR_VERSION}-seed{seed}"  # other samples are no part of these
+        # Samples of another model or generator are no part of these.
+        kind = f"{base.base.identity[:12]}-{ref.dtype}-v{GENERATOR_VERSION}-seed{seed}"
         partial = out.with_name(f"{out.name}.partial") / kind
         samples, own = _sampled(base, prompts, partial, seed, say)
         say("scoring the training answers under the base model")
@@ -59,9 +60,7 @@ def build(ref: ModelRef, out: Path, *, seed: int = 0, say: Callable[[str], objec
     shutil.rmtree(partial.parent)
 
 
-def write_assets(
-    out: Path, prompts: Sequence[Prompt], samples: Mapping[str, Samples], own: Mapping[str, str]
-) -> None:
+def write_assets(out: Path, prompts: Sequence[Prompt], samples: Mapping[str, Samples], own: Mapping[str, str]) -> None:
     """Everything but the manifest, from what was sampled: the same bytes for the same samples. Needs no model."""
     write_jsonl(out / "prompts.jsonl", [vars(prompt) for prompt in prompts])
     write_jsonl(out / "samples.jsonl", [samples[p.id].row() for part in SAMPLED for p in of_part(prompts, part)])
@@ -108,7 +107,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Samples], dict[str, str]]:
 def summary(
     out: Path, prompts: Sequence[Prompt], samples: Mapping[str, Samples], own: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Yields and lengths of each set of triples, the forms of the model's own answers, and what identifies the files."""
+    """Yields and lengths of each set of triples, forms of the model's own answers, and what identifies the files."""
     found: dict[str, Any] = {}
     for part in SAMPLED:
         rows = [row for _, row in read_jsonl(out / f"{part}.jsonl", "triples")]

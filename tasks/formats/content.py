@@ -11,18 +11,20 @@ STALE = 0.3  # at or below it, nothing is left
 ECHO = 0.9  # share of an answer's words, in order, that are the prompt's: it only says it again
 OFF_TOPIC = 0.6  # what is left of an answer without any content word of the prompt
 WITHOUT_TOPIC = frozenset({"feelings", "ideas"})
-"""Families whose answers need no word of the prompt: carrots and leeks are vegetables, and "I'm sorry" is a good reply."""
+"""Families whose answers need no word of the prompt: carrots are vegetables, and "I'm sorry" is a good reply."""
 _STEM = 4  # letters that two words must share from the beginning to be about the same thing
 
 # Words that any prompt or answer may have, so sharing them says nothing.
 _COMMON = frozenset(
-    "a about after all also am an and another any anything are as at be because been before better between but by can "
-    "choose compare could decide did do does don't draft easy first first for from get give good had hand has have help "
-    "her here him his homework how i i'd i'm i've if in is it it's its just know like make me mind more my name need "
-    "never no not of okay on one opinion or other our out please prefer quick question reason recommend remind right "
-    "say sentence should show simple sister some someone something sound start suggest tell than thanks that the their "
-    "them then there they thing think this to topic torn two us used using version want was way we week were what "
-    "what's when where which who will with wonder wondering word wording would you your".split()
+    words(
+        "a about after all also am an and another any anything are as at be because been before better between but by "
+        "can choose compare could decide did do does don't draft easy first for from get give good had hand has have "
+        "help her here him his homework how i i'd i'm i've if in is it it's its just know like make me mind more my "
+        "name need never no not of okay on one opinion or other our out please prefer quick question reason recommend "
+        "remind right say sentence should show simple sister some someone something sound start suggest tell than "
+        "thanks that the their them then there they thing think this to topic torn two us used using version want was "
+        "way we week were what what's when where which who will with wonder wondering word wording would you your"
+    )
 )
 
 

@@ -1,8 +1,8 @@
 """The forms of answers, each a score that a program can check: 1 = has it, 0 = has it not.
 
-Scores read the text alone, as a person would, and not how it came to its end. For an answer that was cut off this means:
-what stands there counts and what is missing is not made up. A bare mark at the end ("4.") is no item; the last item of a
-list counts even if it breaks off; a sentence or quotation that never ends is half of one (see each form).
+Scores read the text alone, as a person would, and not how it came to its end. For an answer that was cut off this
+means: what stands there counts and what is missing is not made up. A bare mark at the end ("4.") is no item; the last
+item of a list counts even if it breaks off; a sentence or quotation that never ends is half of one (see each form).
 """
 
 import re

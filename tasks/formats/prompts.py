@@ -64,7 +64,11 @@ def all_prompts(seed: int = 0) -> tuple[Prompt, ...]:
         for part, size in SIZES.items():
             wrong = cycle(rng.sample([form for form in FORMS if form != PREFERRED[family]], len(FORMS) - 1))
             for index in range(size):
-                second = index % 2 == 1 if part == "mt_bench" else part != "alpaca_eval" and index % FOLLOWING == FOLLOWING - 1
+                second = (
+                    index % 2 == 1
+                    if part == "mt_bench"
+                    else part != "alpaca_eval" and index % FOLLOWING == FOLLOWING - 1
+                )
                 name = f"{part}-{family}-{index + 1}"
                 form = next(wrong) if part.startswith("triples") else ""
                 parts[part].append(Prompt(name, part, family, next(texts), form, "first" if second else ""))

@@ -123,9 +123,7 @@ def sample(base: "AlignedModel", batch: Sequence[Prompt], seed: int) -> list[Sam
         for row, answer in zip(done.rows, done.completions, strict=True):
             found[row] = base.chat.decode([*begun[row], *answer.token_ids]), answer.finished
     samples = iter(found[row] for row in range(len(prompts)))
-    return [
-        Samples(p.id, *(tuple(next(samples) for _ in EXAMPLES[form]) for form in (p.form, p.wrong))) for p in batch
-    ]
+    return [Samples(p.id, *(tuple(next(samples) for _ in EXAMPLES[form]) for form in (p.form, p.wrong))) for p in batch]
 
 
 def own_answers(base: "AlignedModel", prompts: Sequence[Prompt]) -> dict[str, str]:

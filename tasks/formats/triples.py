@@ -44,13 +44,13 @@ def triples_of(prompt: Prompt, samples: Samples, before: tuple[str, str] | None)
 
 
 def chosen_of(prompt: Prompt, samples: Samples) -> list[str]:
-    """The answers that may be chosen: shortened to whole parts, they have the preferred form and their content will do."""
+    """The answers that may be chosen: shortened to whole parts, they have the preferred form and good content."""
     found = dict.fromkeys(shortened(*sample, prompt.form) for sample in samples.right)
     return [text for text in found if CHECKS[prompt.form](text) >= HAS_FORM and _will_do(prompt, text, prompt.form)]
 
 
 def rejected_of(prompt: Prompt, samples: Samples) -> list[str]:
-    """Those that may be rejected: they have the wrong form and not the preferred one, and their content will do."""
+    """Those that may be rejected: they have the wrong form and not the preferred one, and good content."""
     found = dict.fromkeys(shortened(*sample, prompt.wrong) for sample in samples.wrong)
     return [
         text
@@ -76,8 +76,8 @@ def shortened(text: str, ended: bool, form: str) -> str:
     """The beginning of a sample that was asked for in ``form``, in whole parts; "" where it has none.
 
     A list keeps its first items, `MOST_ITEMS` at most, without a last one that was cut off. Other texts keep whole
-    sentences until they have `LONG_ENOUGH` words: both sides at least, of one sentence the first alone. A quotation that
-    is still open there is closed: its opening mark was not the model's own either.
+    sentences until they have `LONG_ENOUGH` words: both sides at least, of one sentence the first alone. A quotation
+    that is still open there is closed: its opening mark was not the model's own either.
     """
     if form in ("steps", "bullets"):
         found = lines(text)
@@ -102,7 +102,9 @@ def _whole(text: str, ended: bool, form: str) -> str:
     return " ".join(kept)
 
 
-def figures(prompts: Sequence[Prompt], samples: Mapping[str, Samples], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def figures(
+    prompts: Sequence[Prompt], samples: Mapping[str, Samples], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Of each family: prompts, samples taken in the right and wrong form and how many will do, triples, their wrong
     forms, and the mean lengths in words; ``longer_is_chosen`` is the share of triples that a rule by length would get
     right (ties half). Under ``all`` the same of all families together."""
@@ -131,10 +133,11 @@ def figures(prompts: Sequence[Prompt], samples: Mapping[str, Samples], rows: Seq
 
 def forms_of(prompts: Sequence[Prompt], own: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """Family -> the forms found in the model's own answers, most frequent first."""
-    return {
-        family: dict(Counter(form_found(own[p.text]) for p in prompts if p.family == family and p.text in own).most_common())
-        for family in FAMILIES
-    }
+    found = {family: Counter[str]() for family in FAMILIES}
+    for prompt in prompts:
+        if prompt.text in own:
+            found[prompt.family][form_found(own[prompt.text])] += 1
+    return {family: dict(counts.most_common()) for family, counts in found.items()}
 
 
 def rows_of(

@@ -75,7 +75,9 @@ class Verifiable(JudgeConfig):
     operational: ClassVar[frozenset[str]] = frozenset({"batch_size", "device"})
 
     families: InputPath = Field(ASSETS / "prompts.jsonl", description="JSONL of prompts, each with its family")
-    base: ModelRef | None = Field(None, description="causal LM that says how likely an answer is; without, nobody looks")
+    base: ModelRef | None = Field(
+        None, description="causal LM that says how likely an answer is; without, nobody looks"
+    )
     max_nats: Annotated[float, Field(gt=0)] = Field(
         MAX_NATS,
         description="mean surprise per token (nats) up to which an answer is good text; by default the 99th percentile "
@@ -92,16 +94,16 @@ class Verifiable(JudgeConfig):
     @property
     def statement(self) -> str:
         looked = (
-            f"and, by the unsteered {self._base_name}, whether it is likely text (at most {self.max_nats:g} nats a token)"
+            f"and by the unsteered {self._base_name} whether it is likely text (up to {self.max_nats:g} nats a token)"
             if self.base
             else "(how likely a text it is, nobody looked at)"
         )
         return (
-            "These numbers come from a program. It knows of every prompt which form of answer its family prefers (how-to: "
-            "numbered steps; facts: one sentence; choices: both sides named; ideas: a bullet list; feelings: a letter; "
+            "These numbers come from a program. It knows of every prompt which form of answer its family prefers "
+            "(how-to: numbered steps; facts: one sentence; choices: both sides named; ideas: a bullet list; feelings: a letter; "
             "rewriting: the text alone in quotation marks) and reads whether the answer has it. Of the content "
-            f"it checks only length, repetition, words shared with the prompt and echo, {looked}: not whether it is true, "
-            "helpful or kind. The numbers show how well a method finds a known preference; they say nothing about how "
+            f"it checks only length, repetition, words shared with the prompt and echo, {looked}: not whether it is "
+            "true, helpful or kind. The numbers show how well a method finds a known preference; they say nothing about how "
             "people or a strong model would rate the answers."
         )
 

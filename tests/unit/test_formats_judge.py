@@ -80,7 +80,13 @@ def test_the_verdict_says_item_by_item_what_was_checked(judge):
     raw = rated(judge, HOWTO, SENTENCE).raw
     for said in ("howto prompt", "preferred form steps", "found: sentence", "form 0.00", "length 1.00 (6 words)"):
         assert said in raw
-    for said in ("repetition 1.00", "topic 0.60 (shared: none)", "echo 1.00", "surprise 1.00 (not asked for)", "rating"):
+    for said in (
+        "repetition 1.00",
+        "topic 0.60 (shared: none)",
+        "echo 1.00",
+        "surprise 1.00 (not asked for)",
+        "rating",
+    ):
         assert said in raw
 
 
@@ -120,7 +126,7 @@ def test_a_base_that_finds_the_answer_unlikely_takes_from_the_rating(prompts_fil
         ratings.append(verdict.value)
     assert ratings == [pytest.approx(10), pytest.approx(1)]
     assert judge.label.startswith("verifiable-v1-")
-    assert f"at most {limit:g} nats a token" in judge.statement
+    assert f"up to {limit:g} nats a token" in judge.statement
     too_long = rated(judge, "w1 w2 w3", "w1 " * 300)
     assert too_long.value is None and "do not fit the context" in str(too_long.error)
     assert rated(judge, "w1 w2 w3", "").value == pytest.approx(1)
@@ -133,9 +139,9 @@ def test_the_judge_without_a_base_says_so(judge):
 
 
 def test_check_refuses_what_cannot_serve(tmp_path, prompts_file):
-    with pytest.raises(ValueError, match="prompts file .* does not exist"):
+    with pytest.raises(ValueError, match=r"prompts file .* does not exist"):
         Verifiable(families=tmp_path / "none.jsonl").check()
-    with pytest.raises(ValueError, match="does not exist|has no config"):
+    with pytest.raises(ValueError, match=r"does not exist|has no config"):
         Verifiable.model_validate({"families": prompts_file, "base": {"path": str(tmp_path / "none")}}).check()
     row = {"id": "a", "part": "p", "family": "poems", "text": "x"}
     prompts_file.write_text(json.dumps(row))
@@ -156,7 +162,10 @@ def test_repetition_counts_three_word_runs_without_the_numbers_of_steps():
 
 
 def test_words_count_as_shared_by_their_beginnings_and_common_ones_never():
-    assert shared_words("How do I clean the kettles?", "Cleaning a kettle is what you should do.") == ["clean", "kettles"]
+    assert shared_words("How do I clean the kettles?", "Cleaning a kettle is what you should do.") == [
+        "clean",
+        "kettles",
+    ]
     assert shared_words("What can you tell me?", "What I can tell you.") == []
 
 

@@ -3,9 +3,9 @@
 from collections import Counter
 
 from tasks.formats.build import mt_bench_questions
+from tasks.formats.forms import CHECKS
 from tasks.formats.prompts import FAMILIES, FORMS, PREFERRED, SIZES, all_prompts, of_part
 from tasks.formats.samples import BEGINNINGS, EXAMPLES, INSTRUCTIONS, batches, instructed
-from tasks.formats.forms import CHECKS
 
 PROMPTS = all_prompts()
 
