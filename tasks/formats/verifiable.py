@@ -100,11 +100,11 @@ class Verifiable(JudgeConfig):
         )
         return (
             "These numbers come from a program. It knows of every prompt which form of answer its family prefers "
-            "(how-to: numbered steps; facts: one sentence; choices: both sides named; ideas: a bullet list; feelings: a letter; "
-            "rewriting: the text alone in quotation marks) and reads whether the answer has it. Of the content "
-            f"it checks only length, repetition, words shared with the prompt and echo, {looked}: not whether it is "
-            "true, helpful or kind. The numbers show how well a method finds a known preference; they say nothing about how "
-            "people or a strong model would rate the answers."
+            "(how-to: numbered steps; facts: one sentence; choices: both sides named; ideas: a bullet list; feelings: "
+            "a letter; rewriting: the text alone in quotation marks) and reads whether the answer has it. Of the "
+            f"content it checks only length, repetition, words shared with the prompt and echo, {looked}: not whether "
+            "it is true, helpful or kind. The numbers show how well a method finds a known preference; they say "
+            "nothing about how people or a strong model would rate the answers."
         )
 
     def check(self) -> None:
