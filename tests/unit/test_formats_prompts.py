@@ -1,7 +1,11 @@
 """The prompts of the forms: families, sets, wordings, and that nothing is in two sets."""
 
 from collections import Counter
+from pathlib import Path
 
+import yaml
+
+from tasks.formats import prompts
 from tasks.formats.build import mt_bench_questions
 from tasks.formats.forms import CHECKS
 from tasks.formats.prompts import FAMILIES, FORMS, PREFERRED, SIZES, all_prompts, of_part
@@ -22,12 +26,14 @@ def test_every_set_has_as_many_prompts_of_each_family_and_no_text_is_there_twice
 
 
 def test_no_topic_is_in_two_prompts():
-    """A prompt's text without its wording: what is long enough to be a topic is in no other prompt of the family."""
-    runs = Counter()
-    for family in FAMILIES:
-        texts = [p.text.lower() for p in PROMPTS if p.family == family]
-        runs[family] = len(texts) - len(set(texts))
-    assert set(runs.values()) == {0}
+    entries = yaml.safe_load((Path(prompts.__file__).parent / "topics.yaml").read_text(encoding="utf-8"))
+    assert set(entries) == set(FAMILIES)
+    for family, entry in entries.items():
+        asked = {p.text for p in PROMPTS if p.family == family}
+        for topic in entry["topics"].split("|"):
+            x, _, y = (part.strip() for part in " ".join(topic.split()).partition(" / "))
+            texts = {wording.format(x=x, y=y, X=x[0].upper() + x[1:]) for wording in entry["wordings"]}
+            assert len(texts & asked) <= 1, f"{family}: {topic}"
 
 
 def test_no_family_is_known_by_how_its_prompts_begin():
