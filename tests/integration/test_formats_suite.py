@@ -51,5 +51,4 @@ def test_the_forms_are_judged_through_the_benchmarks_that_are_there(tmp_path, ti
     assert ratings and all(one.error is None and one.value is not None and 1 <= one.value <= 10 for one in ratings)
     raw = json.dumps([one.raw for one in ratings])
     assert "preferred form steps" in raw and "nats a token of 50" in raw
-    page = (tmp_path / "run" / "report" / "report.md").read_text(encoding="utf-8")
-    assert "These numbers come from a program" in page
+    assert "These numbers come from a program" in (tmp_path / "run" / "environment.json").read_text(encoding="utf-8")
