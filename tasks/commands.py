@@ -1,4 +1,4 @@
-"""``dspa-bench sandbox`` and ``mt-bench``."""
+"""``dspa-bench sandbox``, ``formats`` and ``mt-bench``."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +10,8 @@ from harness.cli.options import Overrides, command_group
 commands = command_group()
 sandbox = command_group("The small planted world that the default suite runs in.")
 commands.add_typer(sandbox, name="sandbox")
+formats = command_group("A preference for forms of answers, planted in a real model's own answers.")
+commands.add_typer(formats, name="formats")
 mt_bench = command_group("MT-Bench on FastChat's files.")
 commands.add_typer(mt_bench, name="mt-bench")
 
@@ -42,6 +44,40 @@ def show(world: PlantedWorld = "first") -> None:
     from tasks.sandbox.world import WORLDS
 
     print(show_sandbox(world=WORLDS[world]), end="")
+
+
+@formats.command(
+    "build", epilog="Example: `dspa-bench formats build --base SmolLM2-135M-Instruct.Q4_1.gguf --out formats`"
+)
+def build_formats(
+    base: Annotated[str, typer.Option(help="Model that answers: folder, GGUF file or Hugging Face id[@revision].")],
+    out: Annotated[Path, typer.Option(help="Folder to write; other files in it are left alone.")],
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Which topic goes into which set, and in what words.")] = 0,
+) -> None:
+    """Sample a model's answers in right and wrong forms and write prompts, triples, questions and references.
+
+    Some ten minutes on a core that has nothing else to do; the same command again goes on after an interruption.
+    Another kind of CPU, or another version of torch, gives other last bits and so other answers here and there.
+    """
+    from harness.data.refs import model_ref
+    from tasks.formats.build import build as build_assets
+
+    build_assets(model_ref(base, "auto").model_copy(update={"dtype": dtype}), out, seed=seed)
+
+
+@formats.command("show", epilog="Example: `dspa-bench formats show`")
+def show_formats(
+    number: Annotated[int, typer.Option(min=1, help="Triples of each family.")] = 2,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder that a build wrote.", show_default="the committed one")
+    ] = None,
+) -> None:
+    """Print triples of each family, and what the checker says of both answers."""
+    from tasks.formats.build import show as show_triples
+    from tasks.formats.prompts import ASSETS
+
+    print(show_triples(folder or ASSETS, number), end="")
 
 
 @mt_bench.command(

@@ -44,7 +44,7 @@ def build(out_dir: Path, seed: int | None = None, sizes: Sizes | None = None, wo
         raise ValueError(
             f"{out_dir} exists and is not a sandbox (no manifest.json); name a new folder or one a build made"
         )
-    with atomic_folder(out_dir, replace=True) as folder, _one_thread():
+    with atomic_folder(out_dir, replace=True) as folder, one_thread():
         _make(folder, world.seed if seed is None else seed, sizes, world)
 
 
@@ -136,7 +136,7 @@ def _speech(base: "AlignedModel", seed: int, sizes: Sizes) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums in another order give other weights, so the thread count must not depend on the machine."""
     import torch
 
