@@ -179,3 +179,13 @@ def test_vader_itself_orders_plain_sentences():
     polite, neutral, rude = map(tone, ("Thank you, that is wonderful!", "The box is on it.", "You stupid, awful fool."))
     assert rude < -0.5 < neutral < 0.5 < polite
     assert neutral == tone("") == 0.0
+
+
+def test_a_prompt_that_does_not_fit_is_known_beforehand_and_left_out_when_asked(prompts):
+    benchmark = Answers(path=prompts, rating=False, max_new_tokens=7)
+    assert [(one.name, one.generated) for one in benchmark.items()] == [("1", 7), ("2", 7), ("4", 7)]
+    assert benchmark.items()[2].place == "prompts.jsonl, prompt 4"
+    fewer = benchmark.without(frozenset({"2"}))
+    assert fewer.prompts() == ["Say something", "Be quiet"]
+    assert {record.item for record in run(fewer, lambda _: "yes")} == {"1", "4"}
+    assert {record.item for record in run(benchmark, lambda _: "yes")} == {"1", "2", "4"}
