@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VERSION = 1
 FORM_FREE = 0.2  # what an answer with good content earns whatever its form
 TIE = 0.25  # ratings closer than this count as equal in a comparison
-MAX_NATS = 2.5
+MAX_NATS = 2.61
 """Default of ``max_nats``: see there."""
 
 
