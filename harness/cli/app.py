@@ -14,8 +14,8 @@ from harness.cli.data import data
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("run", "report", "fit", "eval", "generate", "audit", "finetune-sae", "lm-eval", "fastchat", "doctor")
-ORDER += ("sandbox", "perf", "score", "mt-bench", "data")
+ORDER = ("run", "report", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
+ORDER += ("fastchat", "doctor", "sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
 

@@ -59,14 +59,14 @@ def run(
     Exit code 0: everything is there. 1: some cells or records failed (they are named). 2: bad input, nothing
     was done.
     """
-    raise typer.Exit(run_command(suite, out, set_ or [], reuse or [], max_cost=max_cost, dry_run=dry_run))
+    raise typer.Exit(run_command(suite, out, set_ or [], reuse or (), max_cost=max_cost, dry_run=dry_run))
 
 
 def run_command(
     suite: Path,
     out: Path | None,
     overrides: Sequence[str],
-    reused: Sequence[Path],
+    reused: Sequence[Path] = (),
     *,
     max_cost: float | None,
     dry_run: bool,

@@ -16,7 +16,7 @@ from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
 COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
-COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "data split"]
+COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split", "formats build", "formats show"]
 
 
 @pytest.fixture

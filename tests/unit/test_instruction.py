@@ -12,7 +12,7 @@ from harness.experiment.suite import load_suite
 from tasks.sandbox.world import REGISTER_OF
 
 TASKS = Path(__file__).parents[2] / "tasks"
-SUITES = sorted((TASKS / "suites").glob("*.yaml"))
+SUITES = sorted(path for path in (TASKS / "suites").glob("*.yaml") if ".gguf" not in path.read_text())  # of the sandbox
 SANDBOX = ModelRef(path=str(TASKS / "sandbox" / "assets" / "model"))
 
 
