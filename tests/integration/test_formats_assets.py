@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dspa.saes.sae import load_sae
 from harness.data.external import data_folder
-from harness.data.refs import ModelRef
+from harness.data.refs import ModelRef, SAERef
 from harness.data.triples import contaminated, load_triples
 from tasks.formats.build import SAMPLED, made_with, read_samples, summary, write_assets
 from tasks.formats.prompts import ASSETS, all_prompts, of_part, read_prompts
@@ -22,8 +23,6 @@ MODEL_VARIABLE = "DSPA_BENCH_SMOLLM2"
 
 @pytest.fixture(scope="module")
 def manifest():
-    if not (ASSETS / "manifest.json").is_file():
-        pytest.skip("the assets are not built yet: `dspa-bench formats build --out tasks/formats/assets`")
     return json.loads((ASSETS / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -81,3 +80,16 @@ def test_a_batch_is_sampled_again_bit_for_bit(real_model):
     with one_thread():
         again = sample(AlignedModel.from_base(real_model), batch, seed=0)
     assert {one.id: one for one in again} == {p.id: committed[p.id] for p in batch}
+
+
+@pytest.mark.parametrize("layer", [8, 22])
+def test_the_committed_saes_are_of_this_model_and_carry_their_figures(manifest, layer):
+    folder = ASSETS / f"sae_{layer}"
+    sae, report = load_sae(SAERef(path=str(folder))), json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert (sae.layer, sae.d_sae, sae.norm_multiple) == (layer, 2304, 10)
+    assert report["base"]["identity"] == manifest["base"]["content"]
+    assert " /" not in report["command"], "no path of one machine"
+    figures = report["held_out"]
+    assert figures["l0"] == pytest.approx(32, abs=3)
+    assert figures["explained_variance"] > 0.7
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
