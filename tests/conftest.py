@@ -1,6 +1,8 @@
 """Tiny random models, SAEs and triples, made on the spot: no network, no committed weights."""
 
+import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,6 +157,30 @@ def sae_refs(tiny_folders):
     from harness.data.refs import SAERef
 
     return SAERef(path=str(tiny_folders["input"])), SAERef(path=str(tiny_folders["output"]))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the program with arguments; (exit code, stdout, stderr)."""
+    from harness.cli.app import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dspa-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def triples_file(tmp_path, triples):
+    """`triples` as a JSONL file."""
+    rows = [{"prompt": list(t.prompt), "chosen": t.chosen, "rejected": t.rejected} for t in triples]
+    file = tmp_path / "triples.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 @pytest.fixture(scope="session")

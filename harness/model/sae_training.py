@@ -1,6 +1,5 @@
 """SAELens' own trainer, set up in one way for whoever trains SAEs here, and a trained SAE in the form it is used in."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,9 @@ def new_trainer(
 
 
 def rise_and_fall(steps: int) -> dict[str, int]:
-    """Options of `new_trainer`: a short warm-up, and a linear decay to 0 in the last fifth."""
+    """Options of `new_trainer`: a short warm-up, and in the last fifth a linear decay to a tenth."""
     warm_up = steps // 20
-    return {"lr_warm_up_steps": warm_up if warm_up > 1 else 0, "lr_decay_steps": math.floor(steps / 5)}
+    return {"lr_warm_up_steps": warm_up if warm_up > 1 else 0, "lr_decay_steps": steps // 5}
 
 
 def save_folded(sae: TrainingSAE[Any], folder: Path) -> None:

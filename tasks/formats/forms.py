@@ -167,10 +167,6 @@ def _is_list(text: str) -> bool:
     return sum(bool(_NUMBER.match(line) or _BULLET.match(line)) for line in lines(text)) > 1
 
 
-def _asks(text: str) -> bool:
-    return text.rstrip("\"”')* ").endswith("?")
-
-
 def _share(found: Sequence[object], text: str) -> float:
     return len(found) / len(lines(text))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli.app import ORDER, app, main
+from harness.cli.app import ORDER, app
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
@@ -22,20 +22,6 @@ COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split
 @pytest.fixture
 def suite_path(tmp_path, tiny_folders) -> Path:
     return write_suite(tmp_path / "suite", tiny_folders["llama"])
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the program with arguments; (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dspa-bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

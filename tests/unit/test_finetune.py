@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import sys
 
 import pytest
 import torch
@@ -266,17 +265,12 @@ def test_what_cannot_be_trained_on_is_refused(tiny_base, tmp_path, sae_refs, tri
 
 
 @pytest.fixture
-def command(tiny_folders, tmp_path, triples, monkeypatch, capsys):
+def command(tiny_folders, tmp_path, triples_file, call):
     """Runs `dspa-bench finetune-sae`; gives exit code and everything printed."""
-    from harness.cli.app import main
-
-    file = tmp_path / "triples.jsonl"
-    rows = [{"prompt": list(t.prompt), "chosen": t.chosen, "rejected": t.rejected} for t in triples]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {
         "--sae": str(tiny_folders["output"]),
         "--base": str(tiny_folders["gemma2"]),
-        "--triples": str(file),
+        "--triples": str(triples_file),
         "--out": str(tmp_path / "tuned"),
         "--batch-size": "64",
         "--held-out": "0.3",
@@ -285,14 +279,8 @@ def command(tiny_folders, tmp_path, triples, monkeypatch, capsys):
     def run(**changes):
         options = given | {"--" + k.replace("_", "-"): v for k, v in changes.items()}
         words = [word for key, value in options.items() if value is not None for word in (key, value)]
-        monkeypatch.setattr(sys, "argv", ["dspa-bench", "finetune-sae", *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out + shown.err
+        code, out, err = call("finetune-sae", *words)
+        return code, out + err
 
     return run
 
