@@ -2,20 +2,20 @@
 
 A value is ``mean + seed effect + prompt effect + noise``. With s seeds and c prompts, each measured under every seed,
 the mean squares between seeds (MS_A), between prompts (MS_B) and of what is left (MS_E) estimate the variance of the
-mean: (MS_A + MS_B - MS_E) / (s c). Its degrees of freedom are Satterthwaite's (F. E. Satterthwaite, "An approximate
-distribution of estimates of variance components", Biometrics Bulletin 2, 1946). A factor that varies less than the
-noise is left out.
+mean: (MS_A + MS_B - MS_E) / (s c), here never less than MS_A / (s c) or MS_B / (s c). Its degrees of freedom are those
+of MS_A + MS_B by F. E. Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics
+Bulletin 2, 1946.
 
-Where measurements are missing, the same three parts are written as sums over seeds, over prompts and over both (A. C.
-Cameron, J. B. Gelbach, D. L. Miller, "Robust inference with multiway clustering", Journal of Business & Economic
-Statistics 29, 2011), the first two made unbiased for uneven weights and given the degrees of freedom of R. M. Bell and
-D. F. McCaffrey ("Bias reduction in standard errors for linear regression with multi-stage samples", Survey Methodology
-28, 2002). Balanced, that is the analysis of variance exactly.
+Where measurements are missing, the three parts are sums over seeds, over prompts and over both (A. C. Cameron, J. B.
+Gelbach, D. L. Miller, "Robust inference with multiway clustering", Journal of Business & Economic Statistics 29, 2011),
+the first two made unbiased for uneven weights and given the degrees of freedom of R. M. Bell and D. F. McCaffrey, "Bias
+reduction in standard errors for linear regression with multi-stage samples", Survey Methodology 28, 2002. Balanced,
+that is the analysis of variance exactly.
 
-Two seeds are too few for Satterthwaite (it covers 87 % at worst, since their difference is small by chance too often).
-There the parts keep their own quantiles: the half-width is the root of the sum of their squares (S. K. Banerjee,
-"Approximate confidence interval for linear functions of means of k populations", Sankhya 22, 1960), which is cautious.
-``docs/statistics.md`` has what both cover.
+Two seeds are too few for Satterthwaite: their difference is small by chance too often (coverage falls to 87 %). There
+both factors keep their own quantiles, and the half-width is the root of the sum of their squares: S. K. Banerjee,
+"Approximate confidence interval for linear functions of means of k populations when the population variances are not
+equal", Sankhya 22, 1960, which is cautious. ``docs/statistics.md`` says how often either covers.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
 FEW = 1.5
-"""A factor with fewer degrees of freedom than this (two levels have one) keeps its own quantile."""
+"""Where a factor has fewer degrees of freedom than this (two levels have one), each keeps its own quantile."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,12 @@ def spread_of(sums: Float[np.ndarray, "seed cluster"], counts: Float[np.ndarray,
     if len(factors) < 2:
         return Spread(tuple(factors))
     seeds, clusters = factors
-    noise = _noise(sums, counts)
     if min(seeds[1], clusters[1]) < FEW:
-        return Spread(tuple(_own(part, noise) for part in (seeds, clusters)))
+        return Spread((seeds, clusters))
     # The noise, which both factors hold, is counted once, but neither factor for less than it is.
-    variance = max(seeds[0] + clusters[0] - noise, seeds[0], clusters[0])
-    return Spread(((variance, variance**2 / sum(v * v / df for v, df in (seeds, clusters))),))
-
-
-def _own(part: tuple[float, float], noise: float) -> tuple[float, float]:
-    """A factor's part beside another: as it is where it has few levels, else without the noise."""
-    variance, df = part
-    return (variance, df) if df < FEW else (max(variance - noise, 0.0), df)
+    variance = max(seeds[0] + clusters[0] - _noise(sums, counts), seeds[0], clusters[0])
+    uncertainty = sum(v * v / df for v, df in (seeds, clusters))
+    return Spread(((variance, variance**2 / uncertainty if uncertainty else min(seeds[1], clusters[1])),))
 
 
 def _between(deviations: Float[np.ndarray, "level"], weights: Float[np.ndarray, "level"]) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """Means with intervals over prompts and seeds together, paired differences, Holm's correction, what could be seen.
 
 A measurement belongs to a seed (a repeat of fit and generation) and to a cluster (a prompt, with all its turns); both
-were drawn from something larger, so both count as random (`harness.measure.spread`, which has the sources). It needs no
-balance: measurements that failed are simply absent. ``docs/statistics.md`` has the formulas, and how often intervals and
-tests are wrong in simulations (`harness.measure.simulation`).
+were drawn from something larger, so both count as random (`harness.measure.spread`, which has the sources). It needs
+no balance: measurements that failed are simply absent. ``docs/statistics.md`` has the formulas, and how often intervals
+and tests are wrong in simulations (`harness.measure.simulation`).
 
 For statistics that are no means (correlations, kappas) there is the pigeonhole bootstrap: A. B. Owen, "The pigeonhole
 bootstrap", Annals of Applied Statistics 1, 2007. With k seeds it sees only (k - 1) / k of the variance between them, so
@@ -62,7 +62,8 @@ class Difference(Estimate):
     """The mean of ``n`` paired differences, its interval, a two-sided p-value (nan where the interval is
     nan), and how many measurements of either side had no partner on the other (``unpaired``).
 
-    ``spread`` is what interval and p rest on, ``least_p`` the smallest p that so many prompts can give (nan where p is).
+    ``spread`` is what interval and p rest on, ``least_p`` the smallest p that so many prompts can give (nan where p
+    is).
     """
 
     p: float
@@ -172,13 +173,13 @@ def estimate_statistic(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values of one family, in the order given; a nan stays nan and is no test."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm-adjusted p-values of one family, in the order given; a nan stays nan and is no test.
 
-    p = np.asarray(p_values, dtype=float)
-    tested = ~np.isnan(p)
-    if tested.any():
-        p[tested] = multipletests(p[tested], method="holm")[1]
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    """
+    p = np.array(p_values, dtype=float)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]  # nan comes last
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return p.tolist()
 
 
@@ -188,7 +189,7 @@ def _estimated(
     of_cluster: Int[np.ndarray, "value"],
     bounds: tuple[float, float],
 ) -> tuple[Estimate, Spread]:
-    """The mean of the values and its spread; ``of_seed`` and ``of_cluster`` are numbers, not all of which need occur."""
+    """The mean of the values and its spread; not all numbers need occur in ``of_seed`` and ``of_cluster``."""
     (seeds, of_seed), (clusters, of_cluster) = (np.unique(x, return_inverse=True) for x in (of_seed, of_cluster))
     shape, cells = (len(seeds), len(clusters)), of_seed * len(clusters) + of_cluster
     first = float(values[0])
