@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def simulate(kind: Kind, seeds: int, prompts: int, effect: float, *, data_sets: int, seed: int = 0) -> Case:
-    """Draw ``data_sets`` of ``seeds`` x ``prompts`` values for each of two equal variants; ``effect`` as in `EFFECTS`."""
+    """Draw ``data_sets`` of ``seeds`` x ``prompts`` values for two equal variants; ``effect`` as in `EFFECTS`."""
     rng, covers, errs, strictly = np.random.default_rng(seed), 0, 0, 0
     once = np.ones((seeds, prompts))
     truth = _truth(kind, 2 + effect**2)

@@ -44,8 +44,8 @@ class Spread:
 
     @property
     def df(self) -> float:
-        """Degrees of freedom; nan where no single t distribution stands behind the interval."""
-        return self.parts[0][1] if len(self.parts) == 1 else float("nan")
+        """Degrees of freedom; nan where nothing varies, or no single t distribution stands behind the interval."""
+        return self.parts[0][1] if len(self.parts) == 1 and self.se else float("nan")
 
     def half_width(self, alpha: float) -> float:
         """Of the interval that misses with probability ``alpha`` (0 < alpha < 1), in the unit of the mean; nan
