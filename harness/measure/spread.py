@@ -12,8 +12,8 @@ the first two made unbiased for uneven weights and given the degrees of freedom 
 reduction in standard errors for linear regression with multi-stage samples", Survey Methodology 28, 2002. Balanced,
 that is the analysis of variance exactly.
 
-Two seeds are too few for Satterthwaite: their difference is small by chance too often (coverage falls to 87 %). There
-both factors keep their own quantiles, and the half-width is the root of the sum of their squares: S. K. Banerjee,
+Two seeds are too few for Satterthwaite: their difference is small by chance too often. There both
+factors keep their own quantiles, and the half-width is the root of the sum of their squares: S. K. Banerjee,
 "Approximate confidence interval for linear functions of means of k populations when the population variances are not
 equal", Sankhya 22, 1960, which is cautious. ``docs/statistics.md`` says how often either covers.
 """

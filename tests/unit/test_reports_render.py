@@ -85,7 +85,7 @@ def test_the_first_lines_and_the_table_of_effects_say_in_plain_words_what_moved_
     rows = {line.split("|")[1].strip(): line for line in section.splitlines() if line.startswith("| ")}
     moved = r"MT-Bench \+1\.\d\d \[.*AlpacaEval win rate \+\d.*\| – \| .*1\.00e\+11, 2\.0 s \|$"
     assert re.search(moved, rows["DSPA (strict gate)"])
-    assert re.search(r"\| lost: sandbox\\_facts -8\.8 \[", rows["DPO (LoRA)"])
+    assert re.search(r"\| lost: sandbox\\_facts -10\.0 \[", rows["DPO (LoRA)"])
     assert "| no detectable effect | – | no loss detected |" in rows["Prompt"]
     frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
     detectable = frame.loc[("prompt", 300, "mt_bench"), "detectable"]
