@@ -101,20 +101,25 @@ def what_would_have_been_seen(run: Run, effect: Effect, tests: int) -> str:
 
     ``tests`` is the number of comparisons that p is corrected for.
     """
+
+    def possible(row: DifferenceRow) -> bool:
+        least, most = run.metrics[row.metric].scale
+        return row.detectable <= most - least
+
     seen = [
         f"{md.number(row.detectable, run.metrics[row.metric].digits)} ({_title(run, row.metric)})"
         for row in effect.unseen
-        if row.detectable == row.detectable
+        if possible(row)
     ]
     same = [_title(run, row.metric) for row in effect.unseen if not row.varies]
-    few = [_title(run, row.metric) for row in effect.unseen if row.varies and row.detectable != row.detectable]
+    few = [_title(run, row.metric) for row in effect.unseen if row.varies and not possible(row)]
     said = []
     if seen:
         said.append(f"With these prompts and seeds a difference of about {md.words(seen)} would have been seen.")
     if same:
         said.append(f"Every item of {md.words(same)} has the baseline's value.")
     if few:
-        said.append(f"In {md.words(few)} no difference could have been significant: too few prompts for {tests} tests.")
+        said.append(f"In {md.words(few)} none would have been seen: too few prompts or seeds for {tests} tests.")
     return " ".join(said)
 
 
