@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 Rows = Sequence[Comparison]
 
 # Okabe and Ito's palette, told apart under every common colour blindness; markers say the same in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#2F93CC", "#000000", "#8C6D1F")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#2F93CC", "#7B3FA0", "#8C6D1F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GREY, _MUTED = "#6B6B6B", "#A8A8A8"
 _FEW = 10
 """Labels that a panel of the usual height has room for."""
 _FONT = 7.0
+_LONGEST = 36
+"""Characters of a name that a panel has room for."""
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and small
     "svg.hashsalt": "dspa-bench",  # the same run gives the same bytes
@@ -101,7 +103,7 @@ def _draw(
     rows = ceil(len(metrics) / columns)
     height = 3.2 * max(1.0, len(run.plan.labels) / _FEW)
     with rc_context(_STYLE):
-        figure = Figure(figsize=(6.2 * columns, height * rows), dpi=150, layout="constrained")
+        figure = Figure(figsize=(6.2 * columns, height * rows), dpi=120, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(metrics) :]:
             axis.set_visible(False)
@@ -185,7 +187,7 @@ def _series(axis: "Axes", run: Run, table: Rows, metric: Metric, series: dict[st
         axis.plot(x, y, linewidth=1.4 if leading else 0.8, markersize=5 if leading or base else 3.5, **style)
         if leading:
             bars = [[point.below for point in found], [point.above for point in found]]
-            axis.errorbar(x, y, yerr=bars, fmt="none", ecolor=colours[variant], elinewidth=0.9, capsize=2, alpha=0.7)
+            axis.errorbar(x, y, yerr=bars, fmt="none", ecolor=colours[variant], elinewidth=0.9, capsize=2, alpha=0.6)
     _limits(axis, metric)
     _names(axis, run, series, colours)
 
@@ -217,10 +219,11 @@ def _names(axis: "Axes", run: Run, series: dict[str, list[_Point]], colours: dic
     height = axis.get_position(original=True).height * axis.figure.get_figheight() * 72  # points
     ends = {variant: found[-1] for variant, found in series.items()}
     places = spread([(end.mean - low) / (high - low) for end in ends.values()], 1.25 * _FONT / height)
+    line: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
     for (variant, end), place in zip(ends.items(), places, strict=True):
         muted = colours[variant] == _MUTED
         axis.annotate(
-            run.plan.labels[variant],
+            name if len(name := run.plan.labels[variant]) <= _LONGEST else f"{name[: _LONGEST - 1]}…",
             xy=(end.x, end.mean),
             xytext=(1.03, place),
             textcoords="axes fraction",
@@ -229,5 +232,5 @@ def _names(axis: "Axes", run: Run, series: dict[str, list[_Point]], colours: dic
             color=_GREY if muted else colours[variant],
             verticalalignment="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colours[variant], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3},
+            arrowprops=line | {"color": colours[variant]},
         )

@@ -29,7 +29,7 @@ def latex(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
         disable_numparse=True,
         colalign=aligned or None,
     )
-    return text + "\n"
+    return re.sub(" {2,}", " ", text) + "\n"  # its padding is most of a long table
 
 
 def _is_number(value: Any) -> bool:
