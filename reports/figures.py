@@ -32,12 +32,6 @@ _STYLE = {
     "svg.hashsalt": "dspa-bench",  # the same run gives the same bytes
     "font.family": ["DejaVu Sans", "sans-serif"],
 }
-FLOPS_NOTE = (
-    "Quality against the FLOPs that alignment executed. In colour, with 95 % intervals and bold names: the Pareto set "
-    "of the means, which nothing at the same or a lower cost beats (the grey band). A line joins a variant's budgets "
-    "and is named at the largest. The axis is logarithmic right of the dotted line and broken there; what needs no fit "
-    "stands left of it, at 0, the baseline as a black diamond with its dashed line."
-)
 
 
 class _Point(NamedTuple):

@@ -11,7 +11,7 @@ from harness.measure.statistics import REPLICATES, SIGNIFICANT
 from harness.run_folder.plan import BudgetName, budget_text
 from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
 from reports.answers import Prompt, sample_answers
-from reports.figures import FLOPS_NOTE, write_figures
+from reports.figures import write_figures
 from reports.latex import write_latex
 from reports.run import Run, read_run
 
@@ -101,7 +101,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
     environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
     environment.filters["label"] = lambda variant, of: sections.label_of(of, variant)
-    environment.filters["named"] = _named
+    environment.filters |= {"named": _named, "first_of_each": _first_of_each}
     environment.filters["plain"] = lambda value: f"{value:g}"
     budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
     context: dict[str, Any] = {
@@ -124,10 +124,9 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "unjudged": [m.title for m in run.metrics.values() if m.made_of in ("choices", "loglikelihoods")],
         "predicted": any(row.predicted_flops == row.predicted_flops for row in found["compute"]),
         "paper_note": PAPER_NOTE,
-        "prompts": _first_prompts(run),
+        "prompts": sample_answers(run),
         "replicates": REPLICATES,
         "figures": figures,
-        "figures_note": FLOPS_NOTE,
     }
     return environment.get_template("report.md.j2").render(context)
 
@@ -145,9 +144,9 @@ def _broken_down(run: Run, found: dict[str, tables.Table]) -> list[str]:
     return [name for name in run.metrics if name in metrics and name not in comparison.constant_metrics(run)]
 
 
-def _first_prompts(run: Run) -> list[Prompt]:
+def _first_of_each(prompts: list[Prompt], run: Run) -> list[Prompt]:
     """One of each benchmark, of three benchmarks at most."""
-    first = {prompt.metric.name: prompt for prompt in reversed(sample_answers(run))}
+    first = {prompt.metric.name: prompt for prompt in reversed(prompts)}
     return [first[name] for name in run.metrics if name in first][:3]
 
 

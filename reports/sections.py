@@ -30,9 +30,9 @@ def leaderboard(run: Run, table: Table[Comparison], differences: Table[Differenc
     varying, choices = _varying(run, headline_metrics(run)), _varying(run, choice_metrics(run))
     budget = run.plan.budgets[-1]
     rows = table.where(budget=budget)
-    best = {name: _best(run.metrics[name], [row.scores[name].mean for row in rows]) for name in varying}
+    best = {name: _best(run.metrics[name], [row.scores[name].mean for row in rows]) for name in [*varying, *choices]}
     kept = {row.variant: _mean_of([row.scores[name].mean for name in choices]) for row in rows}
-    most = max((value for value in kept.values() if value == value), default=NAN)
+    most = _best(run.metrics[choices[0]], list(kept.values())) if choices else NAN
     uses = {variant.name: variant.uses_triples for variant in run.plan.variants}
     marks = _Marks(run, differences, drops)
 
@@ -44,20 +44,19 @@ def leaderboard(run: Run, table: Table[Comparison], differences: Table[Differenc
         return lambda row: _score(row.scores[name], run.metrics[name], best[name]) + marks(row, name)
 
     def choice(row: Comparison) -> str:
-        value = _bold(md.number(kept[row.variant]), kept[row.variant] == most)
-        return value + "".join(dict.fromkeys(mark for name in choices for mark in marks(row, name).split(" ") if mark))
+        if len(choices) == 1:
+            return score(choices[0])(row)
+        found = dict.fromkeys(mark for name in choices for mark in marks(row, name).split())
+        return " ".join([_mean(kept[row.variant], run.metrics[choices[0]], most), *found])
 
     columns: dict[str, Callable[[Comparison], str]] = {
         "variant": variant,
         "triples": lambda row: md.budget(budget) if uses[row.variant] else "none",
         **{_title(run, name): score(name) for name in varying},
     }
-    if len(choices) == 1:
-        columns[f"multiple choice: {_title(run, choices[0])}"] = lambda row: (
-            _score(row.scores[choices[0]], run.metrics[choices[0]], most) + marks(row, choices[0])
-        )
-    elif choices:
-        columns[f"multiple choice: mean of {len(choices)} tasks"] = choice
+    if choices:
+        of = _title(run, choices[0]) if len(choices) == 1 else f"mean of {len(choices)} tasks"
+        columns[f"multiple choice: {of}"] = choice
     columns["fit: executed FLOPs"] = lambda row: md.flops(row.cost.executed_flops)
     if any(row.cost.tuning_flops > 0 for row in rows):
         columns["tuning: FLOPs"] = lambda row: md.flops(row.cost.tuning_flops)
@@ -132,6 +131,24 @@ def difference_table(run: Run, differences: Table[DifferenceRow]) -> str:
     return md.table(["variant", *(_title(run, name) for name in names)], rows) if names else ""
 
 
+def leaders(run: Run, table: Table[Comparison], pairs: Table[Any]) -> list[str]:
+    """Per headline metric that varies: whose mean is best at the largest budget, and who cannot be told from it."""
+    rows, found = table.where(budget=run.plan.budgets[-1]), []
+    for name in _varying(run, headline_metrics(run)):
+        metric, means = run.metrics[name], {row.variant: row.scores[name].mean for row in rows}
+        first = [variant for variant, mean in means.items() if mean == _best(metric, list(means.values()))]
+        if not first:
+            continue
+        apart = {
+            (row.variant, row.against) for row in pairs.where(budget=rows[0].budget, metric=name) if row.significant
+        }
+        near = [v for v in means if v not in first and not {(v, first[0]), (first[0], v)} & apart]
+        who = f"significantly better than {len(means) - len(first) - len(near)} of {len(means) - 1}"
+        others = f"; not told from {'; '.join(label_of(run, v) for v in near)}" if near else ""
+        found.append(f"{_title(run, name)}: {label_of(run, first[0])} has the best mean, {who}{others}.")
+    return found
+
+
 def _difference(row: DifferenceRow, digits: int) -> str:
     """Pairs are counted only where some items had none."""
     if not row.varies:
@@ -204,8 +221,8 @@ def answer_lines(run: Run, prompt: Prompt, compared: Table[Comparison]) -> list[
     metric, labels = prompt.metric, list(run.plan.labels)
     means = {row.variant: row.scores[metric.name].mean for row in compared.where(budget=run.plan.budgets[-1])}
     best = _best(metric, list(means.values()))
-    named = dict.fromkeys([run.plan.baseline, *(variant for variant in labels if means[variant] == best)][:2])
-    return [_answer(prompt.answers[labels.index(variant)], metric) for variant in named]
+    named = dict.fromkeys([run.plan.baseline, *(variant for variant in labels if means[variant] == best)])
+    return [_answer(prompt.answers[labels.index(variant)], metric) for variant in list(named)[:2]]
 
 
 def _answer(answer: Answer, metric: Metric) -> str:
@@ -306,9 +323,11 @@ def _varying(run: Run, names: list[str]) -> list[str]:
 
 
 def _best(metric: Metric, means: list[float]) -> float:
-    """The best of the means that are there; nan without one."""
+    """The best of the means that are there; nan where none is, as far as its digits show."""
     known = [mean for mean in means if mean == mean]
-    return (max(known) if metric.higher_is_better else min(known)) if known else NAN
+    if len({md.number(mean, metric.digits) for mean in known}) < 2:
+        return NAN
+    return max(known) if metric.higher_is_better else min(known)
 
 
 def _mean_of(values: list[float]) -> float:

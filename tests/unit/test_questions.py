@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.data import data_folder
 from harness.run_folder import PlannedBenchmark
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
@@ -40,18 +39,10 @@ def test_the_published_questions_are_known_by_content_and_some_of_them_are_too(m
     assert asked_of("AlpacaEval", digests) == "own questions"
 
 
-def test_the_files_of_the_data_folder_are_the_published_ones(data_files):
+def test_the_files_of_the_data_folder_are_the_published_ones(data_folder):
     assert [metric.title for metric in MTBench().metrics] == ["MT-Bench"]
-    rows = json.loads((data_files / "alpaca_eval/model_outputs/text_davinci_003.json").read_text())
+    rows = json.loads((data_folder / "alpaca_eval/model_outputs/text_davinci_003.json").read_text())
     assert asked_of("AlpacaEval", [row["instruction"] for row in rows]) is None
-
-
-@pytest.fixture
-def data_files():
-    needed = ("mt_bench/question.jsonl", "alpaca_eval/model_outputs/text_davinci_003.json")
-    if not all((data_folder() / path).is_file() for path in needed):
-        pytest.skip("needs the data folder")
-    return data_folder()
 
 
 def test_nobody_is_told_to_fetch_what_would_not_help(tmp_path, monkeypatch):
