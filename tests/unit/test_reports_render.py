@@ -76,7 +76,9 @@ def test_every_table_row_has_as_many_cells_as_its_header(text):
 def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text):
     opening = text[: text.index("## Quality and cost")]
     assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
-    assert re.search(r"\*\*MT-Bench\*\*.*better: 4 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening)
+    assert re.search(
+        r"\*\*MT-Bench\*\*.*better: 4 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
+    )
     assert "Its numbers say nothing about real language." in opening
     (line,) = [line for line in opening.splitlines() if line.startswith("- **At 300 triples**")]
     assert "better on some measure and worse on none: Static SAE; DSPA (paper gate); DSPA (strict gate)." in line
