@@ -1,4 +1,4 @@
-"""Writes the report of a run: report.md, report.html, tables/*.csv and figures/*.png, all or nothing."""
+"""Writes the report of a run: report.md, report.html, tables/*.csv and *.tex, figures/*.png and *.svg, all or nothing."""
 
 import tempfile
 from pathlib import Path
