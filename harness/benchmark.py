@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -54,6 +55,13 @@ class Metric(Document):
     made_of: Literal["ratings", "verdicts", "predictions", "choices", "loglikelihoods", "measurements"] = "measurements"
     sample: Sample | None = None
     note: str | None = None
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The least and the largest value, as far as unit and kind tell: where an interval of a mean ends."""
+        if self.signed:
+            return -inf, inf
+        return (1.0, 10.0) if self.made_of == "ratings" else (0.0, 100.0 if "%" in self.unit else inf)
 
     def better(self, a: float, b: float) -> bool:
         """Whether the value ``a`` is better than ``b``."""

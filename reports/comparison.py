@@ -95,7 +95,7 @@ def constant_metrics(run: Run) -> dict[str, float]:
 def _row(
     run: Run, variant: str, method: str, budget: BudgetName, cells: Sequence[Cell], sweep: dict[str, Any] | None = None
 ) -> Comparison:
-    scores = {metric: mean_score(records(cells, metric)) for metric in run.metrics}
+    scores = {name: mean_score(records(cells, name), metric) for name, metric in run.metrics.items()}
     return Comparison(variant, method, budget, len(cells), scores, mean_cost(cells), sweep or {})
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of a run: report.md, report.html, tables/*.csv and *.tex, figures/*.png and *.svg, all or nothing."""
+"""Writes the report of a run: report.md, report.html, tables (.csv, .tex), figures (.png, .svg), all or nothing."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from harness import markdown
 from harness.compute.bill import PAPER_NOTE
 from harness.files import check_can_make
-from harness.measure.statistics import REPLICATES, SIGNIFICANT
+from harness.measure.statistics import SIGNIFICANT
 from harness.run_folder.plan import BudgetName, budget_text
 from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
 from reports.answers import Prompt, sample_answers
@@ -62,6 +62,7 @@ def _build(run: Run, folder: Path) -> None:
         "compute": costs.compute(run),
         "sweeps": comparison.sweeps(run),
         "differences": tables.differences(run),
+        "pairs": tables.pairs(run),
         "categories": tables.breakdown(run, "category"),
         "turns": tables.breakdown(run, "turn"),
         "diagnostics": tables.diagnostics(run),
@@ -125,7 +126,6 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "predicted": any(row.predicted_flops == row.predicted_flops for row in found["compute"]),
         "paper_note": PAPER_NOTE,
         "prompts": sample_answers(run),
-        "replicates": REPLICATES,
         "figures": figures,
     }
     return environment.get_template("report.md.j2").render(context)

@@ -114,7 +114,8 @@ def moved_to(
 def difference_table(run: Run, differences: Table[DifferenceRow]) -> str:
     """Variants x metrics at the largest budget, ``difference [low, high]``, bold where significant.
 
-    The last row is the largest that a difference would have to be to be seen.
+    The last row is how large a difference would have to be to be seen, from the least noisy comparison of a column to
+    the noisiest.
     """
     at = differences.where(budget=run.plan.budgets[-1])
     names = [name for name in run.metrics if any(row.metric == name and row.varies for row in at)]
@@ -123,15 +124,26 @@ def difference_table(run: Run, differences: Table[DifferenceRow]) -> str:
         [label_of(run, variant), *(cells.get((variant, name), md.EMPTY) for name in names)]
         for variant in dict.fromkeys(row.variant for row in at)
     ]
-    seen = {name: [r.detectable for r in at if r.metric == name and r.detectable == r.detectable] for name in names}
-    rows.append(
-        ["*would have been seen*"]
-        + [md.number(max(seen[name]), run.metrics[name].digits) if seen[name] else md.EMPTY for name in names]
-    )
+    seen = [_seen(run.metrics[name], [row.detectable for row in at if row.metric == name]) for name in names]
+    rows.append(["*would have been seen*", *seen])
     return md.table(["variant", *(_title(run, name) for name in names)], rows) if names else ""
 
 
-def leaders(run: Run, table: Table[Comparison], pairs: Table[Any]) -> list[str]:
+def _seen(metric: Metric, sizes: list[float]) -> str:
+    """``0.75 to 0.92``; a size that the metric's scale does not have cannot be seen."""
+    least, most = metric.scale
+    known = sorted(size for size in sizes if size == size)
+    possible = [md.number(size, metric.digits) for size in known if size <= most - least]
+    if not possible:
+        return "none" if known else md.EMPTY
+    return (
+        f"{possible[0]} or more"
+        if len(possible) < len(known)
+        else " to ".join(dict.fromkeys(possible[:: len(possible) - 1 or 1]))
+    )
+
+
+def leaders(run: Run, table: Table[Comparison], pairs: Table[DifferenceRow]) -> list[str]:
     """Per headline metric that varies: whose mean is best at the largest budget, and who cannot be told from it."""
     rows, found = table.where(budget=run.plan.budgets[-1]), []
     for name in _varying(run, headline_metrics(run)):

@@ -3,17 +3,18 @@
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from harness.benchmark import Record
+from harness.benchmark import Metric, Record
 from harness.measure.agreement import Kind, Pair, agreement
 from harness.measure.statistics import (
     SIGNIFICANT,
     Measurement,
     estimate_mean,
     holm,
-    paired_difference,
+    paired_differences,
     smallest_detectable,
 )
 from harness.run_folder import PlannedCell
@@ -65,12 +66,15 @@ class Score(NamedTuple):
 
 
 class DifferenceRow(NamedTuple):
-    """``variant`` minus the baseline; ``n`` pairs of the same item under the same seed.
+    """``variant`` minus ``against``; ``n`` pairs of the same item under the same seed.
 
-    ``detectable`` is the size of a difference that would probably have been significant (`smallest_detectable`).
+    ``df`` are the degrees of freedom of the t distribution that p is from: nan with two seeds (see
+    `harness.measure.spread`) and where nothing varies. ``detectable`` is the size of a difference that would probably
+    have been significant (`smallest_detectable`).
     """
 
     variant: str
+    against: str
     budget: BudgetName
     metric: str
     difference: float
@@ -81,6 +85,7 @@ class DifferenceRow(NamedTuple):
     n: int
     unpaired: int
     se: float
+    df: float
     detectable: float
 
     @property
@@ -157,26 +162,43 @@ def differences(run: Run) -> Table[DifferenceRow]:
     ``p_holm`` is corrected over all comparisons at one budget, but for those in which no item differs. A metric that
     has no pair is left out.
     """
-    rows = []
+    base, rows = run.plan.baseline, []
+    wanted = [(variant, base) for variant in run.plan.labels if variant != base]
     for budget in run.plan.budgets:
-        base = run.cells_of(run.plan.baseline, budget)
-        family = []
-        for variant in run.plan.labels:
-            cells = run.cells_of(variant, budget) if variant != run.plan.baseline else []
-            for metric in run.metrics:
-                before, after = (_measurements(records(side, metric)) for side in (base, cells))
-                if {(m.seed, m.item) for m in before} & {(m.seed, m.item) for m in after}:
-                    family.append((variant, metric, paired_difference(after, before)))
-        made = [
-            DifferenceRow(variant, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.se, NAN)
-            for variant, metric, d in family
-        ]
-        corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
-        rows += [
-            row._replace(p_holm=p_holm, detectable=smallest_detectable(d, tests)) if row.tested else row
-            for row, p_holm, (_, _, d) in zip(made, corrected, family, strict=True)
-        ]
+        rows += _compared(run, budget, list(run.metrics), wanted)
     return Table(DifferenceRow._fields, rows)
+
+
+def pairs(run: Run) -> Table[DifferenceRow]:
+    """Every variant minus every variant before it in the suite's order, as `differences`.
+
+    ``p_holm`` is corrected over all pairs in one metric at one budget.
+    """
+    rows, wanted = [], [(b, a) for a, b in combinations(run.plan.labels, 2)]
+    for budget, metric in product(run.plan.budgets, run.metrics):
+        rows += _compared(run, budget, [metric], wanted)
+    return Table(DifferenceRow._fields, rows)
+
+
+def _compared(run: Run, budget: BudgetName, metrics: list[str], wanted: list[tuple[str, str]]) -> list[DifferenceRow]:
+    """One family of comparisons, by the variants ``wanted``: p is corrected over those in which any item differs."""
+    cells, family = {variant: run.cells_of(variant, budget) for variant in run.plan.labels}, []
+    for metric in metrics:
+        sides = {variant: _measurements(records(found, metric)) for variant, found in cells.items()}
+        found = paired_differences(sides, wanted, bounds=run.metrics[metric].scale)
+        family += [(*pair, metric, difference) for pair, difference in found.items()]
+    family.sort(key=lambda entry: wanted.index(entry[:2]))
+    made = [
+        DifferenceRow(
+            *pair, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
+        )
+        for *pair, metric, d in family
+    ]
+    corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
+    return [
+        row._replace(p_holm=p_holm, detectable=smallest_detectable(d, tests)) if row.tested else row
+        for row, p_holm, (*_, d) in zip(made, corrected, family, strict=True)
+    ]
 
 
 def breakdown(run: Run, key: str) -> Table[Group]:
@@ -184,7 +206,7 @@ def breakdown(run: Run, key: str) -> Table[Group]:
     rows = []
     for variant, budget, cells in run.compared():
         found = [(seed, record) for seed, record in records(cells) if key in record.raw]
-        scores = _scores(found, lambda record: (record.metric, record.raw[key]))
+        scores = _scores(run, found, lambda record: (record.metric, record.raw[key]))
         rows += [Group(variant, budget, metric, value, score) for (metric, value), score in scores.items()]
     columns = ["variant", "budget", "metric", key, *Score._fields]
     return Table(columns, rows, lambda row: (*row[:-1], *row.score))
@@ -240,19 +262,19 @@ def second_means(run: Run) -> Table[SecondMean]:
     judge = "" if run.environment.second_judge is None else run.environment.second_judge.label
     for variant, budget, cells in run.compared():
         found = [(cell.planned.seed, r) for cell in cells for again in cell.second.values() for r in again]
-        scores = _scores(found, lambda record: record.metric)
+        scores = _scores(run, found, lambda record: record.metric)
         rows += [SecondMean(judge, variant, budget, metric, score) for metric, score in scores.items()]
     columns = [*SecondMean._fields[:-1], *Score._fields]
     return Table(columns, rows, lambda row: (*row[:-1], *row.score))
 
 
-def mean_score(found: Records) -> Score:
+def mean_score(found: Records, metric: Metric) -> Score:
     """Mean and interval of the records, and how many were scored and failed."""
     found = list(found)
     scored = _measurements(found)
     if not scored:
         return Score(NAN, NAN, NAN, 0, len(found))
-    e = estimate_mean(scored)
+    e = estimate_mean(scored, bounds=metric.scale)
     return Score(e.mean, e.low, e.high, e.n, len(found) - len(scored))
 
 
@@ -267,12 +289,12 @@ def records(cells: Iterable[Cell], metric: str | None = None) -> list[tuple[int,
     ]
 
 
-def _scores(found: Records, key: Callable[[Record], Any]) -> dict[Any, Score]:
-    """The score of the records of each ``key``."""
+def _scores(run: Run, found: Records, key: Callable[[Record], Any]) -> dict[Any, Score]:
+    """The score of the records of each ``key``, which has one metric."""
     groups: dict[Hashable, list[tuple[int, Record]]] = defaultdict(list)
     for seed, record in found:
         groups[key(record)].append((seed, record))
-    return {value: mean_score(group) for value, group in groups.items()}
+    return {value: mean_score(group, run.plan.metrics[group[0][1].metric]) for value, group in groups.items()}
 
 
 def _measurements(found: Records) -> list[Measurement]:

@@ -45,7 +45,6 @@ SETS = ("selected", "best by gradient")
 CONTROL = "control of "
 MIN_PROMPTS = 6  # below this not even effects of one sign on all of them are significant at 5 %: 2 * 0.5^5 = 0.06
 _NEIGHBOURS = 10  # latents of about the same density that a control is drawn from
-_REPLICATES = 2_000
 
 Interval = tuple[float, float, float]
 """(value, low, high)"""
@@ -169,8 +168,7 @@ class CausalCheck:
     def means(self) -> dict[str, Estimate | None]:
         """Set -> mean effect of one edit; None for an empty set."""
         return {
-            name: estimate_mean(_measurements(effects), replicates=_REPLICATES) if effects else None
-            for name, effects in self.effects.items()
+            name: estimate_mean(_measurements(effects)) if effects else None for name, effects in self.effects.items()
         }
 
     @cached_property
@@ -180,7 +178,7 @@ class CausalCheck:
         for name in SETS:
             sides = [_per_triple(self.effects[which]) for which in (name, CONTROL + name)]
             shared = {m.item for m in sides[0]} & {m.item for m in sides[1]}
-            found[name] = paired_difference(*sides, replicates=_REPLICATES) if shared else None
+            found[name] = paired_difference(*sides) if shared else None
         return found
 
     @cached_property
@@ -264,9 +262,7 @@ def causal_check(
         settings=settings,
         n_triples=len(used),
         n_prompts=len(set(prompts)),
-        margin=estimate_mean(
-            [Measurement(0, prompts[n], n, margin) for n, margin in enumerate(before)], replicates=_REPLICATES
-        ),
+        margin=estimate_mean([Measurement(0, prompts[n], n, margin) for n, margin in enumerate(before)]),
         effects={name: [effect(edit) for edit in edits] for name, edits in sets.items()},
         measured=len(wanted),
         all_effects=[effect(edit) for edit in every],
@@ -326,7 +322,7 @@ def latent_means(effects: Iterable[Effect]) -> list[LatentEffect]:
     found = []
     for (latent, sign), own in grouped.items():
         expected, gradient = (float(np.mean([getattr(e, name) for e in own])) for name in ("expected", "gradient"))
-        measured = estimate_mean(_measurements(own), replicates=_REPLICATES)
+        measured = estimate_mean(_measurements(own))
         found.append(LatentEffect(latent, sign, expected, gradient, measured))
     return sorted(found, key=lambda one: (-one.measured.mean, one.latent))
 

@@ -1,31 +1,34 @@
 """Means with intervals over prompts and seeds together, paired differences, Holm's correction, what could be seen.
 
-A measurement belongs to a seed (a repeat of fit and generation) and to a cluster (a prompt, with all its
-turns); both were drawn from something larger, so both are resampled: the pigeonhole bootstrap (A. B. Owen,
-"The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). Each replicate draws seeds and clusters
-with replacement, independently of each other, and weighs every measurement by the product of the two counts.
-It needs no balance: measurements that failed are simply absent.
+A measurement belongs to a seed (a repeat of fit and generation) and to a cluster (a prompt, with all its turns); both
+were drawn from something larger, so both count as random (`harness.measure.spread`, which has the sources). It needs
+no balance: measurements that failed are simply absent. ``docs/statistics.md`` has the formulas, and how often intervals
+and tests are wrong in simulations (`harness.measure.simulation`).
 
-How far to trust it: it counts the noise that seed and prompt share up to three times (so intervals are a
-little wide when that noise dominates) and, with k seeds, sees only (k - 1) / k of the variance between seeds.
-With three seeds and seed differences that swamp those between prompts, a nominal 95 % interval covers about
-75 %; with seed differences small against prompt differences it covers 93-97 % (tests/unit/test_statistics.py
-measures both).
+For statistics that are no means (correlations, kappas) there is the pigeonhole bootstrap: A. B. Owen, "The pigeonhole
+bootstrap", Annals of Applied Statistics 1, 2007. With k seeds it sees only (k - 1) / k of the variance between them, so
+its intervals are too narrow where few seeds differ much.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-REPLICATES = 10_000
+from harness.measure.spread import Spread, spread_of
+
 LEVEL = 0.95
 SIGNIFICANT = 0.05
 """A difference is one when its p, corrected by Holm's method, is below this."""
 POWER = 0.8
 """The probability with which a difference of the smallest detectable size is found."""
-_CHUNK_CELLS = 2_000_000  # bounds the memory of one chunk of replicates: replicates x clusters
+REPLICATES = 2_000
+"""Of the bootstrap."""
+UNBOUNDED = (-math.inf, math.inf)
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Measurement:
 class Estimate:
     """A mean over ``n`` measurements and its 95 % interval, in the unit of the values.
 
-    ``low`` and ``high`` are nan when there is nothing to resample (one seed and one cluster). They equal
-    ``mean`` when all values are equal: no variation was seen, which is not the same as none being possible.
+    ``low`` and ``high`` are nan when there is nothing to go by (one seed and one cluster). They equal ``mean`` when
+    all values are equal: no variation was seen, which is not the same as none being possible.
     """
 
     mean: float
@@ -59,70 +62,79 @@ class Difference(Estimate):
     """The mean of ``n`` paired differences, its interval, a two-sided p-value (nan where the interval is
     nan), and how many measurements of either side had no partner on the other (``unpaired``).
 
-    ``se`` is the standard error of the mean, over the same replicates as the interval, in the unit of the values;
-    ``least_p`` the smallest p that so many prompts, seeds and replicates can give. Both are nan where p is.
+    ``spread`` is what interval and p rest on, ``least_p`` the smallest p that so many prompts can give (nan where p
+    is).
     """
 
     p: float
     unpaired: int
-    se: float
     least_p: float
+    spread: Spread
 
 
-def estimate_mean(
-    measurements: Sequence[Measurement], *, level: float = LEVEL, replicates: int = REPLICATES
-) -> Estimate:
-    """Mean over all measurements, each counting once, with a pigeonhole-bootstrap percentile interval.
+def estimate_mean(measurements: Sequence[Measurement], *, bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
+    """Mean over all measurements, each counting once, with its interval.
 
-    With one seed the interval covers the choice of prompts alone, with one cluster the choice of seeds alone.
-    The same input gives the same interval, in any order of the measurements. Raises ValueError on no
-    measurements, a value that is not finite, or one item measured twice under one seed.
+    With one seed the interval covers the choice of prompts alone, with one cluster the choice of seeds alone. It is cut
+    at ``bounds``, the ends of the values' scale, beyond which no mean can lie (not at one that a value lies beyond).
+    The same input gives the same interval, in any order of the measurements. Raises ValueError on no measurements, a
+    value that is not finite, or one item measured twice under one seed.
     """
-    return _resampled(measurements, level, replicates)[0]
+    if not measurements:
+        raise ValueError("no measurements: a mean of nothing is not a number; report it as missing")
+    places, values = _aligned({0: measurements})
+    return _estimated(values[0], *places, bounds)[0]
 
 
-def paired_difference(
-    treated: Sequence[Measurement], baseline: Sequence[Measurement], *, replicates: int = REPLICATES
-) -> Difference:
+def paired_difference(treated: Sequence[Measurement], baseline: Sequence[Measurement]) -> Difference:
     """Mean of ``treated - baseline`` over the items both measured under the same seed, with its p-value.
 
-    The p-value is the bootstrap's own (twice the smaller share of replicates on either side of zero, with one
-    added to both counts, so never 0), and never below 2 ** (1 - m) for m independent units, the least a
-    two-sided sign test on m units can give: a handful of prompts cannot be highly significant. m counts
-    clusters, or seeds where there is a single cluster. Raises ValueError when nothing pairs.
+    The p-value is that of the test whose interval is the difference's, and never below 2 ** (1 - m) for m clusters (or
+    seeds, where there is a single cluster), the least a two-sided sign test on m units can give: a handful of prompts
+    cannot be highly significant, however alike. Raises ValueError when nothing pairs, and as `estimate_mean` does.
     """
-    before = {(m.seed, m.cluster, m.item): m.value for m in baseline}
-    pairs = [
-        Measurement(m.seed, m.cluster, m.item, m.value - before[m.seed, m.cluster, m.item])
-        for m in treated
-        if (m.seed, m.cluster, m.item) in before
-    ]
-    if not pairs:
+    found = paired_differences({"treated": treated, "baseline": baseline}, [("treated", "baseline")])
+    if not found:
         raise ValueError("no item was measured on both sides under the same seed, so there is no paired difference")
-    estimate, means = _resampled(pairs, LEVEL, replicates)
-    units = estimate.n_clusters if estimate.n_clusters > 1 else estimate.n_seeds
-    p = se = least_p = float("nan")
-    if units > 1:
-        tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-        least_p = max(2 / (1 + len(means)), 2.0 ** (1 - units))
-        p, se = min(1.0, max(2 * (1 + tail) / (1 + len(means)), least_p)), float(means.std())
-    unpaired = len(treated) + len(baseline) - 2 * len(pairs)
-    return Difference(**vars(estimate), p=p, unpaired=unpaired, se=se, least_p=least_p)
+    return found["treated", "baseline"]
+
+
+def paired_differences(
+    sides: Mapping[K, Sequence[Measurement]], pairs: Iterable[tuple[K, K]], *, bounds: tuple[float, float] = UNBOUNDED
+) -> dict[tuple[K, K], Difference]:
+    """`paired_difference` of each of many ``pairs`` of names of ``sides``, without those in which nothing pairs.
+
+    Intervals are cut at the ends of what values within ``bounds`` can differ by.
+    """
+    (of_seed, of_cluster), values = _aligned(sides)
+    rows, width = dict(zip(sides, values, strict=True)), bounds[1] - bounds[0]
+    found = {}
+    for pair in pairs:
+        differences = rows[pair[0]] - rows[pair[1]]
+        paired = ~np.isnan(differences)
+        if not paired.any():
+            continue
+        estimate, spread = _estimated(differences[paired], of_seed[paired], of_cluster[paired], (-width, width))
+        units = estimate.n_clusters if estimate.n_clusters > 1 else estimate.n_seeds
+        least_p = 2.0 ** (1 - units) if units > 1 else math.nan
+        p = max(spread.p_value(estimate.mean), least_p) if units > 1 else math.nan
+        unpaired = sum(len(sides[name]) for name in pair) - 2 * estimate.n
+        found[pair] = Difference(**vars(estimate), p=p, unpaired=unpaired, least_p=least_p, spread=spread)
+    return found
 
 
 def smallest_detectable(difference: Difference, comparisons: int) -> float:
     """The difference that a test like this one would have found with 80 % probability, in the unit of the values.
 
-    It is (z(1 - 0.025 / m) + z(0.8)) standard errors, 2.8 for m = 1, where m is the number of ``comparisons`` that
-    Holm's correction is over: the strictest of its steps, which a difference passes that is the only one. An
-    approximation: it takes the mean for normal and the standard error for known. nan where nothing varied (nobody
-    knows what would have been seen) and where no difference, however large, could have been significant.
+    It is (t(1 - 0.025 / m) + t(0.8)) standard errors, 2.8 for m = 1 and many degrees of freedom, where m is the number
+    of ``comparisons`` that Holm's correction is over: the strictest of its steps, which a difference passes that is the
+    only one. An approximation: it takes the standard error and its degrees of freedom for those of another run. nan
+    where nothing varied (nobody knows what would have been seen) and where no difference, however large, could have
+    been significant.
     """
-    from scipy.stats import norm
-
-    if not difference.se > 0 or difference.least_p * comparisons >= SIGNIFICANT:
-        return float("nan")
-    return float(norm.ppf(1 - SIGNIFICANT / (2 * comparisons)) + norm.ppf(POWER)) * difference.se
+    if not difference.spread.se > 0 or difference.least_p * comparisons >= SIGNIFICANT:
+        return math.nan
+    return difference.spread.half_width(SIGNIFICANT / comparisons) + difference.spread.half_width(2 * (1 - POWER))
 
 
 def estimate_statistic(
@@ -147,7 +159,7 @@ def estimate_statistic(
         return value, float("nan"), float("nan")
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(2_000):  # fewer than of means: one statistic costs more
+    for _ in range(REPLICATES):
         w = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds)).astype(float)
         v = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters)).astype(float)
         weights = w[of_seed] * v[of_cluster]
@@ -156,91 +168,71 @@ def estimate_statistic(
     defined = np.array([x for x in found if not np.isnan(x)])
     if not len(defined):
         return value, float("nan"), float("nan")
-    return value, *_interval(defined, LEVEL)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values of one family, in the order given; a nan stays nan and is no test."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm-adjusted p-values of one family, in the order given; a nan stays nan and is no test.
 
-    p = np.asarray(p_values, dtype=float)
-    tested = ~np.isnan(p)
-    if tested.any():
-        p[tested] = multipletests(p[tested], method="holm")[1]
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    """
+    p = np.array(p_values, dtype=float)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]  # nan comes last
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return p.tolist()
 
 
-def _resampled(
-    measurements: Sequence[Measurement], level: float, replicates: int
-) -> tuple[Estimate, Float[np.ndarray, "replicate"]]:
-    """The estimate and the replicates' means; replicates that drew no measurement at all are left out."""
-    _check(measurements)
-    sums, counts = _by_seed_and_cluster(measurements)
-    n, (n_seeds, n_clusters) = len(measurements), sums.shape
-    mean = float(sums.sum() / n)
-    first = measurements[0].value
-    if n_seeds == n_clusters == 1:
-        return Estimate(mean, float("nan"), float("nan"), n, n_seeds, n_clusters), np.full(0, mean)
-    if all(m.value == first for m in measurements):
-        return Estimate(first, first, first, n, n_seeds, n_clusters), np.full(replicates, first)
-    means = _pigeonhole(sums, counts, replicates)
-    return Estimate(mean, *_interval(means, level), n, n_seeds, n_clusters), means
+def _estimated(
+    values: Float[np.ndarray, "value"],
+    of_seed: Int[np.ndarray, "value"],
+    of_cluster: Int[np.ndarray, "value"],
+    bounds: tuple[float, float],
+) -> tuple[Estimate, Spread]:
+    """The mean of the values and its spread; not all numbers need occur in ``of_seed`` and ``of_cluster``."""
+    (seeds, of_seed), (clusters, of_cluster) = (np.unique(x, return_inverse=True) for x in (of_seed, of_cluster))
+    shape, cells = (len(seeds), len(clusters)), of_seed * len(clusters) + of_cluster
+    first = float(values[0])
+    if (values == first).all():  # exactly, without the rounding of sums
+        same = math.nan if shape == (1, 1) else first
+        return Estimate(first, same, same, len(values), *shape), Spread(((0.0, 1.0),) * (shape != (1, 1)))
+    sums = np.bincount(cells, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
+    counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+    mean, spread = float(sums.sum() / len(values)), spread_of(sums, counts)
+    half = spread.half_width(1 - LEVEL)
+    low = mean - half if values.min() < bounds[0] else max(mean - half, bounds[0])
+    high = mean + half if values.max() > bounds[1] else min(mean + half, bounds[1])
+    return Estimate(mean, low, high, len(values), *shape), spread
 
 
-def _interval(replicates: Float[np.ndarray, "replicate"], level: float) -> tuple[float, float]:
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _aligned(
+    sides: Mapping[K, Sequence[Measurement]],
+) -> tuple[tuple[Int[np.ndarray, "place"], Int[np.ndarray, "place"]], Float[np.ndarray, "side place"]]:
+    """((seed, cluster) of every place, values of every side there), both in an order that is always the same.
 
-
-def _pigeonhole(
-    sums: Float[np.ndarray, "seed cluster"], counts: Float[np.ndarray, "seed cluster"], replicates: int
-) -> Float[np.ndarray, "replicate"]:
-    """Means of the replicates: sums over sum of counts, both weighed by w_s v_c with w, v multinomial."""
-    n_seeds, n_clusters = sums.shape
-    # Clusters with the same sums and counts are interchangeable: drawing how often each *kind* comes up has
-    # the same distribution and makes thousands of right-or-wrong items as cheap as a few.
-    kinds, members = np.unique(np.concatenate([sums, counts]).T, axis=0, return_counts=True)
-    kind_sums, kind_counts = kinds.T[:n_seeds], kinds.T[n_seeds:]
-    chunk = max(1, _CHUNK_CELLS // len(kinds))
-    rng = np.random.default_rng(0)
-    means = []
-    for start in range(0, replicates, chunk):
-        size = min(chunk, replicates - start)
-        w = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=size).astype(float)
-        v = rng.multinomial(n_clusters, members / n_clusters, size=size).astype(float)
-        total = ((w @ kind_counts) * v).sum(axis=1)
-        drawn = total > 0
-        means.append(((w @ kind_sums) * v).sum(axis=1)[drawn] / total[drawn])
-    return np.concatenate(means)
-
-
-def _by_seed_and_cluster(
-    measurements: Sequence[Measurement],
-) -> tuple[Float[np.ndarray, "seed cluster"], Float[np.ndarray, "seed cluster"]]:
-    """Sum of the values and number of values of every (seed, cluster)."""
-    of_seed, n_seeds = _numbered([m.seed for m in measurements])
-    of_cluster, n_clusters = _numbered([m.cluster for m in measurements])
-    values = np.array([m.value for m in measurements], dtype=float)
-    # Sorted, so that neither the rounding of the sums nor the draws depend on the order of the input.
-    order = np.lexsort((values, of_cluster, of_seed))
-    cells, shape = (of_seed * n_clusters + of_cluster)[order], (n_seeds, n_clusters)
-    sums = np.bincount(cells, weights=values[order], minlength=n_seeds * n_clusters)
-    counts = np.bincount(cells, minlength=n_seeds * n_clusters).astype(float)
-    return sums.reshape(shape), counts.reshape(shape)
+    A place is an item under a seed; a side's value is nan where it has none.
+    """
+    for measurements in sides.values():
+        _check(measurements)
+    keys = {(m.seed, m.cluster, m.item): None for measurements in sides.values() for m in measurements}
+    order = sorted(keys, key=lambda key: [(str(type(part)), str(part)) for part in key])
+    place = {key: i for i, key in enumerate(order)}
+    values = np.full((len(sides), len(order)), np.nan)
+    for row, measurements in zip(values, sides.values(), strict=True):
+        row[[place[m.seed, m.cluster, m.item] for m in measurements]] = [m.value for m in measurements]
+    return (_numbered([key[0] for key in order])[0], _numbered([key[1] for key in order])[0]), values
 
 
 def _numbered(keys: Sequence[Hashable]) -> tuple[Int[np.ndarray, "key"], int]:
     """The number of each key among the different ones, in an order that is always the same, and how many these are."""
     numbers = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: (str(type(key)), str(key))))}
-    return np.array([numbers[key] for key in keys]), len(numbers)
+    return np.array([numbers[key] for key in keys], dtype=int), len(numbers)
 
 
 def _check(measurements: Sequence[Measurement]) -> None:
-    if not measurements:
-        raise ValueError("no measurements: a mean of nothing is not a number; report it as missing")
     seen = set()
     for m in measurements:
-        if not np.isfinite(m.value):
+        if not math.isfinite(m.value):
             raise ValueError(f"item {m.item!r} (seed {m.seed!r}) has value {m.value}; leave failed items out")
         if (m.seed, m.item) in seen:
             raise ValueError(f"item {m.item!r} was measured twice under seed {m.seed!r}")

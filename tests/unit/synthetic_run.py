@@ -4,17 +4,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
-import pytest
 import yaml
 from numpy.random import default_rng
 
 from harness.benchmark import Record
 from harness.compute.bill import Bill
 from harness.files import write_jsonl
-from harness.measure import statistics
 from harness.run_folder import CellState, Environment, Plan, PlannedCell, PlannedVariant, RunFolder
 from harness.run_folder.plan import cell_name
 
@@ -58,12 +56,6 @@ def _made(failed_cell: str | None, unfinished: str | None) -> Path:
         if cell.name != unfinished:
             home.finish(CellState(status="failed" if error else "done", error=error, diagnostics=figures))
     return folder
-
-
-def few_replicates(patch: pytest.MonkeyPatch) -> None:
-    """Bootstraps are most of a report's time: for tests that are not about them."""
-    for name in ("estimate_mean", "paired_difference"):
-        patch.setattr(f"reports.tables.{name}", partial(getattr(statistics, name), replicates=200))
 
 
 def cell_of(variant: PlannedVariant, budget: int | str, seed: int, sweep: dict | None = None) -> PlannedCell:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.measure.agreement import STATISTICS, Pair, agreement, cohen_kappa, kendall, pearson
 from harness.measure.rescoring import match
-from harness.measure.statistics import Measurement, estimate_mean, estimate_statistic
+from harness.measure.statistics import estimate_statistic
 
 
 def rating_pairs(n: int = 120, *, noise: float = 1.0) -> list[Pair]:
@@ -94,16 +94,15 @@ def test_what_is_undefined_is_nan_and_no_pairs_are_refused():
         agreement([], "rating")
 
 
-def test_the_interval_of_a_mean_is_that_of_the_other_bootstrap():
+def test_the_bootstrap_is_a_loop_over_drawn_seeds_and_drawn_prompts():
     rng = np.random.default_rng(5)
     values = rng.normal(size=(3, 40)).round(3) + rng.normal(size=40)
     seeds, clusters = np.divmod(np.arange(120), 40)
-    measured = [Measurement(s, c, (s, c), float(values[s, c])) for s, c in zip(seeds, clusters, strict=True)]
-    expected = estimate_mean(measured)
+    means = [values[np.ix_(rng.integers(3, size=3), rng.integers(40, size=40))].mean() for _ in range(4000)]
     flat = values.ravel()
     found = estimate_statistic(lambda w: float(np.average(flat, weights=w)), list(seeds), list(clusters))
-    assert found[0] == pytest.approx(expected.mean)
-    assert found[1:] == pytest.approx((expected.low, expected.high), abs=0.05)
+    assert found[0] == pytest.approx(values.mean())
+    assert found[1:] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.05)
 
 
 def test_nothing_to_resample_gives_no_interval():

@@ -18,7 +18,7 @@ from reports.commands import report
 from reports.figures import pareto_front
 from reports.render import write_report
 from reports.run import read_run
-from tests.unit.synthetic_run import PLAN, cell_of, few_replicates, write_run
+from tests.unit.synthetic_run import PLAN, cell_of, write_run
 
 FILES = {"suite.yaml", "plan.json", "environment.json", "cells", "report"}
 
@@ -38,8 +38,7 @@ def text(folder):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Drawing and bootstraps are most of the time, and not what these tests are about."""
-    few_replicates(monkeypatch)
+    """Drawing is most of the time, and not what these tests are about."""
     monkeypatch.setattr("reports.render.write_figures", lambda *_: [])
 
 
@@ -77,12 +76,12 @@ def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text
     opening = text[: text.index("## Quality and cost")]
     assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
     assert re.search(
-        r"\*\*MT-Bench\*\*.*better: 4 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
+        r"\*\*MT-Bench\*\*.*better: 3 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
     )
     assert "Its numbers say nothing about real language." in opening
     (line,) = [line for line in opening.splitlines() if line.startswith("- **At 300 triples**")]
-    assert "better on some measure and worse on none: Static SAE; DSPA (paper gate); DSPA (strict gate)." in line
-    assert "Better on some and worse on others: DPO (LoRA). No difference detected: Prompt." in line
+    assert "better on some measure and worse on none: DSPA (paper gate); DSPA (strict gate)." in line
+    assert "Better on some and worse on others: DPO (LoRA). No difference detected: Prompt; Static SAE." in line
 
 
 def test_one_table_has_quality_and_cost_with_the_best_mean_of_a_column_in_bold(text):
@@ -103,8 +102,9 @@ def test_what_would_have_been_seen_stands_under_the_differences(folder, text):
     section = text[text.index("## Method against method") : text.index("## Categories")]
     rows = {line.split("|")[1].strip(): line.split("|") for line in section.splitlines() if line.startswith("| ")}
     frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["budget", "metric"])
-    largest = frame.loc[(300, "mt_bench"), "detectable"].max()
-    assert float(rows["*would have been seen*"][2]) == pytest.approx(largest, abs=0.0051)
+    sizes = frame.loc[(300, "mt_bench"), "detectable"]
+    expected = f"{sizes.min():.2f} to {sizes.max():.2f}" if sizes.max() <= 9 else f"{sizes.min():.2f} or more"
+    assert rows["*would have been seen*"][2].strip() == expected
     assert "no item differs" in rows["Prompt"][4]
     assert "Safety rate" not in section, "no item of any variant differs"
 
@@ -311,7 +311,6 @@ def test_what_the_suite_sets_is_in_the_report(folder, text):
 
 def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
     """Its perplexity is no accuracy, and less of it is better."""
-    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     declared = Metric(name="perplexity", title="Perplexity", unit="per token", higher_is_better=False, digits=3)
     outside = PlannedBenchmark(name="outside", files="outside", metrics=(declared,))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from reports import costs, tables
 from reports.cost_sections import judging_table
 from reports.findings import drops, effects, findings, side_of
 from reports.run import read_run
-from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, few_replicates, write_run
+from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
 BILL += ["tuning_flops", "tuning_seconds"]
@@ -85,7 +86,6 @@ def test_a_variant_without_triples_has_its_one_result_at_every_budget(comparison
 
 
 def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path, monkeypatch):
-    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/prompt__*/records/alpaca_eval.jsonl"):
         path.unlink()
@@ -97,7 +97,6 @@ def test_a_metric_that_a_variant_lacks_is_empty_and_never_zero(tmp_path, monkeyp
 
 
 def test_a_variant_whose_every_cell_failed_has_an_empty_row(tmp_path, monkeypatch):
-    few_replicates(monkeypatch)
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/dpo__n100__*/cell.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no"}))
@@ -165,6 +164,23 @@ def test_differences_are_item_by_item_and_holm_is_over_one_budget(folder, run):
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(family)))
     assert all(r.p_holm >= r.p for r in family)
     assert not table.where(variant="base")
+
+
+def test_every_variant_is_compared_with_every_other_corrected_within_metric_and_budget(run):
+    found, against_base = tables.pairs(run), tables.differences(run)
+    assert {(row.variant, row.against) for row in found} == {(b, a) for a, b in combinations(VARIANTS, 2)}
+    row = _row(found, variant="dpo", against="dspa", budget=300, metric="mt_bench")
+    through_base = [_row(against_base, variant=v, budget=300, metric="mt_bench") for v in ("dpo", "dspa")]
+    assert row.difference == pytest.approx(through_base[0].difference - through_base[1].difference, abs=0.02)
+    assert (row.n, row.unpaired) == (141, 3)
+    family = found.where(budget=300, metric="mt_bench")
+    tested = [row.p for row in family if row.tested]
+    assert len(tested) == len(family) == 15
+    assert min(row.p_holm for row in family) == pytest.approx(15 * min(tested))
+    for same in (row for row in found if row.against == "base"):
+        expected = _row(against_base, variant=same.variant, budget=same.budget, metric=same.metric)
+        rest = (same.p_holm, same.detectable)
+        assert same == pytest.approx(expected._replace(p_holm=rest[0], detectable=rest[1]), nan_ok=True)
 
 
 def test_breakdowns_split_the_mean_by_category_and_turn(run, comparison):
@@ -236,8 +252,8 @@ def test_where_no_item_differs_nothing_is_tested_and_nothing_corrected_for(run):
 def test_findings_name_who_is_better_and_who_is_not_separated(run, comparison):
     finding = findings(run, comparison, tables.differences(run), 300)[0]
     assert finding.metric.name == "mt_bench"
-    assert set(finding.sides["better"]) == {"static_sae", "dspa", "dspa_paper", "dpo"}
-    assert set(finding.sides["undecided"]) == {"prompt"}
+    assert set(finding.sides["better"]) == {"dspa", "dspa_paper", "dpo"}
+    assert set(finding.sides["undecided"]) == {"prompt", "static_sae"}
     assert finding.best[0] == "dspa"
 
 

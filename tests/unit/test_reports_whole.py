@@ -17,7 +17,7 @@ from reports.render import write_report
 from reports.run import read_run
 from reports.sections import leaders
 from reports.tables import Table
-from tests.unit.synthetic_run import few_replicates, write_run
+from tests.unit.synthetic_run import write_run
 
 METHODS, BUDGETS = 22, (25, 50, 100, 300)
 HOME = "/home/somebody/private"
@@ -26,12 +26,10 @@ HOME = "/home/somebody/private"
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of 22 methods at 4 budgets, of which the suite names everything by absolute paths."""
-    with pytest.MonkeyPatch.context() as patch:
-        few_replicates(patch)
-        folder = write_run(tmp_path_factory.mktemp("whole") / "run")
-        _enlarge(folder)
-        _name_by_absolute_paths(folder)
-        return write_report(folder).parent
+    folder = write_run(tmp_path_factory.mktemp("whole") / "run")
+    _enlarge(folder)
+    _name_by_absolute_paths(folder)
+    return write_report(folder).parent
 
 
 def _enlarge(folder):
@@ -141,8 +139,7 @@ def test_latex_escapes_and_leaves_empty_what_is_missing():
     assert re.search(r"^ & \\\\$", text, re.MULTILINE)
 
 
-def test_figures_leave_out_what_is_constant_and_are_the_same_byte_by_byte_for_the_same_run(tmp_path, monkeypatch):
-    few_replicates(monkeypatch)
+def test_figures_leave_out_what_is_constant_and_are_the_same_byte_by_byte_for_the_same_run(tmp_path):
     folder = write_run(tmp_path / "run")
     for path in folder.glob("cells/*/records/multiple_choice.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -175,8 +172,7 @@ def test_names_are_spread_no_further_than_others_need(wanted, expected):
     assert spread(wanted, 0.1) == pytest.approx(expected)
 
 
-def test_who_cannot_be_told_from_the_best_is_named(tmp_path, monkeypatch):
-    few_replicates(monkeypatch)
+def test_who_cannot_be_told_from_the_best_is_named(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     apart = [("dspa", "base"), ("dspa", "prompt"), ("dspa", "static_sae"), ("dpo", "dspa")]
     rows = [SimpleNamespace(variant=a, against=b, metric="mt_bench", budget=300, significant=True) for a, b in apart]
