@@ -12,10 +12,10 @@ the first two made unbiased for uneven weights and given the degrees of freedom 
 reduction in standard errors for linear regression with multi-stage samples", Survey Methodology 28, 2002. Balanced,
 that is the analysis of variance exactly.
 
-Two seeds are too few for Satterthwaite: their difference is small by chance too often. There both
-factors keep their own quantiles, and the half-width is the root of the sum of their squares: S. K. Banerjee,
-"Approximate confidence interval for linear functions of means of k populations when the population variances are not
-equal", Sankhya 22, 1960, which is cautious. ``docs/statistics.md`` says how often either covers.
+Two seeds are too few for Satterthwaite: their difference is small by chance too often. There both factors keep their
+own quantiles, and the half-width is the root of the sum of their squares: S. K. Banerjee, "Approximate confidence
+interval for linear functions of means of k populations when the population variances are not equal", Sankhya 22, 1960,
+which is cautious. ``docs/statistics.md`` says how often either covers.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Spread:
             return float(mean == 0)
         if len(self.parts) == 1:
             return float(2 * stdtr(self.df, -abs(mean) / self.se))
-        low, high = -700.0, 0.0  # of log alpha: the half-width falls as it rises
+        low, high = -300.0, 0.0  # of log alpha: the half-width falls as it rises
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if self.half_width(np.exp(middle)) > abs(mean) else (low, middle)
@@ -89,7 +89,8 @@ def spread_of(sums: Float[np.ndarray, "seed cluster"], counts: Float[np.ndarray,
         return Spread(tuple(factors))
     seeds, clusters = factors
     if min(seeds[1], clusters[1]) < FEW:
-        return Spread((seeds, clusters))
+        rounding = 1e-20 * (seeds[0] + clusters[0])  # equal seeds vary by no more
+        return Spread(tuple(part for part in (seeds, clusters) if part[0] > rounding) or (clusters,))
     # The noise, which both factors hold, is counted once, but neither factor for less than it is.
     variance = max(seeds[0] + clusters[0] - _noise(sums, counts), seeds[0], clusters[0])
     uncertainty = sum(v * v / df for v, df in (seeds, clusters))

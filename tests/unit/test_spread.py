@@ -49,8 +49,9 @@ def test_a_factor_that_varies_less_than_the_noise_does_not_lower_the_other():
 def test_seeds_that_are_equal_leave_the_t_interval_over_prompts():
     values = np.repeat(np.random.default_rng(1).standard_normal((1, 20)), 2, axis=0)
     for seeds in (values, np.vstack([values, values[:1]])):
-        half = spread_of(seeds, np.ones_like(seeds)).half_width(0.05)
-        assert half == pytest.approx(stats.t.ppf(0.975, 19) * values[0].std(ddof=1) / math.sqrt(20))
+        spread = spread_of(seeds, np.ones_like(seeds))
+        assert spread.df == pytest.approx(19)
+        assert spread.half_width(0.05) == pytest.approx(stats.t.ppf(0.975, 19) * values[0].std(ddof=1) / math.sqrt(20))
 
 
 def test_uneven_weights_have_the_degrees_of_freedom_of_their_quadratic_form():
