@@ -21,7 +21,7 @@ def report(
         typer.Option(help="Folder of the report; an earlier report there is replaced.", show_default="RUN/report"),
     ] = None,
 ) -> None:
-    """Make the report of a run folder again: report.md, report.html, tables and figures.
+    """Make the report of a run folder again: report.md, report.html, tables (CSV, LaTeX) and figures (PNG, SVG).
 
     Nothing is measured again: with another baseline the same records are compared with those of another variant.
 

@@ -1,12 +1,29 @@
 """The comparison of the variants: what each of them scored and cost at each budget."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.run_folder.plan import BudgetName
 from reports.costs import Cost, mean_cost
+from reports.places import shown
 from reports.run import Cell, Run
 from reports.tables import Score, Table, mean_score, records
+
+
+class Setting(NamedTuple):
+    """One hyper-parameter that the suite sets for a variant: as JSON its value, and the space that it is tuned in.
+
+    A variant for which nothing is set has one row without a setting. All else is the method's default.
+    """
+
+    variant: str
+    label: str
+    method: str
+    preferences: str
+    setting: str | None
+    value: str | None
+    tuned_in: str | None
 
 
 class Comparison(NamedTuple):
@@ -39,9 +56,20 @@ def sweeps(run: Run) -> Table[Comparison]:
     rows = []
     for cells in run.sweeps:
         point, done = cells[0].planned, [cell for cell in cells if cell.done]
-        swept = dict.fromkeys(keys) | (point.sweep or {})
+        swept = dict.fromkeys(keys) | shown(point.sweep or {})
         rows.append(_row(run, point.variant, point.method, point.budget, done, swept))
     return _table(run, rows, keys)
+
+
+def settings(run: Run) -> Table[Setting]:
+    """What the suite sets for each variant."""
+    rows = []
+    for variant in run.plan.variants:
+        space = {} if variant.tuning is None else variant.tuning.space
+        for name in dict.fromkeys([*variant.settings, *space]) or (None,):
+            value, tuned = (json.dumps(found[name]) if name in found else None for found in (variant.settings, space))
+            rows.append(Setting(variant.name, variant.label, variant.method, variant.preferences, name, value, tuned))
+    return Table(Setting._fields, rows)
 
 
 def headline_metrics(run: Run) -> list[str]:
@@ -51,6 +79,17 @@ def headline_metrics(run: Run) -> list[str]:
 
 def choice_metrics(run: Run) -> list[str]:
     return [metric.name for metric in run.metrics.values() if metric.made_of == "choices"]
+
+
+def constant_metrics(run: Run) -> dict[str, float]:
+    """Metric -> its value, wherever every record of every variant has the same: there is nothing to compare."""
+    values: dict[str, set[float | None]] = {}
+    for cell in run.cells:
+        for found in cell.records.values():
+            for record in found:
+                values.setdefault(record.metric, set()).add(record.value)
+    single = {name: next(iter(values[name])) for name in run.metrics if len(values[name]) == 1}
+    return {name: value for name, value in single.items() if value is not None}
 
 
 def _row(

@@ -1,27 +1,23 @@
-"""The report's tables of costs as Markdown: bills, their stages and operators, tuning, judging."""
+"""The report's tables of costs as Markdown: bills, where fits stopped, tuning, judging."""
 
-import json
 import math
 from collections.abc import Callable
-from typing import Any
 
 from harness import markdown as md
 from harness.run_folder.plan import flops_of
-from reports.costs import Compute, Judging, Operator, Stage
+from reports.costs import Compute, Judging
+from reports.places import shown
 from reports.run import Run
-from reports.sections import Columns, as_table, at_largest_budget, label_of
+from reports.sections import ROWS, Columns, as_table, at_largest_budget, label_of
 from reports.tables import Table
 from reports.tuning import Tuned
 
-OPERATORS_SHOWN = 4
-LEAST_SHARE = 1.0
-"""Operators with less than this percentage of their stage's FLOPs are not shown one by one."""
 EXCESS = 1.05
 """A trained method stops at the first step that reaches the bill; more than this factor is not one step too many."""
 
 
 def compute_table(run: Run, compute: Table[Compute]) -> str:
-    """Variants x costs; accelerator memory has a column where there was one."""
+    """Variants x costs at each one's largest budget; accelerator memory has a column where there was one."""
 
     def trained(row: Compute) -> str:
         share = md.EMPTY if math.isnan(row.train_share) else f"{row.train_share:.3g} %"
@@ -34,9 +30,6 @@ def compute_table(run: Run, compute: Table[Compute]) -> str:
         "predicted FLOPs": _forecast,
         "formula FLOPs": lambda row: md.flops(row.formula_flops),
         "paper FLOPs": lambda row: md.flops(row.paper_flops),
-        "seconds": lambda row: md.number(row.fit_seconds),
-        "tuning FLOPs": lambda row: md.flops(row.tuning_flops) if row.tuning_flops else md.EMPTY,
-        "tuning seconds": lambda row: md.number(row.tuning_seconds) if row.tuning_flops else md.EMPTY,
         "peak memory": lambda row: md.bytes_(row.peak_bytes),
         "peak GPU memory": lambda row: md.bytes_(row.cuda_peak_bytes),
         "tokens": lambda row: md.number(row.tokens, 0),
@@ -45,21 +38,11 @@ def compute_table(run: Run, compute: Table[Compute]) -> str:
     }
     if all(math.isnan(row.cuda_peak_bytes) for row in compute):
         del columns["peak GPU memory"]
-    if not any(row.tuning_flops for row in compute):
-        del columns["tuning FLOPs"], columns["tuning seconds"]
-    return as_table(compute, columns)
+    return as_table(at_largest_budget(compute), columns)
 
 
 def tuning_table(run: Run, tuned: Table[Tuned]) -> str:
-    """Variants x how their tuning went; of seeds with the same winner all are named at once."""
-
-    def won(row: Tuned) -> str:
-        seeds: dict[str, list[str]] = {}
-        for one in row.winners:
-            values = ", ".join(f"{name} {_value(value)}" for name, value in one.params.items())
-            note = " (own: none passed)" if one.fallback else " (own)" if one.trial == 1 else ""
-            seeds.setdefault(values + note, []).append(str(one.seed))
-        return md.escape("; ".join(f"seed {' and '.join(found)}: {text}" for text, found in seeds.items()))
+    """Variants x how their tuning at the largest budget went."""
 
     def failures(row: Tuned) -> str:
         failed = f", {row.failed} failed" if row.failed else ""
@@ -67,23 +50,17 @@ def tuning_table(run: Run, tuned: Table[Tuned]) -> str:
 
     columns: Columns[Tuned] = {
         "variant": lambda row: label_of(run, row.variant),
-        "won": won,
         "triples": lambda row: md.budget(row.budget),
-        "trials (fits)": lambda row: f"{md.number(row.trials, 0)} ({_value(row.fits)})",
+        "trials (fits)": lambda row: f"{md.number(row.trials, 0)} ({row.fits:.3g})",
         "base": lambda row: md.number(row.base_score, 3),
         "own values": lambda row: md.number(row.own_score, 3),
         "winner": lambda row: md.number(row.best_score, 3),
         "median trial": lambda row: md.number(row.median_score, 3),
         "near the best": lambda row: md.EMPTY if math.isnan(row.near) else f"{row.near:.0f} %",
         "below the floor": failures,
-        "FLOPs": lambda row: md.flops(row.executed_flops),
         "seconds": lambda row: md.number(row.seconds),
     }
-    return as_table(tuned, columns, 2)
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value) if value is None else str(value)
+    return as_table(at_largest_budget(tuned)[:ROWS], columns)
 
 
 def stop_table(run: Run, compute: Table[Compute]) -> str:
@@ -107,7 +84,7 @@ def stop_table(run: Run, compute: Table[Compute]) -> str:
         "epochs": lambda row: md.number(row.epochs, 2),
         "optimiser steps": lambda row: md.number(row.optimiser_steps, 0),
     }
-    return as_table([row for row in compute if row.budget in limits], columns) if limits else ""
+    return as_table([row for row in compute if row.budget in limits][-ROWS:], columns) if limits else ""
 
 
 def ratio_table(run: Run, compute: Table[Compute]) -> str:
@@ -129,51 +106,6 @@ def ratio_table(run: Run, compute: Table[Compute]) -> str:
     return as_table([row for row in priced if row.paper_flops > least.paper_flops], columns)
 
 
-def stage_table(run: Run, stages: Table[Stage]) -> str:
-    columns: Columns[Stage] = {
-        "variant": lambda row: label_of(run, row.variant),
-        "stage": lambda row: md.escape(row.stage),
-        "executed FLOPs": lambda row: md.flops(row.executed_flops),
-        "predicted FLOPs": lambda row: md.flops(row.predicted_flops),
-        "formula FLOPs": lambda row: md.flops(row.formula_flops),
-        "seconds": lambda row: md.number(row.seconds),
-        "peak memory": lambda row: md.bytes_(row.peak_bytes),
-        "tokens": lambda row: md.number(row.tokens, 0),
-        "steps": lambda row: md.number(row.steps, 0),
-        "profiled": lambda row: md.number(row.sampled_steps, 0),
-        "missed by the profiler": lambda row: md.EMPTY if math.isnan(row.missed_share) else f"{row.missed_share:.1f} %",
-    }
-    return as_table(at_largest_budget(stages), columns, 2)
-
-
-def operator_table(run: Run, operators: Table[Operator]) -> str:
-    """The operators with most FLOPs of each variant, stage and kind of step, and what all others add up to."""
-    kinds = {(row.variant, row.row.stage, row.row.step): [] for row in operators}
-    for row in operators:
-        kinds[row.variant, row.row.stage, row.row.step].append(row)
-    lines = []
-    for (variant, stage, step), rows in kinds.items():
-        shown = [row for row in rows[:OPERATORS_SHOWN] if row.share >= LEAST_SHARE]
-        others = rows[len(shown) :]
-        begin = [label_of(run, variant), md.escape(stage), f"{md.escape(step)} × {rows[0].row.steps:,}"]
-        lines += [[*begin, f"`{row.row.operator}`", f"{row.row.calls:,}", *_sums([row])] for row in shown]
-        if others:
-            lines.append([*begin, f"{len(others)} others" if shown else f"all {len(others)}", md.EMPTY, *_sums(others)])
-    headers = ["variant", "stage", "steps", "operator", "calls", "FLOPs", "share of the stage", "by the profiler"]
-    return md.table([*headers, "seconds"], lines, text_columns=4)
-
-
-def _sums(rows: list[Operator]) -> list[str]:
-    """FLOPs, share of the stage, FLOPs by the profiler and seconds of all ``rows``."""
-    share = sum(row.share for row in rows)
-    return [
-        md.flops(sum(row.row.flops for row in rows)),
-        md.EMPTY if math.isnan(share) else f"{share:.1f} %",
-        md.flops(sum(row.row.profiler_flops for row in rows)),
-        md.number(sum(row.row.seconds for row in rows), 3),
-    ]
-
-
 def judging_table(judging: Table[Judging]) -> str:
     """Judges x what was asked, what was sent and what it cost."""
 
@@ -186,7 +118,7 @@ def judging_table(judging: Table[Judging]) -> str:
 
     columns: Columns[Judging] = {
         "judge": lambda row: md.escape(row.judge),
-        "answered as": lambda row: md.escape(" ".join(sorted(row.account.models))) or md.EMPTY,
+        "answered as": lambda row: md.escape(shown(" ".join(sorted(row.account.models)))) or md.EMPTY,
         "verdicts wanted": lambda row: md.number(row.account.requests, 0),
         "at hand": lambda row: md.number(row.account.reused, 0),
         "calls": lambda row: md.number(row.account.calls, 0),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from harness.compute.bill import OperatorRow
 from harness.judging.ledger import Account, read_accounts
 from harness.run_folder.plan import BudgetName
+from reports.places import shown
 from reports.run import Cell, Run
 from reports.tables import NAN, Table
 
@@ -165,12 +166,12 @@ def operators(run: Run) -> Table[Operator]:
 
 def judging(run: Run) -> Table[Judging]:
     """A row for each judge in the ledger of the run folder; none for a run without one."""
-    rows = [Judging(judge, account) for judge, account in read_accounts(run.folder / "judging").items()]
+    rows = [Judging(shown(judge), account) for judge, account in read_accounts(run.folder / "judging").items()]
     return Table(["judge", *vars(Account())], rows, _judging_cells)
 
 
 def _judging_cells(row: Judging) -> list[Any]:
-    return [row.judge, *(vars(row.account) | {"models": " ".join(sorted(row.account.models))}).values()]
+    return [row.judge, *(vars(row.account) | {"models": shown(" ".join(sorted(row.account.models)))}).values()]
 
 
 def _predicted(bills: Sequence[Any], stage: str | None = None) -> float:

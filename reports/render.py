@@ -1,4 +1,4 @@
-"""Writes the report of a run: report.md, report.html, tables/*.csv and figures/*.png, all or nothing."""
+"""Writes the report of a run: report.md, report.html, tables (.csv, .tex), figures (.png, .svg), all or nothing."""
 
 import tempfile
 from pathlib import Path
@@ -10,13 +10,14 @@ from harness.files import check_can_make
 from harness.measure.statistics import SIGNIFICANT
 from harness.run_folder.plan import BudgetName, budget_text
 from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
-from reports.answers import sample_answers
+from reports.answers import Prompt, sample_answers
 from reports.figures import write_figures
+from reports.latex import write_latex
 from reports.run import Run, read_run
 
 PARTS = ("report.md", "report.html", "tables", "figures")
 NAMED = 6
-"""More variants than this on one side of the baseline are counted, and named in the tables."""
+"""More variants than this on one side of the baseline are counted, and marked in the tables."""
 
 
 def write_report(run: Path | Run, out: Path | None = None) -> Path:
@@ -68,6 +69,7 @@ def _build(run: Run, folder: Path) -> None:
         "stages": costs.stages(run),
         "operators": costs.operators(run),
         "failures": tables.failures(run),
+        "settings": comparison.settings(run),
     }
     if tuned := tuning.tuned(run):
         found |= {"tuning": tuned, "trials": tuning.trials(run)}
@@ -78,6 +80,7 @@ def _build(run: Run, folder: Path) -> None:
     (folder / "tables").mkdir(parents=True)
     for name, table in found.items():
         table.write(folder / "tables" / f"{name}.csv")
+        write_latex(table, folder / "tables" / f"{name}.tex")
     figures = write_figures(run, found["comparison"], folder / "figures")
     text = _markdown(run, found, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
@@ -99,6 +102,8 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
     environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
     environment.filters["label"] = lambda variant, of: sections.label_of(of, variant)
+    environment.filters |= {"named": _named, "first_of_each": _first_of_each}
+    environment.filters["plain"] = lambda value: f"{value:g}"
     budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
     context: dict[str, Any] = {
         "run": run,
@@ -110,12 +115,12 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "suite_baseline": run.suite_baseline,
         "budget": budget,
         "findings": findings.findings(run, compared, differences, budget),
-        "effects": findings.effects(run, compared, differences, budget),
+        "verdicts": [(at, findings.effects(run, compared, differences, at)) for at in reversed(run.plan.budgets)],
         "tests": sum(row.tested for row in differences.where(budget=budget)),
         "significant": SIGNIFICANT,
-        "named": NAMED,
         "drops": findings.drops(run, compared),
-        "headline": comparison.headline_metrics(run),
+        "constant": comparison.constant_metrics(run),
+        "broken_down": _broken_down(run, found),
         "choices": comparison.choice_metrics(run),
         "unjudged": [m.title for m in run.metrics.values() if m.made_of in ("choices", "loglikelihoods")],
         "predicted": any(row.predicted_flops == row.predicted_flops for row in found["compute"]),
@@ -124,6 +129,25 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "figures": figures,
     }
     return environment.get_template("report.md.j2").render(context)
+
+
+def _named(variants: list[str], run: Run) -> str:
+    """Their labels, which may hold commas; how many they are, where they are many."""
+    if len(variants) > NAMED:
+        return f"{len(variants)} of {len(run.plan.labels) - 1} variants"
+    return "; ".join(sections.label_of(run, variant) for variant in variants)
+
+
+def _broken_down(run: Run, found: dict[str, tables.Table]) -> list[str]:
+    """The metrics with categories or turns, without those in which everything has the same value."""
+    metrics = {row.metric for name in ("categories", "turns") for row in found[name]}
+    return [name for name in run.metrics if name in metrics and name not in comparison.constant_metrics(run)]
+
+
+def _first_of_each(prompts: list[Prompt], run: Run) -> list[Prompt]:
+    """One of each benchmark, of three benchmarks at most."""
+    first = {prompt.metric.name: prompt for prompt in reversed(prompts)}
+    return [first[name] for name in run.metrics if name in first][:3]
 
 
 def _comparisons(budget: BudgetName, differences: tables.Table[tables.DifferenceRow]) -> str:

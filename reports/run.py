@@ -21,6 +21,7 @@ from harness.run_folder import (
     Trial,
 )
 from harness.run_folder.plan import BudgetName, budget_order
+from reports.places import document_shown, shown
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,10 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read the run in ``folder``.
 
-    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read, an item
-    recorded twice, or a record of a metric that its benchmark does not declare.
+    Paths in what it holds are as a report shows them (see `reports.places`), but for the cells' hyper-parameters and
+    what the records keep of prompts and answers. Raises ValueError naming the file (and line) for a folder that is not
+    a run, a file that cannot be read, an item recorded twice, or a record of a metric that its benchmark does not
+    declare.
     """
     run = RunFolder.open(folder)
     cells, unfinished = [], []
@@ -172,9 +175,12 @@ def read_run(folder: Path) -> Run:
             continue
         twice = [benchmark for benchmark in run.plan.benchmarks if benchmark.judged_twice]
         records, second = _records(home, run.plan.benchmarks), _records(home.second, twice)
-        tuning = home.tuning
-        cells.append(Cell(planned, state, home, home.bill, records, second, tuning.trials, tuning.best))
-    return Run(run.path, run.plan, run.plan.baseline, run.environment, tuple(cells), tuple(unfinished))
+        trials = tuple(map(document_shown, home.tuning.trials))
+        best = home.tuning.best and document_shown(home.tuning.best)
+        cells.append(Cell(planned, document_shown(state), home, home.bill, records, second, trials, best))
+    plan = document_shown(run.plan.model_copy(update={"cells": ()})).model_copy(update={"cells": run.plan.cells})
+    environment = document_shown(run.environment)
+    return Run(run.path, plan, plan.baseline, environment, tuple(cells), tuple(unfinished))
 
 
 def _records(home: CellFolder, benchmarks: Iterable[PlannedBenchmark]) -> dict[str, tuple[Record, ...]]:
@@ -189,5 +195,5 @@ def _records(home: CellFolder, benchmarks: Iterable[PlannedBenchmark]) -> dict[s
                     f"{home.path}: benchmark {benchmark.name!r} has a record of metric {record.metric!r}, which "
                     f"plan.json does not declare for it; declared: {', '.join(declared)}"
                 )
-        found[benchmark.name] = records
+        found[benchmark.name] = tuple(r if r.error is None else replace(r, error=shown(r.error)) for r in records)
     return found

@@ -1,6 +1,5 @@
 """The report's tables of results as Markdown, made from typed rows; those of costs are in `cost_sections`."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import Any, TypeVar
@@ -8,47 +7,98 @@ from typing import Any, TypeVar
 from harness import markdown as md
 from harness.benchmark import Metric
 from harness.measure.agreement import STATISTICS
-from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, budget_text
+from harness.run_folder.plan import BudgetName, budget_order
 from reports.answers import Answer, Prompt
-from reports.comparison import Comparison, choice_metrics
-from reports.findings import Drop, Effect, side_of
+from reports.comparison import Comparison, choice_metrics, constant_metrics, headline_metrics
+from reports.findings import Drop, side_of
 from reports.run import Run
-from reports.tables import Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
+from reports.tables import NAN, Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
 
 R = TypeVar("R")
 Columns = Mapping[str, Callable[[R], str]]
 """Header -> the cell of a row, as Markdown."""
-FAILURES_SHOWN = 40
+ROWS = 24
+"""A table of what is also in a CSV file shows this many rows at most."""
+LENGTH = 200
+"""Characters of a prompt or answer."""
 _ARROWS = {"better": " ↑", "worse": " ↓", "undecided": "", "untested": ""}
 _UNITLESS = ("pearson", "spearman", "kappa", "kendall")
 
 
-def comparison_table(
-    run: Run,
-    table: Table[Comparison],
-    differences: Table[DifferenceRow],
-    names: list[str],
-    budget: BudgetName,
-    drops: list[Drop],
-) -> str:
-    """Variants x metrics at one budget: ``mean [low, high] (n, failures)`` and the marks."""
-    dropped = {(drop.variant, drop.metric) for drop in drops if drop.budget == budget}
-    compared = {(row.variant, row.metric): row for row in differences.where(budget=budget)}
-    rows = []
-    for row in table.where(budget=budget):
-        cells = [label_of(run, row.variant), str(row.n_seeds)]
-        for name in names:
-            mark = _ARROWS[side_of(run, compared.get((row.variant, name)))]
-            mark += " ⚠" if (row.variant, name) in dropped else ""
-            cells.append(_score(row.scores[name], run.metrics[name]) + mark)
-        rows.append(cells)
-    return md.table(["variant", "seeds", *(_title(run, name) for name in names)], rows)
+def leaderboard(run: Run, table: Table[Comparison], differences: Table[DifferenceRow], drops: list[Drop]) -> str:
+    """Variants x what they score, keep and cost at the largest budget; the best means of a column are bold."""
+    varying, choices = _varying(run, headline_metrics(run)), _varying(run, choice_metrics(run))
+    budget = run.plan.budgets[-1]
+    rows = table.where(budget=budget)
+    best = {name: _best(run.metrics[name], [row.scores[name].mean for row in rows]) for name in [*varying, *choices]}
+    kept = {row.variant: _mean_of([row.scores[name].mean for name in choices]) for row in rows}
+    most = _best(run.metrics[choices[0]], list(kept.values())) if choices else NAN
+    uses = {variant.name: variant.uses_triples for variant in run.plan.variants}
+    marks = _Marks(run, differences, drops)
+
+    def variant(row: Comparison) -> str:
+        missing = f" ({row.n_seeds} of {run.plan.seeds} seeds)" if row.n_seeds < run.plan.seeds else ""
+        return label_of(run, row.variant) + missing
+
+    def score(name: str) -> Callable[[Comparison], str]:
+        return lambda row: _score(row.scores[name], run.metrics[name], best[name]) + marks(row, name)
+
+    def choice(row: Comparison) -> str:
+        if len(choices) == 1:
+            return score(choices[0])(row)
+        found = dict.fromkeys(mark for name in choices for mark in marks(row, name).split())
+        return " ".join([_mean(kept[row.variant], run.metrics[choices[0]], most), *found])
+
+    columns: dict[str, Callable[[Comparison], str]] = {
+        "variant": variant,
+        "triples": lambda row: md.budget(budget) if uses[row.variant] else "none",
+        **{_title(run, name): score(name) for name in varying},
+    }
+    if choices:
+        of = _title(run, choices[0]) if len(choices) == 1 else f"mean of {len(choices)} tasks"
+        columns[f"multiple choice: {of}"] = choice
+    columns["fit: executed FLOPs"] = lambda row: md.flops(row.cost.executed_flops)
+    if any(row.cost.tuning_flops > 0 for row in rows):
+        columns["tuning: FLOPs"] = lambda row: md.flops(row.cost.tuning_flops)
+    columns["fit: seconds"] = lambda row: md.number(row.cost.fit_seconds)
+    return as_table(rows, columns)
+
+
+def other_budgets(run: Run, table: Table[Comparison], differences: Table[DifferenceRow], drops: list[Drop]) -> str:
+    """Variants that use triples x their means at all budgets but the largest, separated by slashes, and FLOPs."""
+    budgets, marks = run.plan.budgets[:-1], _Marks(run, differences, drops)
+    found = {(row.variant, row.budget): row for row in table}
+
+    def means(name: str) -> Callable[[str], str]:
+        def entry(row: Comparison) -> str:
+            return md.number(row.scores[name].mean, run.metrics[name].digits) + marks(row, name)
+
+        return lambda variant: " / ".join(entry(found[variant, budget]) for budget in budgets)
+
+    columns: Columns[str] = {
+        "variant": lambda variant: label_of(run, variant),
+        **{_title(run, name): means(name) for name in _varying(run, list(run.metrics))},
+        "fit: executed FLOPs": lambda variant: " / ".join(
+            md.flops(found[variant, budget].cost.executed_flops) for budget in budgets
+        ),
+    }
+    shown = [variant.name for variant in run.plan.variants if variant.uses_triples]
+    return as_table(shown, columns) if budgets and shown else ""
+
+
+def counts(run: Run, table: Table[Comparison]) -> str:
+    """How many records a mean of each metric rests on at the largest budget: ``MT-Bench 480; ...``."""
+    found = {
+        name: {row.scores[name].n for row in table.where(budget=run.plan.budgets[-1])} - {0} for name in run.metrics
+    }
+    spans = {name: sorted({min(ns), max(ns)}) for name, ns in found.items() if ns}
+    return "; ".join(f"{_title(run, name)} {' to '.join(map(str, span))}" for name, span in spans.items())
 
 
 def score_of(table: Table[Comparison], variant: str, metric: Metric, budget: BudgetName) -> str:
     """``mean [low, high]`` of one variant on one metric at ``budget``."""
     (row,) = table.where(variant=variant, budget=budget)
-    return _score(row.scores[metric.name], metric, counts=False)
+    return _score(row.scores[metric.name], metric)
 
 
 def moved_to(
@@ -57,107 +107,87 @@ def moved_to(
     """``mean (difference [low, high])`` of a variant that differs from the baseline."""
     (row,) = table.where(variant=variant, budget=budget)
     (moved,) = differences.where(variant=variant, budget=budget, metric=metric.name)
-    return f"{md.number(row.scores[metric.name].mean, metric.digits)} ({_moved(moved, metric.digits)})"
+    difference = f"{md.signed(moved.difference, metric.digits)} {md.interval(moved.low, moved.high, metric.digits)}"
+    return f"{md.number(row.scores[metric.name].mean, metric.digits)} ({difference})"
 
 
-def effect_table(run: Run, effects: list[Effect]) -> str:
-    """Variants x what got better, what got worse, multiple choice, and what fit and tuning cost."""
+def difference_table(run: Run, differences: Table[DifferenceRow]) -> str:
+    """Variants x metrics at the largest budget, ``difference [low, high]``, bold where significant.
 
-    def named(rows: list[DifferenceRow]) -> str:
-        return ", ".join(f"{_title(run, row.metric)} {_moved(row, run.metrics[row.metric].digits)}" for row in rows)
-
-    def better(effect: Effect) -> str:
-        return named(effect.better) or ("no detectable effect" if effect.verdict == "nothing" else md.EMPTY)
-
-    def capability(effect: Effect) -> str:
-        found = [f"lost: {named(effect.lost)}"] * bool(effect.lost) + [f"gained: {named(effect.gained)}"] * bool(
-            effect.gained
-        )
-        if found or not effect.kept:
-            return "; ".join(found) or md.EMPTY
-        lowest = min(effect.kept, key=lambda row: row.difference)
-        return f"no loss detected (lowest: {named([lowest])})" if lowest.difference < 0 else "no loss detected"
-
-    def price(flops: float, seconds: float) -> str:
-        return f"{md.flops(flops)}, {md.number(seconds)} s" if flops else md.flops(flops)
-
-    columns: dict[str, Callable[[Effect], str]] = {
-        "variant": lambda effect: label_of(run, effect.variant),
-        "better": better,
-        "worse": lambda effect: named(effect.worse) or md.EMPTY,
-        "multiple choice": capability,
-        "fit: FLOPs, seconds": lambda effect: price(effect.cost.executed_flops, effect.cost.fit_seconds),
-        "tuning: FLOPs, seconds": lambda effect: price(effect.cost.tuning_flops, effect.cost.tuning_seconds),
-    }
-    if not choice_metrics(run):
-        del columns["multiple choice"]
-    if not any(effect.cost.tuning_flops for effect in effects):
-        del columns["tuning: FLOPs, seconds"]
-    return as_table(effects, columns, len(columns))
-
-
-def what_would_have_been_seen(run: Run, effect: Effect, tests: int) -> str:
-    """Sentences on a variant without any detectable effect: how large a one would probably have been detected.
-
-    ``tests`` is the number of comparisons that p is corrected for.
+    The last row is how large a difference would have to be to be seen, from the least noisy comparison of a column to
+    the noisiest.
     """
-
-    def possible(row: DifferenceRow) -> bool:
-        least, most = run.metrics[row.metric].scale
-        return row.detectable <= most - least
-
-    seen = [
-        f"{md.number(row.detectable, run.metrics[row.metric].digits)} ({_title(run, row.metric)})"
-        for row in effect.unseen
-        if possible(row)
-    ]
-    same = [_title(run, row.metric) for row in effect.unseen if not row.varies]
-    few = [_title(run, row.metric) for row in effect.unseen if row.varies and not possible(row)]
-    said = []
-    if seen:
-        said.append(f"With these prompts and seeds a difference of about {md.words(seen)} would have been seen.")
-    if same:
-        said.append(f"Every item of {md.words(same)} has the baseline's value.")
-    if few:
-        said.append(f"In {md.words(few)} none would have been seen: too few prompts or seeds for {tests} tests.")
-    return " ".join(said)
-
-
-def _moved(row: DifferenceRow, digits: int) -> str:
-    return f"{md.signed(row.difference, digits)} {md.interval(row.low, row.high, digits)}"
-
-
-def difference_table(run: Run, differences: Table[DifferenceRow], name: str) -> str:
-    """Variants x budgets for one metric: ``difference [low, high], p`` (Holm's), bold where p is below 0.05."""
-    at = differences.where(metric=name)
-    budgets = [budget for budget in run.plan.budgets if any(row.budget == budget for row in at)]
-    cells = {(row.variant, row.budget): _difference(row, run.metrics[name].digits) for row in at}
+    at = differences.where(budget=run.plan.budgets[-1])
+    names = [name for name in run.metrics if any(row.metric == name and row.varies for row in at)]
+    cells = {(row.variant, row.metric): _difference(row, run.metrics[row.metric].digits) for row in at}
     rows = [
-        [label_of(run, variant), *(cells.get((variant, budget), md.EMPTY) for budget in budgets)]
+        [label_of(run, variant), *(cells.get((variant, name), md.EMPTY) for name in names)]
         for variant in dict.fromkeys(row.variant for row in at)
     ]
-    return md.table(["variant", *map(budget_text, budgets)], rows)
+    seen = [_seen(run.metrics[name], [row.detectable for row in at if row.metric == name]) for name in names]
+    rows.append(["*would have been seen*", *seen])
+    return md.table(["variant", *(_title(run, name) for name in names)], rows) if names else ""
+
+
+def _seen(metric: Metric, sizes: list[float]) -> str:
+    """``0.75 to 0.92``; a size that the metric's scale does not have cannot be seen."""
+    least, most = metric.scale
+    known = sorted(size for size in sizes if size == size)
+    possible = [md.number(size, metric.digits) for size in known if size <= most - least]
+    if not possible:
+        return "none" if known else md.EMPTY
+    return (
+        f"{possible[0]} or more"
+        if len(possible) < len(known)
+        else " to ".join(dict.fromkeys(possible[:: len(possible) - 1 or 1]))
+    )
+
+
+def leaders(run: Run, table: Table[Comparison], pairs: Table[DifferenceRow]) -> list[str]:
+    """Per headline metric that varies: whose mean is best at the largest budget, and who cannot be told from it."""
+    rows, found = table.where(budget=run.plan.budgets[-1]), []
+    for name in _varying(run, headline_metrics(run)):
+        metric, means = run.metrics[name], {row.variant: row.scores[name].mean for row in rows}
+        first = [variant for variant, mean in means.items() if mean == _best(metric, list(means.values()))]
+        if not first:
+            continue
+        apart = {
+            (row.variant, row.against) for row in pairs.where(budget=rows[0].budget, metric=name) if row.significant
+        }
+        near = [v for v in means if v not in first and not {(v, first[0]), (first[0], v)} & apart]
+        who = f"significantly better than {len(means) - len(first) - len(near)} of {len(means) - 1}"
+        others = f"; not told from {'; '.join(label_of(run, v) for v in near)}" if near else ""
+        found.append(f"{_title(run, name)}: {label_of(run, first[0])} has the best mean, {who}{others}.")
+    return found
 
 
 def _difference(row: DifferenceRow, digits: int) -> str:
     """Pairs are counted only where some items had none."""
-    difference = md.signed(row.difference, digits)
-    difference = f"**{difference}**" if row.significant else difference
     if not row.varies:
-        return f"{difference}, no item differs"
+        return "no item differs"
     pairs = f" ({row.n} pairs, {row.unpaired} unpaired)" if row.unpaired else ""
-    return f"{difference} {md.interval(row.low, row.high, digits)}, p {md.p_value(row.p_holm)}{pairs}"
+    difference = _bold(md.signed(row.difference, digits), row.significant)
+    return f"{difference} {md.interval(row.low, row.high, digits)}{pairs}"
 
 
-def breakdown_table(run: Run, breakdown: Table[Group], name: str) -> str:
-    """Variants x values of the key for one metric at the largest budget: ``mean [low, high]``."""
-    at = breakdown.where(metric=name, budget=run.plan.budgets[-1])
-    values = list(dict.fromkeys(row.value for row in at))
-    rows = []
-    for variant in dict.fromkeys(row.variant for row in at):
-        cells = {row.value: _score(row.score, run.metrics[name], counts=False) for row in at if row.variant == variant}
-        rows.append([label_of(run, variant), *(cells.get(value, md.EMPTY) for value in values)])
-    return md.table(["variant", *map(md.escape, values)], rows)
+def breakdown_table(run: Run, tables: Iterable[Table[Group]], name: str) -> str:
+    """Variants x values of every key for one metric at the largest budget: means, the best of a column bold."""
+    metric, cells = run.metrics[name], {}
+    for table in tables:
+        key = table.columns[3]  # what the groups are by
+        for row in table.where(metric=name, budget=run.plan.budgets[-1]):
+            heading = f"{key} {row.value}" if isinstance(row.value, int) else str(row.value)
+            cells.setdefault(heading, {})[row.variant] = row.score
+    best = {heading: _best(metric, [score.mean for score in found.values()]) for heading, found in cells.items()}
+
+    def mean(heading: str) -> Callable[[str], str]:
+        found = cells[heading]
+        return lambda variant: _mean(found[variant].mean, metric, best[heading]) if variant in found else md.EMPTY
+
+    columns: Columns[str] = {"variant": lambda variant: label_of(run, variant)}
+    columns = {**columns, **{md.escape(heading): mean(heading) for heading in cells}}
+    measured = {variant for found in cells.values() for variant in found}
+    return as_table([variant for variant in run.plan.labels if variant in measured], columns) if cells else ""
 
 
 def sweep_table(run: Run, sweeps: Table[Comparison]) -> str:
@@ -165,7 +195,7 @@ def sweep_table(run: Run, sweeps: Table[Comparison]) -> str:
     table = [row for row in sweeps if row.budget in (0, run.plan.budgets[-1])]
     keys = [key for key in (table[0].sweep if table else ()) if any(row.sweep[key] is not None for row in table)]
     shown = {key: _swept_values(row.sweep[key] for row in sweeps) for key in keys}
-    names = [name for name in run.metrics if any(row.scores[name].n for row in table)]
+    names = [name for name in _varying(run, list(run.metrics)) if any(row.scores[name].n for row in table)]
     rows = [
         [label_of(run, row.variant), md.budget(row.budget)]
         + [shown[key](row.sweep[key]) for key in keys]
@@ -173,7 +203,7 @@ def sweep_table(run: Run, sweeps: Table[Comparison]) -> str:
         for row in table
     ]
     headers = ["variant", "triples", *map(md.escape, keys), *(_title(run, name) for name in names)]
-    return md.table(headers, rows) if table else ""
+    return md.table(headers, rows[:ROWS]) if table else ""
 
 
 def drop_table(run: Run, drops: list[Drop]) -> str:
@@ -188,24 +218,6 @@ def drop_table(run: Run, drops: list[Drop]) -> str:
     return as_table(drops, columns)
 
 
-def settings_table(run: Run) -> str:
-    """What the suite sets for each variant; everything else is the method's default."""
-
-    def settings(variant: PlannedVariant) -> str:
-        found = [f"{name} = {json.dumps(value)}" for name, value in variant.settings.items()]
-        space = {} if variant.tuning is None else variant.tuning.space
-        found += [f"{name} tuned in {json.dumps(values)}" for name, values in space.items()]
-        found += [f"preferences {variant.preferences}"] * (variant.preferences != "given")
-        return ", ".join(found)
-
-    columns: Columns[PlannedVariant] = {
-        "variant": lambda variant: md.escape(variant.label),
-        "method": lambda variant: f"`{variant.method}`",
-        "set by the suite": lambda variant: md.escape(settings(variant)) or md.EMPTY,
-    }
-    return as_table(run.plan.variants, columns, 3)
-
-
 def failure_table(failures: Table[Failure]) -> str:
     columns: Columns[Failure] = {
         "cell": lambda row: f"`{row.cell}`",
@@ -213,35 +225,41 @@ def failure_table(failures: Table[Failure]) -> str:
         "item": lambda row: md.escape(row.item),
         "reason": lambda row: md.escape(row.reason),
     }
-    return as_table(failures[:FAILURES_SHOWN], columns, 4)
+    return as_table(failures[:ROWS], columns, 4)
 
 
-def answer_table(prompt: Prompt) -> str:
-    def text(answer: Answer) -> str:
-        note = f"*({md.escape(answer.note)})*" if answer.note else ""
-        return f"{'*(empty)*' if answer.text == '' else md.escape(answer.text or '')} {note}".strip()
+def answer_lines(run: Run, prompt: Prompt, compared: Table[Comparison]) -> list[str]:
+    """The beginnings of the baseline's answer and of that of the variant with the best mean of the prompt's metric."""
+    metric, labels = prompt.metric, list(run.plan.labels)
+    means = {row.variant: row.scores[metric.name].mean for row in compared.where(budget=run.plan.budgets[-1])}
+    best = _best(metric, list(means.values()))
+    named = dict.fromkeys([run.plan.baseline, *(variant for variant in labels if means[variant] == best)])
+    return [_answer(prompt.answers[labels.index(variant)], metric) for variant in list(named)[:2]]
 
-    columns: Columns[Answer] = {
-        "variant": lambda answer: md.escape(answer.label),
-        "score": lambda answer: md.number(answer.value, prompt.metric.digits),
-        "answer": text,
-    }
-    return as_table(prompt.answers, columns, 3)
+
+def _answer(answer: Answer, metric: Metric) -> str:
+    text = "*(empty)*" if answer.text == "" else beginning(answer.text or "")
+    note = f" *({md.escape(answer.note)})*" if answer.note else ""
+    return f"{md.escape(answer.label)} ({md.number(answer.value, metric.digits)}): {text}{note}"
+
+
+def beginning(text: str) -> str:
+    return md.escape(text if len(text) <= LENGTH else f"{text[:LENGTH]} […]")
 
 
 def diagnostic_table(run: Run, diagnostics: Table[Diagnostic]) -> str:
-    """Each variant's figures per benchmark at its largest budget, with the methods' legend."""
-    means: dict[tuple[str, str], dict[str, str]] = {}
+    """Each variant's figures at its largest budget on the first benchmark that has any, with the methods' legend."""
+    means: dict[str, dict[str, dict[str, str]]] = {}
     for row in at_largest_budget(diagnostics):
         place, _, figure = row.diagnostic.rpartition(".")
-        means.setdefault((row.variant, place), {})[figure] = f"{row.mean:.3g}"
-    figures = list(dict.fromkeys(name for values in means.values() for name in values))
+        means.setdefault(place, {}).setdefault(row.variant, {})[figure] = f"{row.mean:.3g}"
+    place, found = next(iter(means.items()))
+    figures = list(dict.fromkeys(name for values in found.values() for name in values))
     rows = [
-        [label_of(run, variant), md.escape(place), *(values.get(name, md.EMPTY) for name in figures)]
-        for (variant, place), values in means.items()
+        [label_of(run, variant), *(values.get(name, md.EMPTY) for name in figures)] for variant, values in found.items()
     ]
-    table = md.table(["variant", "benchmark", *map(md.escape, figures)], rows, text_columns=2)
-    return f"{table}\n\n{_legend(figures, run.plan.diagnostics)}"
+    headers = [f"variant, on {place}" if place else "variant", *figures]
+    return f"{md.table(list(map(md.escape, headers)), rows[:ROWS])}\n\n{_legend(figures, run.plan.diagnostics)}"
 
 
 def agreement_table(run: Run, agreements: Table[Agreed]) -> str:
@@ -274,7 +292,7 @@ def judges_means(run: Run, comparison: Table[Comparison], means: Table[SecondMea
     judges = ((run.environment.judge, first), (run.environment.second_judge, second))
     rows = [
         [md.code(judge and judge.label)]
-        + [_mean(scores[v], metric) if v in scores else md.EMPTY for v in run.plan.labels]
+        + [_score(scores[v], metric) if v in scores else md.EMPTY for v in run.plan.labels]
         for judge, scores in judges
     ]
     return md.table(["judge", *map(md.escape, run.plan.labels.values())], rows)
@@ -286,7 +304,7 @@ def as_table(rows: Iterable[R], columns: Columns[R], text_columns: int = 1) -> s
 
 
 def _legend(names: Iterable[str], legends: Mapping[str, str]) -> str:
-    return "".join(f"* `{name}`: {legends[name]}\n" for name in names if name in legends)
+    return "; ".join(f"`{name}`: {legends[name]}" for name in names if name in legends)
 
 
 def at_largest_budget(rows: Iterable[Any]) -> list[Any]:
@@ -297,17 +315,54 @@ def at_largest_budget(rows: Iterable[Any]) -> list[Any]:
     return [row for row in rows if row.budget == largest[row.variant]]
 
 
-def _mean(score: Score, metric: Metric) -> str:
-    """``mean [low, high]``."""
+class _Marks:
+    """What stands behind a mean: an arrow where it is significantly better or worse, a sign where much was lost."""
+
+    def __init__(self, run: Run, differences: Table[DifferenceRow], drops: list[Drop]) -> None:
+        self._run = run
+        self._rows = {(row.variant, row.budget, row.metric): row for row in differences}
+        self._drops = {(drop.variant, drop.budget, drop.metric) for drop in drops}
+
+    def __call__(self, row: Comparison, metric: str) -> str:
+        place = row.variant, row.budget, metric
+        return _ARROWS[side_of(self._run, self._rows.get(place))] + " ⚠" * (place in self._drops)
+
+
+def _varying(run: Run, names: list[str]) -> list[str]:
+    """Without those in which everything has the same value."""
+    constant = constant_metrics(run)
+    return [name for name in names if name not in constant]
+
+
+def _best(metric: Metric, means: list[float]) -> float:
+    """The best of the means that are there; nan where none is, as far as its digits show."""
+    known = [mean for mean in means if mean == mean]
+    if len({md.number(mean, metric.digits) for mean in known}) < 2:
+        return NAN
+    return max(known) if metric.higher_is_better else min(known)
+
+
+def _mean_of(values: list[float]) -> float:
+    return sum(values) / len(values) if values else NAN
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
+
+
+def _mean(mean: float, metric: Metric, best: float = NAN) -> str:
+    """Bold where it is the best as far as its digits show."""
+    return _bold(
+        md.number(mean, metric.digits), md.number(mean, metric.digits) == md.number(best, metric.digits) != md.EMPTY
+    )
+
+
+def _score(score: Score, metric: Metric, best: float = NAN) -> str:
+    """``mean [low, high]``, and how many failed where some did."""
     if not score.n:
-        return md.EMPTY
-    return f"{md.number(score.mean, metric.digits)} {md.interval(score.low, score.high, metric.digits)}"
-
-
-def _score(score: Score, metric: Metric, *, counts: bool = True) -> str:
-    """``mean [low, high] (n, failures)``; without ``counts`` these only where some failed."""
-    tally = f" ({score.n}, {score.failed} failed)" if score.failed else f" ({score.n})" if counts else ""
-    return _mean(score, metric) + tally
+        return md.EMPTY + (f" ({score.failed} failed)" if score.failed else "")
+    failed = f" ({score.n}, {score.failed} failed)" if score.failed else ""
+    return f"{_mean(score.mean, metric, best)} {md.interval(score.low, score.high, metric.digits)}{failed}"
 
 
 def _title(run: Run, name: str) -> str:

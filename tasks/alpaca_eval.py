@@ -19,6 +19,7 @@ from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, U
 from harness.files import write_text
 from harness.judging import Judge, Verb
 from harness.responder import Responder
+from tasks.questions import asked_of, titled
 
 REFERENCES = {
     "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
@@ -114,7 +115,8 @@ class AlpacaEval(PromptBenchmark):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return (_WIN_RATE,) if self._regression is None else (_WIN_RATE, _LENGTH_CONTROLLED)
+        found = (_WIN_RATE,) if self._regression is None else (_WIN_RATE, _LENGTH_CONTROLLED)
+        return tuple(titled(metric, "AlpacaEval", self._whose) for metric in found)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -203,6 +205,11 @@ class AlpacaEval(PromptBenchmark):
         return [(i, row) for i, row in enumerate(self._references) if str(i) not in self._left_out]
 
     @cached_property
+    def _whose(self) -> str | None:
+        """Whose instructions these are, where not AlpacaEval's."""
+        return asked_of("AlpacaEval", (row["instruction"] for row in self._references))
+
+    @cached_property
     def _annotator(self) -> PackageAnnotator | None:
         config = self.annotator if self.annotator is not None else self.annotator_config
         if config is None:
@@ -216,6 +223,11 @@ class AlpacaEval(PromptBenchmark):
             return None
         try:
             found = LengthControl.load(data_folder(), FORMS.get(self.length_control))
+        except UnavailableError as problem:
+            if self._whose is None or self.reference is not None or self.length_control in FORMS:
+                return str(problem)  # with the advice to fetch them
+            return f"the difficulties that it needs are those of AlpacaEval's own instructions; these are {self._whose}"
+        try:
             found.covers([row["instruction"] for row in self._references])
         except UnavailableError as problem:
             return str(problem)

@@ -15,6 +15,7 @@ from harness.evaluators.fastchat.files import Question
 from harness.judging import Judge, Verb
 from harness.responder import Responder
 from tasks.mt_bench.judging import Answers, Judging, Turn, conversation, keep_answers
+from tasks.questions import asked_of, titled
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -75,7 +76,7 @@ class MTBench(PromptBenchmark):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return tuple(_METRICS[mode] for mode in self.modes)
+        return tuple(titled(_METRICS[mode], "MT-Bench", self._whose) for mode in self.modes)
 
     @property
     def asks(self) -> frozenset[Verb]:
@@ -145,6 +146,14 @@ class MTBench(PromptBenchmark):
     def _questions(self) -> list[Question]:
         """Those that are asked."""
         return [question for question in self._all_questions if str(question.question_id) not in self._left_out]
+
+    @cached_property
+    def _whose(self) -> str | None:
+        """Whose questions these are, where not FastChat's; None, too, where there is no file to tell from."""
+        turns = (
+            [turn for question in self._all_questions for turn in question.turns] if self.questions.is_file() else []
+        )
+        return asked_of("MT-Bench", turns)
 
     @cached_property
     def _references(self) -> dict[int, tuple[str, ...]]:

@@ -48,6 +48,7 @@ def test_the_report_has_the_files_of_the_contract_and_leaves_nothing_else_behind
         assert (report / name).is_file(), name
     for path in report.glob("figures/*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.with_suffix(".svg").read_text(encoding="utf-8").startswith("<?xml")
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -72,25 +73,40 @@ def test_every_table_row_has_as_many_cells_as_its_header(text):
 
 
 def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text):
-    opening = text[: text.index("## Results")]
+    opening = text[: text.index("## Quality and cost")]
     assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
-    assert re.search(r"\*\*MT-Bench\*\*.* Better: .*DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening)
+    assert re.search(
+        r"\*\*MT-Bench\*\*.*better: 3 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
+    )
     assert "Its numbers say nothing about real language." in opening
+    (line,) = [line for line in opening.splitlines() if line.startswith("- **At 300 triples**")]
+    assert "better on some measure and worse on none: DSPA (paper gate); DSPA (strict gate)." in line
+    assert "Better on some and worse on others: DPO (LoRA). No difference detected: Prompt; Static SAE." in line
 
 
-def test_the_first_lines_and_the_table_of_effects_say_in_plain_words_what_moved_and_what_did_not(folder, text):
-    opening, section = text[: text.index("## What moved")], text[text.index("## What moved") : text.index("⚠ Warning")]
-    assert "**In short**: DSPA (paper gate) and DSPA (strict gate) are better on some measure" in opening
-    assert "Better on some and worse on others: DPO (LoRA). No detectable effect: Prompt and Static SAE." in opening
+def test_one_table_has_quality_and_cost_with_the_best_mean_of_a_column_in_bold(text):
+    section = text[text.index("## Quality and cost") : text.index("## Other budgets")]
     rows = {line.split("|")[1].strip(): line for line in section.splitlines() if line.startswith("| ")}
-    moved = r"MT-Bench \+1\.\d\d \[.*AlpacaEval win rate \+\d.*\| – \| .*1\.00e\+11, 2\.0 s \|$"
-    assert re.search(moved, rows["DSPA (strict gate)"])
-    assert re.search(r"\| lost: sandbox\\_facts -10\.0 \[", rows["DPO (LoRA)"])
-    assert "| no detectable effect | – | no loss detected |" in rows["Prompt"]
-    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
-    detectable = frame.loc[("prompt", 300, "mt_bench"), "detectable"]
-    assert f"With these prompts and seeds a difference of about {detectable:.2f} (MT-Bench) and" in section
-    assert "Every item of Safety rate and Over-refusal has the baseline's value." in section
+    assert rows["variant"].startswith("| variant | triples | MT-Bench | AlpacaEval win rate | Safety rate |")
+    assert rows["variant"].endswith("| multiple choice: mean of 2 tasks | fit: executed FLOPs | fit: seconds |")
+    best = r"\| 300 \| \*\*5\.\d\d\*\* \[\d\.\d\d, \d\.\d\d\] ↑ \| \*\*.* ↑ \| .* \| 1\.00e\+11 \| 2\.0 \|$"
+    assert re.search(best, rows["DSPA (strict gate)"])
+    assert re.search(r"\| none \| 3\.\d\d \[[^|]*\] \| .* \| 0 \| 2\.0 \|$", rows["Base"])
+    assert re.search(r"\| \d\d\.\d ↓ ⚠ \|", rows["DPO (LoRA)"])
+    assert "(141, 3 failed)" in rows["DPO (LoRA)"]
+    assert "Static SAE (2 of 3 seeds)" in rows
+    assert "MT-Bench 96 to 144; AlpacaEval win rate 60 to 90" in section
+
+
+def test_what_would_have_been_seen_stands_under_the_differences(folder, text):
+    section = text[text.index("## Method against method") : text.index("## Categories")]
+    rows = {line.split("|")[1].strip(): line.split("|") for line in section.splitlines() if line.startswith("| ")}
+    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["budget", "metric"])
+    sizes = frame.loc[(300, "mt_bench"), "detectable"]
+    expected = f"{sizes.min():.2f} to {sizes.max():.2f}" if sizes.max() <= 9 else f"{sizes.min():.2f} or more"
+    assert rows["*would have been seen*"][2].strip() == expected
+    assert "no item differs" in rows["Prompt"][4]
+    assert "Safety rate" not in section, "no item of any variant differs"
 
 
 def test_capability_drops_failures_and_the_dirty_tree_are_visible(text):
@@ -130,12 +146,12 @@ def test_html_shows_the_tables_as_tables_and_the_figures_by_relative_path(folder
     assert 'src="figures/quality_vs_flops.png"' in html
 
 
-def test_answers_to_the_same_prompt_stand_next_to_each_other(text):
-    block = text[text.index("AlpacaEval instruction 1.") :].split("Reference:")[0]
-    assert [block.index(label) for label in ("Base says", "DSPA (strict gate) says", "DPO (LoRA) says")] == sorted(
-        block.index(label) for label in ("Base says", "DSPA (strict gate) says", "DPO (LoRA) says")
-    )
-    assert "MT-Bench question 82 (roleplay), turn 2" in text
+def test_a_few_answers_to_the_same_prompt_stand_next_to_each_other(text):
+    section = text[text.index("## Three answers") : text.index("## Failures")]
+    assert "MT-Bench question 81 (writing), turn 1" in section
+    (line,) = [line for line in section.splitlines() if "AlpacaEval instruction 1" in line]
+    assert line.index("Base says") < line.index("DSPA (strict gate) says")
+    assert "DPO (LoRA) says" not in section, "the baseline's and the best are enough here"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -195,7 +211,7 @@ def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
     folder = write_run(tmp_path / "run")
     for variant, change in (
         ("dspa__n300__s0", {"answer": ""}),
-        ("dpo__n300__s0", {"answer": "x" * 1000}),
+        ("base__n0__s0", {"answer": "x" * 1000}),
         ("prompt__n0__s0", {}),
     ):
         path = folder / "cells" / variant / "records" / "alpaca_eval.jsonl"
@@ -206,10 +222,10 @@ def test_an_answer_that_is_missing_empty_or_long_says_so(tmp_path):
             first |= {"value": None, "error": "no answer: the context is full"}
         path.write_text("".join(json.dumps(record) + "\n" for record in [first, *rest]))
     text = write_report(folder).read_text(encoding="utf-8")
-    block = text[text.index("AlpacaEval instruction 1.") :].split("Reference:")[0]
-    assert re.search(r"\| DSPA \(strict gate\) \| [\d.]+ \| \*\(empty\)\* \|", block)
-    assert re.search(r"\| DPO \(LoRA\) \| [\d.]+ \| x{600} \\\[…400 more characters\\\] \|", block)
-    assert "| Prompt | – | *(no answer: the context is full)* |" in block
+    assert re.search(r"\*\*→\*\* DSPA \(strict gate\) \([\d.]+\): \*\(empty\)\*", text)
+    assert re.search(r"Tell me about animal 0\. \*\*→\*\* Base \([\d.]+\): x{200} \\\[…\\\]", text)
+    (prompt,) = [p for p in sample_answers(read_run(folder)) if p.heading == "AlpacaEval instruction 1"]
+    assert [a.note for a in prompt.answers if a.label == "Prompt"] == ["no answer: the context is full"]
 
 
 def test_an_answer_is_looked_up_where_its_record_names_a_key(tmp_path):
@@ -241,7 +257,7 @@ def test_sweeps_of_a_smaller_budget_stay_in_the_csv_only(tmp_path):
     plan.model_copy(update={"cells": (*plan.cells, more)}).write(folder / "plan.json")
     shutil.copytree(folder / "cells" / "dspa@alpha=1.0__n300__s0", folder / "cells" / more.name)
     text = write_report(folder).read_text(encoding="utf-8")
-    section = text[text.index("## Sweeps") : text.index("## Diagnostics")]
+    section = text[text.index("## Sweeps") : text.index("## Cost")]
     assert section.count("| DSPA (strict gate) |") == 3
     assert "| 300 |" in section
     assert "beta" not in section
@@ -285,11 +301,12 @@ def test_costs_by_the_papers_convention_have_their_ratios_beside_the_measured_on
     assert paper == pytest.approx(dpo["paper_flops"] / dspa["paper_flops"], abs=5e-5)
 
 
-def test_what_the_suite_sets_is_in_the_report(text):
+def test_what_the_suite_sets_is_in_the_report(folder, text):
     assert "derived from the suite's seed 0 " in text
-    assert "## Settings" in text
-    assert '| DSPA (paper gate) | `dspa` | gate = "paper" |' in text
-    assert re.search(r"\| `dpo` \|", text)
+    frame = pd.read_csv(folder / "report/tables/settings.csv").set_index("variant")
+    assert list(frame.loc["dspa_paper"])[:5] == ["DSPA (paper gate)", "dspa", "given", "gate", '"paper"']
+    assert frame.loc["dpo", "method"] == "dpo"
+    assert pd.isna(frame.loc["dpo", "setting"])
 
 
 def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
@@ -305,19 +322,17 @@ def test_a_plug_ins_metric_is_reported_as_it_declares_it(tmp_path, monkeypatch):
     def spy(points, *, higher_is_better):
         directions.append(higher_is_better)
         front = pareto_front(points, higher_is_better=higher_is_better)
-        assert front[-1][1] == min(quality for _, quality in points)
+        assert front[-1][1] == min(quality for _, quality in points)  # of both figures
         return front
 
     monkeypatch.setattr("reports.figures.pareto_front", spy)
     text = write_report(folder).read_text(encoding="utf-8")
-    assert directions == [False]
-    opening = text[: text.index("## Results")]
-    assert re.search(
-        r"\*\*Perplexity\*\* \(per token, lower is better\): .* Worse: .*DSPA \(strict gate\) \d+\.\d{3} \(\+", opening
-    )
-    assert re.search(r"\| DSPA \(strict gate\) \| 3 \| [^|]+ ↓ \|", text)
+    assert set(directions) == {False}
+    assert re.search(r"\*\*Perplexity\*\* \(per token, lower is better\): .*; better: 0 of 5; worse: [1-4]; no", text)
+    assert re.search(r"\| DSPA \(strict gate\) \| 300 \| \d+\.\d{3} [^|]+ ↓ \|", text)
     assert "↑ |" not in text
-    assert "Multiple choice" not in text
+    assert "**Multiple choice**" not in text
+    assert "multiple choice:" not in text
     assert "accuracy" not in text
 
 
@@ -329,8 +344,8 @@ def test_another_baseline_gives_another_report_in_another_folder(tmp_path):
     assert sorted(folder.iterdir()) == before
     assert "The baseline is DPO (LoRA) (the suite's is Base)." in text
     assert "`dspa-bench report <run folder> --baseline dpo`" in text
-    section = text[text.index("## Differences") : text.index("## Compute")]
-    assert "Variant minus DPO (LoRA) at the same budget" in section
+    section = text[text.index("## Method against method") : text.index("## Cost")]
+    assert "Variant minus DPO (LoRA) at 300 triples" in section
     assert "(20 at 100 triples and 20 at 300 triples)" in section
     compared = pd.read_csv(out / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
     usual = tables.differences(read_run(folder)).where(variant="dpo", budget=100, metric="mt_bench")
@@ -338,15 +353,17 @@ def test_another_baseline_gives_another_report_in_another_folder(tmp_path):
     assert "dpo" not in compared.index.get_level_values("variant")
 
 
-def test_differences_stand_at_every_budget_and_significant_ones_are_bold(folder, text):
-    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv")
-    section = text[text.index("## Differences") : text.index("## Figures")]
-    assert section.count("| variant | 100 triples | 300 triples |") == frame["metric"].nunique()
-    (line,) = re.findall(r"^\| DSPA \(strict gate\) \|.*$", section[: section.index("AlpacaEval")], flags=re.MULTILINE)
-    for cell, budget in zip(line.split("|")[2:4], (100, 300), strict=True):
-        row = frame.set_index(["variant", "budget", "metric"]).loc[("dspa", budget, "mt_bench")]
+def test_significant_differences_are_bold_and_pairs_are_counted_where_some_are_missing(folder, text):
+    frame = pd.read_csv(folder / "report" / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
+    section = text[text.index("## Method against method") : text.index("## Categories")]
+    header, (line,) = (
+        re.findall(rf"^\| {name} \|.*$", section, re.MULTILINE) for name in ("variant", r"DSPA \(strict gate\)")
+    )
+    assert header == ["| variant | MT-Bench | AlpacaEval win rate | sandbox\\_facts | sandbox\\_scenes |"]
+    for cell, metric, digits in zip(line.split("|")[2:4], ("mt_bench", "alpaca_eval"), (2, 1), strict=True):
+        row = frame.loc[("dspa", 300, metric)]
         mark = r"\*\*" if row["p_holm"] < 0.05 else ""
-        assert re.match(rf" {mark}\+{row['difference']:.2f}{mark} \[.*\], p (< )?0\.\d+ ", cell), cell
+        assert re.match(rf" {mark}\+{row['difference']:.{digits}f}{mark} \[.*\] $", cell), cell
     assert re.search(r"\(141 pairs, 3 unpaired\)", section), "DPO's record that failed has no pair"
 
 
