@@ -1,4 +1,4 @@
-"""The answers of a run in a form that a page can hold: packed by cell, up to a limit that is said where it is reached."""
+"""The answers of a run in a form that a page can hold: packed by cell, as many as fit a limit."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,8 @@ from reports.run import Cell, Run
 LIMIT = 24 * 2**20
 """Most characters of packed answers in one page."""
 _ANSWER = ("answer_key", "answer_hash", "answer")
+_OWN = (*_ANSWER, "judge")
+"""Keys of ``raw`` that belong to one record, even where all records say the same."""
 
 Shared = dict[tuple[str, str], dict[str, tuple[str, dict[str, Any]]]]
 """(benchmark, metric) -> item -> its cluster and what ``raw`` says of it in every cell alike: prompt, category, ..."""
@@ -79,7 +81,7 @@ def _shared(cells: Iterable[Cell]) -> Shared:
         for benchmark, records in cell.records.items():
             for record in records:
                 items = found.setdefault((benchmark, record.metric), {})
-                raw = {key: value for key, value in record.raw.items() if key not in _ANSWER}
+                raw = {key: value for key, value in record.raw.items() if key not in _OWN}
                 if record.item in items:
                     known = items[record.item][1]
                     raw = {key: value for key, value in known.items() if key in raw and raw[key] == value}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from harness import markdown as md
-from harness.run_folder.plan import BudgetName, budget_text
+from harness.run_folder.plan import BudgetName, budget_text, flops_of
 from reports.run import Run
 from reports.tables import Diagnostic, Table
 
@@ -35,8 +35,8 @@ class Grid(NamedTuple):
     numeric: list[bool]
     rows: list[list[Cell]]
     file: str = ""
-    constant: list[tuple[str, str]] = []
-    idle: list[str] = []
+    constant: Sequence[tuple[str, str]] = ()
+    idle: Sequence[str] = ()
 
 
 def grid(run: Run, name: str, table: Table[Any], caption: str, without: Collection[str] = ()) -> Grid:
@@ -62,11 +62,7 @@ def diagnostic_grids(run: Run, diagnostics: Table[Diagnostic]) -> list[Grid]:
     for place, by_row in places.items():
         figures = list(dict.fromkeys(figure for values in by_row.values() for figure in values))
         rows = [
-            [
-                Cell(run.plan.labels[variant]),
-                Cell(_budget(budget)),
-                *(_figure(values.get(figure)) for figure in figures),
-            ]
+            [Cell(run.plan.labels[variant]), _budget(budget), *(_figure(values.get(figure)) for figure in figures)]
             for (variant, budget), values in by_row.items()
         ]
         headers, numeric = ["variant", "budget", *figures], [False, False, *[True] * len(figures)]
@@ -111,10 +107,10 @@ def _intervals(columns: Sequence[str]) -> dict[int, tuple[int, int]]:
 
 def _cell(run: Run, column: str, line: Sequence[Any], at: int, ends: tuple[int, int] | None) -> Cell:
     value = line[at]
-    if isinstance(value, bool) or not _is_number(value):
-        return Cell(_text(run, column, value))
     if column == "budget":
-        return Cell(_budget(value))
+        return _budget(value)
+    if not _is_number(value):
+        return Cell(_text(run, column, value))
     write = _writer(run, column)
     text = write(value)
     if ends is not None and _is_number(line[ends[0]]) and not math.isnan(line[ends[0]]):
@@ -125,10 +121,8 @@ def _cell(run: Run, column: str, line: Sequence[Any], at: int, ends: tuple[int, 
 def _text(run: Run, column: str, value: Any) -> str:
     if value is None or value == "":
         return md.EMPTY
-    if column.startswith("variant"):
+    if column in ("variant", "against"):
         return run.plan.labels.get(value, str(value))
-    if column == "budget":
-        return _budget(value)
     if column == "metric" and value in run.metrics:
         return run.metrics[value].title
     if isinstance(value, bool):
@@ -161,8 +155,9 @@ def _figure(value: float | None) -> Cell:
     return Cell(md.EMPTY) if value is None or math.isnan(value) else Cell(f"{value:.3g}", f"{value:.15g}")
 
 
-def _budget(budget: BudgetName) -> str:
-    return budget_text(budget) if budget else "no triples"
+def _budget(budget: BudgetName) -> Cell:
+    """Sorted by size, as far as all budgets of a column are of one kind."""
+    return Cell(budget_text(budget) if budget else "no triples", str(flops_of(budget) or budget))
 
 
 def _header(run: Run, column: str) -> str:

@@ -21,7 +21,7 @@ class Script(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The hash source of the policy; it holds for an inline element with exactly this text, however it got there."""
+        """The source of the policy: it allows an inline element with exactly this text, however it got there."""
         return f"'sha256-{base64.b64encode(hashlib.sha256(self.text.encode()).digest()).decode()}'"
 
     @property

@@ -10,7 +10,7 @@ from reports.comparison import Comparison
 from reports.costs import Cost
 from reports.figures import pareto_front
 from reports.run import Run
-from reports.tables import DifferenceRow, Table
+from reports.tables import Table
 
 COSTS = {
     "fit": "executed FLOPs of the fit",
@@ -44,14 +44,15 @@ def figure_data(run: Run, comparison: Table[Comparison]) -> dict[str, Any]:
 
 
 def pairs(run: Run, found: dict[str, Table[Any]]) -> list[dict[str, Any]]:
-    """Every tested difference, ``a`` minus ``b``, each pair of variants in the order it was tested in.
+    """Every tested difference, ``a`` minus ``b``; no two variants stand in two rows of a metric and budget.
 
-    Those of the table ``pairs``, any variant against any; without it those of ``differences``, against the baseline.
+    Against the baseline they are those of ``differences``, which better and worse are said by everywhere; between two
+    others those of ``pairs``, where there is such a table, whose p is corrected over all pairs in one metric.
     """
-    if "pairs" in found:
-        return [_difference(row.variant_a, row.variant_b, row) for row in found["pairs"]]
-    rows: Table[DifferenceRow] = found["differences"]
-    return [_difference(row.variant, run.plan.baseline, row) for row in rows]
+    base = run.plan.baseline
+    rows = [_difference(row.variant, base, row) for row in found["differences"]]
+    others = [row for row in found.get("pairs", ()) if base not in (row.variant, row.against)]
+    return rows + [_difference(row.variant, row.against, row) for row in others]
 
 
 def _difference(a: str, b: str, row: Any) -> dict[str, Any]:

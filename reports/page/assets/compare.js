@@ -65,9 +65,10 @@ function comparePair() {
     line.lastChild.append(" ", link);
     return line;
   }));
-  at("pair-note").textContent = untested && a !== b
-    ? "Not tested: the plain difference of the two means stands there. Tests are those of this report's tables."
-    : "";
+  const family = [a, b].includes(data.baseline) ? "all comparisons with the baseline" : "all pairs of variants in this metric";
+  at("pair-note").textContent = a === b ? "Choose two variants that differ."
+    : untested === data.metrics.length ? "Nothing was tested here: the plain differences of the means stand there."
+      : `p is corrected over ${family} at this budget.`;
 }
 
 function pText(p) {

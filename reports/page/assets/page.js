@@ -52,6 +52,15 @@ function sortable(table, more = {}) {
   return made;
 }
 
+/** Every other table; one that is folded away when it is opened, for some have thousands of rows. */
+function startTables() {
+  for (const table of document.querySelectorAll("table.grid")) {
+    const fold = table.closest("details:not([open])");
+    if (fold) fold.addEventListener("toggle", () => sortable(table), { once: true });
+    else sortable(table);
+  }
+}
+
 /** The leaderboard with its filter and its budget switch, which the figure follows. */
 function startBoard(changed) {
   const table = at("board");
@@ -76,7 +85,7 @@ function chosenBudget() {
 
 // Figures. Okabe and Ito's colours are told apart under every common colour blindness; symbols say the same.
 
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F7F7F"];
+const COLOURS = ["#2583C6", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F7F7F"];
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star"];
 const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false };
 
@@ -144,7 +153,7 @@ function drawCost() {
   const front = data.pareto[metric.name][budget]?.[cost] ?? [];
   const place = (point) => point.costs[cost] || free;
   at("pareto").textContent = front.length // before drawing: the figure takes the height that is left
-    ? `Nothing cheaper or as cheap is better than ${front.map((name) => data.labels[name]).join("; ")} (Pareto set of the means).`
+    ? `Pareto set of the means: ${front.map((name) => data.labels[name]).join("; ")}. Nothing cheaper or as cheap is better.`
     : "";
   const step = front.map((name) => shown.find((point) => point.variant === name));
   const traces = [];
@@ -161,7 +170,7 @@ function drawCost() {
     traces.push({
       x: [place(point)], y: [point.scores[metric.name][0]], mode: best ? "markers+text" : "markers",
       text: [literal(data.labels[point.variant])], textposition: right ? "top left" : "top right", cliponaxis: false,
-      marker: { color, symbol, size: best ? 11 : 9, opacity: best ? 1 : 0.75 },
+      marker: { color, symbol, size: best ? 11 : 9, opacity: best ? 1 : 0.85 },
       error_y: errors(point.scores[metric.name], color), hovertemplate: hover(point, metric, cost),
     });
   }
@@ -228,9 +237,10 @@ async function start() {
   startViewer();
   await library("datatables");
   startBoard(() => { if (data.metrics.length) drawCost(); followBudget(chosenBudget()); });
-  for (const table of document.querySelectorAll("table.grid")) sortable(table);
+  startTables();
   await library("plotly");
   startFigures();
+  await show();
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
   document.documentElement.dataset.ready = "yes";
 }

@@ -34,6 +34,7 @@ function startViewer() {
   options(field("seed"), seeds.map((seed) => [seed, seed]));
   field("a").value = variants.filter((name) => points.has(name)).at(-1) ?? "";
   field("b").value = data.baseline;
+  for (const name of ["category", "order"]) field(name).addEventListener("change", () => field("question").replaceChildren()); // then the first is shown
   for (const name of FIELDS) field(name).addEventListener("change", () => show());
   field("previous").addEventListener("click", () => move(-1));
   field("next").addEventListener("click", () => move(1));
@@ -157,7 +158,7 @@ function turnOf(item, [name, , raw], found, cells, metric) {
   const title = [raw.turn === undefined ? `Item ${name}` : `Turn ${raw.turn}`, raw.category].filter(Boolean).join(", ");
   const asked = element("div", undefined, { class: "prompt" });
   asked.append(element("p", promptOf(raw, metric), { class: "said" }));
-  if (rest.length) asked.append(facts(rest, "As for every variant"));
+  if (rest.length) asked.append(facts(rest));
   const sides = element("div", undefined, { class: "sides" });
   sides.append(...found.map((side, index) => answerOf(item, side, cells[index], metric, field(index ? "b" : "a"))));
   made.append(element("h3", title), asked, sides);
