@@ -12,6 +12,8 @@ from reports.run import Run
 from reports.tables import Diagnostic, Table
 
 _ENDS = ("_low", "_high", "_n", "_failed")
+_SCORES = ("mean", "difference", "detectable", "se")
+"""Columns that are in the unit of the row's metric."""
 _NOTHING = ("", md.EMPTY, "0", "none", "no")
 
 
@@ -47,7 +49,7 @@ def grid(run: Run, name: str, table: Table[Any], caption: str, without: Collecti
     dropped |= {at for pair in intervals.values() for at in pair}
     kept = [at for at in range(len(table.columns)) if at not in dropped]
     numeric = [any(_is_number(line[at]) for line in lines) and table.columns[at] != "budget" for at in kept]
-    rows = [[_cell(run, table.columns[at], line, at, intervals.get(at)) for at in kept] for line in lines]
+    rows = [[_cell(run, table.columns, line, at, intervals.get(at)) for at in kept] for line in lines]
     headers = [_header(run, table.columns[at]) for at in kept]
     return folded(Grid(caption, headers, numeric, rows, f"tables/{name}.csv"))
 
@@ -105,13 +107,14 @@ def _intervals(columns: Sequence[str]) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _cell(run: Run, column: str, line: Sequence[Any], at: int, ends: tuple[int, int] | None) -> Cell:
-    value = line[at]
+def _cell(run: Run, columns: Sequence[str], line: Sequence[Any], at: int, ends: tuple[int, int] | None) -> Cell:
+    value, column = line[at], columns[at]
     if column == "budget":
         return _budget(value)
     if not _is_number(value):
         return Cell(_text(run, column, value))
-    write = _writer(run, column)
+    metric = line[columns.index("metric")] if "metric" in columns else None
+    write = _writer(run, metric if metric in run.metrics and column in _SCORES else column)
     text = write(value)
     if ends is not None and _is_number(line[ends[0]]) and not math.isnan(line[ends[0]]):
         text += f" [{write(line[ends[0]])}, {write(line[ends[1]])}]"
@@ -131,7 +134,7 @@ def _text(run: Run, column: str, value: Any) -> str:
 
 
 def _writer(run: Run, column: str) -> Callable[[float], str]:
-    """How a column of numbers is written, by its name."""
+    """How a column of numbers is written, by its name or by the metric that it is in the unit of."""
     if column in run.metrics:
         return lambda value: md.number(value, run.metrics[column].digits)
     if "flops" in column:
