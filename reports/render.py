@@ -13,6 +13,7 @@ from reports import comparison, cost_sections, costs, findings, sections, tables
 from reports.answers import Prompt, sample_answers
 from reports.figures import write_figures
 from reports.latex import write_latex
+from reports.page.build import html_report
 from reports.run import Run, read_run
 
 PARTS = ("report.md", "report.html", "tables", "figures")
@@ -84,8 +85,7 @@ def _build(run: Run, folder: Path) -> None:
     figures = write_figures(run, found["comparison"], folder / "figures")
     text = _markdown(run, found, figures)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    page = markdown.html_page(f"{run.plan.name}: comparison report", text)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(html_report(run, found), encoding="utf-8")
 
 
 def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> str:
