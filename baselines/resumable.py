@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.compute import Meter
+from harness.compute.sitting import WHOLE
 from harness.run_folder.training import TrainingStep
 
 _NAMED = {
@@ -22,7 +23,6 @@ _NAMED = {
 }
 """The trainer's names of what a curve has a field for."""
 _LEFT_OUT = {"epoch", "num_tokens"}  # a field of its own; what this sitting alone has seen
-_BILL = "bill.pt"
 
 
 class Resumable:
@@ -58,13 +58,13 @@ class Resumable:
         self._stage = stage
         self._number, folder = sitting.training()
         result = folder / "result"
-        if (result / _BILL).is_file():
+        if (result / WHOLE).is_file():
             trainer._load_from_checkpoint(str(result))
             self._take_up(result)
             return
         trainer.args.output_dir = str(folder)
         trainer.add_callback(_curve(self))
-        checkpoint = next((one for one in folder.glob("checkpoint-*") if (one / _BILL).is_file()), None)
+        checkpoint = next((one for one in folder.glob("checkpoint-*") if (one / WHOLE).is_file()), None)
         step = 0 if checkpoint is None else self._take_up(checkpoint)
         sitting.begin(self._number, step, self._share(step))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -106,9 +106,9 @@ class Resumable:
             "order": None if state.epoch % 1 == 0 else self._order,  # between two epochs the next draw is to come
             "meter": self.meter.state(),
         }
-        partial = folder / f"{_BILL}.partial"
+        partial = folder / f"{WHOLE}.partial"
         torch.save(saved, partial)
-        partial.rename(folder / _BILL)
+        partial.rename(folder / WHOLE)
         for other in folder.parent.glob("*"):
             if other != folder:
                 shutil.rmtree(other)
@@ -117,7 +117,7 @@ class Resumable:
     def _take_up(self, checkpoint: Path) -> int:
         """Go on from our part of ``checkpoint``; returns how many steps were done."""
         trainer: Any = self
-        saved = torch.load(checkpoint / _BILL, weights_only=True)
+        saved = torch.load(checkpoint / WHOLE, weights_only=True)
         self.meter.restore(saved["meter"])
         self.stopped_at, self._order_to_draw = saved["stopped_at"], saved["order"]
         if skip := getattr(trainer.data_collator, "skip", None):

@@ -13,6 +13,7 @@ from reports import comparison, cost_sections, costs, findings, sections, tables
 from reports.answers import sample_answers
 from reports.figures import write_figures
 from reports.run import Run, read_run
+from reports.training import write_training_figure
 
 PARTS = ("report.md", "report.html", "tables", "figures")
 NAMED = 6
@@ -78,13 +79,13 @@ def _build(run: Run, folder: Path) -> None:
     for name, table in found.items():
         table.write(folder / "tables" / f"{name}.csv")
     figures = write_figures(run, found["comparison"], folder / "figures")
-    text = _markdown(run, found, figures)
+    text = _markdown(run, found, figures, write_training_figure(run, folder / "figures"))
     (folder / "report.md").write_text(text, encoding="utf-8")
     page = markdown.html_page(f"{run.plan.name}: comparison report", text)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> str:
+def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], training: str | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -122,6 +123,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "prompts": sample_answers(run),
         "replicates": REPLICATES,
         "figures": figures,
+        "training": training,
     }
     return environment.get_template("report.md.j2").render(context)
 

@@ -11,6 +11,7 @@ from harness.measure.agreement import STATISTICS
 from harness.run_folder.plan import BudgetName, PlannedVariant, budget_order, budget_text
 from reports.answers import Answer, Prompt
 from reports.comparison import Comparison, choice_metrics
+from reports.costs import Cost, flops_text
 from reports.findings import Drop, Effect, side_of
 from reports.run import Run
 from reports.tables import Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
@@ -81,12 +82,15 @@ def effect_table(run: Run, effects: list[Effect]) -> str:
     def price(flops: float, seconds: float) -> str:
         return f"{md.flops(flops)}, {md.number(seconds)} s" if flops else md.flops(flops)
 
+    def fit(cost: Cost) -> str:
+        return price(cost.executed_flops, cost.fit_seconds) if cost.flops_source == "measured" else flops_text(cost)
+
     columns: dict[str, Callable[[Effect], str]] = {
         "variant": lambda effect: label_of(run, effect.variant),
         "better": better,
         "worse": lambda effect: named(effect.worse) or md.EMPTY,
         "multiple choice": capability,
-        "fit: FLOPs, seconds": lambda effect: price(effect.cost.executed_flops, effect.cost.fit_seconds),
+        "fit: FLOPs, seconds": lambda effect: fit(effect.cost),
         "tuning: FLOPs, seconds": lambda effect: price(effect.cost.tuning_flops, effect.cost.tuning_seconds),
     }
     if not choice_metrics(run):

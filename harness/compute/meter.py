@@ -14,7 +14,16 @@ import psutil
 import torch
 from torch import nn
 
-from harness.compute.bill import PAPER_FIGURES, Bill, MemorySource, StageBill, forward_flops, paper_flops, train_flops
+from harness.compute.bill import (
+    PAPER_FIGURES,
+    Bill,
+    Declared,
+    MemorySource,
+    StageBill,
+    forward_flops,
+    paper_flops,
+    train_flops,
+)
 from harness.compute.flops import count_flops, flops_by_operator
 from harness.compute.profile import Profiler, Tally, step_name
 from harness.compute.sitting import Sitting
@@ -115,7 +124,7 @@ class Meter:
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
     ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
-    method may end before or after the planned ones) are for the caller to set. Peak memory is that of the
+    method may end before or after the planned ones) are for the caller to set, and so is what is ``declared``. Peak memory is that of the
     process, so meter one fit a process at a time.
 
     ``flops_limit`` is the bill at which the fit is to stop. The meter only says when it is reached
@@ -141,6 +150,7 @@ class Meter:
         self.train_params = 0
         self.optimiser_steps = 0
         self.epochs: float | None = None
+        self.declared: Declared | None = None
         self.sitting = sitting
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, dict[str, int]] = {}
@@ -338,6 +348,7 @@ class Meter:
             train_params=self.train_params,
             total_params=n_params,
             stages=stages,
+            declared=self.declared,
             operators=[
                 row
                 for stage in self._stages.values()

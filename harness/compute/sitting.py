@@ -10,6 +10,8 @@ from typing import Any
 from harness.files import read_json, write_json
 from harness.run_folder.training import Curve, TrainingStep
 
+WHOLE = "bill.pt"
+"""The file that a checkpoint has when it is whole, written last."""
 _PAUSE = 1.0  # seconds between two messages
 
 
@@ -20,8 +22,7 @@ class Sitting:
     every ``minutes`` (0: none), and for its result, where another training builds on it: a fit that was killed goes on
     from there. ``tell`` is told (how far it is, step), about once a second.
 
-    The folder belongs to one fit, which ``fit`` describes in JSON's types. Raises ValueError for a folder with the
-    beginnings of another.
+    The folder belongs to one fit (see `check`).
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class Sitting:
         self._share = 0.0
 
     def check(self, fit: Mapping[str, Any]) -> None:
-        """Raise ValueError when the folder has the beginnings of a fit other than ``fit``; else note whose it is."""
+        """Raise ValueError when the folder has checkpoints of a fit other than ``fit``; else it is for this one."""
         self._fit = json.loads(json.dumps(fit))
         there = read_json(self._description)
         if there is None or there == self._fit:
+            return
+        if not any(self.folder.glob(f"training-*/*/{WHOLE}")):
+            self._description.unlink()  # it was given up before there was anything to go on from
             return
         keys = [key for key in {**there, **self._fit} if there.get(key) != self._fit.get(key)]
         raise ValueError(

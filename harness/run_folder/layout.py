@@ -38,6 +38,7 @@ from pydantic import Field, model_validator
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
+from harness.references import rebase
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan
@@ -337,6 +338,7 @@ class CellFolder:
         assert state is not None
         partial = self.path.with_name(f".{self.path.name}.adopted")
         shutil.copytree(other.path, partial)
+        rebase(partial / "artifact", other.artifact)
         state.model_copy(update={"origin": state.origin or run}).write(partial / "cell.json")
         partial.rename(self.path)
 
