@@ -182,9 +182,8 @@ def shapes_in(folder: Path, stem: str = "model") -> dict[str, tuple[int, ...]]:
 def _check_shapes(what: str, found: Shapes, needed: Shapes, *, tied: bool = False) -> None:
     """Raise ValueError for tensors that are missing, too many, or of other shapes; ``tied``: the LM head may miss."""
     optional = {"lm_head.weight"} if tied else set()
-    wrong = [
-        f"{name} is {found[name]}, not {needed[name]}" for name in found if needed.get(name, found[name]) != found[name]
-    ]
+    both = [name for name in found if name in needed]
+    wrong = [f"{name} is {found[name]}, not {needed[name]}" for name in both if found[name] != needed[name]]
     wrong += [f"{name} is missing" for name in needed.keys() - found.keys() - optional]
     wrong += [f"{name} has no place in the base" for name in found.keys() - needed.keys() - optional]
     if wrong:

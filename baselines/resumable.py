@@ -1,4 +1,4 @@
-"""Trainings through transformers' trainer that write a curve, and that another sitting takes up where one was killed."""
+"""Trainings through transformers' trainer: they write a curve, and one that was killed goes on in another sitting."""
 
 import math
 import shutil

@@ -15,7 +15,8 @@ class Cost(NamedTuple):
     """The bill of one row of the comparison: means over its cells, peak memory their largest; nan without cells.
 
     ``flops_source`` says of the executed FLOPs "measured", or of what was made elsewhere "declared" (as the suite has
-    them) or "unknown" (they are nan then, not 0); nothing else of such a bill is known. What tuning executed and how long it took is not in the fit's figures; 0 for what is not tuned.
+    them) or "unknown" (they are nan then, not 0); nothing else of such a bill is known. What tuning executed and how
+    long it took is not in the fit's figures; 0 for what is not tuned.
     """
 
     train_params: float

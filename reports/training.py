@@ -22,8 +22,10 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "dspa-bench"}  # text stays te
 
 
 def write_training_figure(run: Run, folder: Path) -> str | None:
-    """Write ``training.png`` and ``.svg`` to ``folder``: curves of every trained variant at its largest budget, a line a
-    seed. Returns a sentence that says what they show; None, and no file, where nothing has a curve."""
+    """Write ``training.png`` and ``.svg`` to ``folder``: curves of every trained variant at its largest budget.
+
+    Returns sentences that say what they show; None, and no file, where nothing has a curve.
+    """
     rows = {variant: found for variant in run.plan.labels if (found := _curves(run, variant))}
     if not rows:
         return None

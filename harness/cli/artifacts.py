@@ -205,8 +205,7 @@ def generate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
     prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
     base: Annotated[
-        str | None,
-        typer.Option(help="Where the base model is, if it moved: a folder, or a Hugging Face id[@revision]."),
+        str | None, typer.Option(help="Where the base is, if it moved: a folder, or a Hugging Face id[@revision].")
     ] = None,
     sae: MovedSAEs = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,

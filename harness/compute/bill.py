@@ -63,8 +63,10 @@ class Bill(Document):
     often it went over its ``n_triples`` triples, where the method says so. ``peak_bytes`` is
     the peak resident memory of the whole process, weights and libraries included; ``start_bytes`` is what
     was resident before the fit. ``seconds`` is wall-clock time of the run without ``metering_seconds``, the
-    time the meter itself needed around the profiled steps. (Steps that are counted or profiled also run
-    slower themselves; that is in ``seconds``.)
+    time the meter itself needed around the profiled steps, and for writing curve and checkpoints. (Steps that are
+    counted or profiled also run slower themselves; that is in ``seconds``.) Of a fit that was killed and went on,
+    FLOPs, tokens and steps are those of an uninterrupted one and seconds the sum of its sittings, without what the
+    killed ones did behind their last checkpoint.
 
     What was made elsewhere has its cost ``declared``: the figures of this bill are then those of loading it.
     """

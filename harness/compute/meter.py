@@ -124,8 +124,8 @@ class Meter:
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
     ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
-    method may end before or after the planned ones) are for the caller to set, and so is what is ``declared``. Peak memory is that of the
-    process, so meter one fit a process at a time.
+    method may end before or after the planned ones) are for the caller to set, and so is the cost that is ``declared``
+    for what was made elsewhere. Peak memory is that of the process, so meter one fit a process at a time.
 
     ``flops_limit`` is the bill at which the fit is to stop. The meter only says when it is reached
     (`exhausted`); to stop there, between two optimiser steps, is up to the method.

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from harness.files import Document, write_text
 
@@ -28,7 +28,7 @@ class TrainingStep(Document):
     grad_norm: float | None
     accuracy: float | None = None
     margin: float | None = None
-    figures: dict[str, float | None] = {}
+    figures: dict[str, float | None] = Field(default={})
 
 
 class Curve:
