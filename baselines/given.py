@@ -108,6 +108,7 @@ class Adapter(Given):
 
         what, folder = f"adapter {self.adapter}", self._folder()
         config = self._config(folder)
+        config.base_model_name_or_path = None  # PEFT would warn of another name; `notes` says it
         try:
             with torch.device("meta"), hiding_deprecations():
                 model: Any = get_peft_model(_skeleton(_config(base)), config)

@@ -1,6 +1,10 @@
 """Curves and checkpoints of trainings: they change neither weights nor bill, and a killed fit goes on from them."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
 
