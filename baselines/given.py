@@ -40,9 +40,10 @@ class Given(MethodConfig):
         """Put the declared cost on the bill."""
         meter.declared = Declared(flops=None if self.flops == "unknown" else self.flops)
 
-    def located(self, field: str, ref: WeightsRef) -> dict[str, Any]:
-        """The artifact's params: where ``ref`` is and what it holds, to the commit or the hash of its files."""
-        content = folder_hash(ref.path) if ref.path is not None else _commit(ref)
+    def located(self, field: str, ref: WeightsRef, file: str) -> dict[str, Any]:
+        """The artifact's params: where ``ref``, which has a ``file``, is and what it holds: the commit, or the hash of
+        its files."""
+        content = folder_hash(ref.path) if ref.path is not None else _commit(ref, file)
         return self.model_dump(mode="json") | {field: ref.located().model_dump(), "content": content}
 
 
@@ -54,7 +55,7 @@ class Checkpoint(Given):
     the base's dtype. The artifact holds a copy of the weights.
     """
 
-    weights: WeightsRef
+    weights: Annotated[WeightsRef, Field(description="folder in Hugging Face format, or Hugging Face id")]
 
     def check(self, base: BaseShape) -> None:
         """Sizes and vocabulary must be the base's and, where the files are in a folder, so must every tensor's shape.
@@ -90,7 +91,9 @@ class Checkpoint(Given):
         _check_shapes(f"checkpoint {ref}", _shapes(model), _shapes(base.model))
         model.generation_config = base.model.generation_config
         model = model.to(base.device).eval()
-        return base.derive(method=self.name, params=self.located("weights", ref), model=model, delta="weights")
+        return base.derive(
+            method=self.name, params=self.located("weights", ref, "config.json"), model=model, delta="weights"
+        )
 
 
 @register_method("adapter")
@@ -100,7 +103,7 @@ class Adapter(Given):
     The artifact holds a copy of the adapter.
     """
 
-    adapter: WeightsRef
+    adapter: Annotated[WeightsRef, Field(description="folder with adapter_config.json, or Hugging Face id")]
 
     def check(self, base: BaseShape) -> None:
         """Its target modules must be in the base, and every tensor of it must fit there."""
@@ -131,7 +134,12 @@ class Adapter(Given):
         self.declared(meter)
         with hiding_deprecations():
             model = PeftModel.from_pretrained(sharing_copy(base.model), str(self._folder())).eval()
-        return base.derive(method=self.name, params=self.located("adapter", self.adapter), model=model, delta="adapter")
+        return base.derive(
+            method=self.name,
+            params=self.located("adapter", self.adapter, "adapter_config.json"),
+            model=model,
+            delta="adapter",
+        )
 
     def _folder(self) -> Path:
         ref = self.adapter
@@ -233,12 +241,11 @@ def _tied(config: Any) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-def _commit(ref: WeightsRef) -> str | None:
-    """The commit that a Hugging Face id stands for, by the files that are in the cache; None where they do not say."""
+def _commit(ref: WeightsRef, file: str) -> str:
+    """The commit that a Hugging Face id stands for, by ``file`` of it in the cache."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    for name in ("config.json", "adapter_config.json"):
-        file = cached_file(str(ref.id), name, revision=ref.revision, _raise_exceptions_for_missing_entries=False)
-        if file is not None:
-            return extract_commit_hash(str(file), None)
-    return None
+    commit = extract_commit_hash(str(cached_file(str(ref.id), file, revision=ref.revision)), None)
+    if commit is None:
+        raise ValueError(f"the hub names no commit for {ref} at revision {ref.revision!r}; name a commit as `revision`")
+    return commit

@@ -1,6 +1,7 @@
 """What every trained method shares: TRL's options, the model to train, the training itself, and what it will cost."""
 
 import copy
+import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ class TrainedMethod(MethodConfig):
     lora_targets: str | list[str] = "all-linear"
     gradient_checkpointing: bool = False
     bf16: bool = False
-    report_to: Literal["none", "wandb", "trackio"] = "none"
+    report_to: Literal["none", "wandb", "mlflow", "trackio"] = "none"
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError when the tracker to report to is not installed."""
@@ -106,6 +107,7 @@ class TrainedMethod(MethodConfig):
             "logging_steps": 1,
             "logging_nan_inf_filter": False,  # it would log the mean of the steps before
             "report_to": self.report_to,
+            "run_name": f"{self.name}, seed {seed}",
             "disable_tqdm": True,
             "dataloader_pin_memory": not on_cpu,
         }
@@ -190,6 +192,8 @@ class TrainedMethod(MethodConfig):
             )
             meter.train_params = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             trainer.train_through(stage, followed=followed)
+            if self.report_to in ("wandb", "trackio"):  # each training is a run of its own; mlflow's ends by itself
+                importlib.import_module(self.report_to).finish()
             model = trainer.model
         unpatch(model)
         params = self.model_dump(mode="json")
