@@ -17,6 +17,7 @@ from harness.data.triples import Triple
 from harness.files import folder_hash
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model.aligned import AlignedModel
+from harness.model.artifact import name_base
 from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class Adapter(Given):
         self.declared(meter)
         with hiding_deprecations():
             model = PeftModel.from_pretrained(sharing_copy(base.model), str(self._folder())).eval()
+        name_base(model, base.base)
         return base.derive(
             method=self.name,
             params=self.located("adapter", self.adapter, "adapter_config.json"),

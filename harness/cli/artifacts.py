@@ -233,11 +233,13 @@ def generate(
 @contextmanager
 def _telling() -> Iterator[Callable[[str, int], None]]:
     """Says on stderr how far a fit is: a line that changes on a terminal, elsewhere one every half minute."""
+    from harness.compute.sitting import GOING_ON
+
     console, latest = Console(stderr=True, highlight=False), time.monotonic()
 
     def line(text: str, step: int) -> None:
         nonlocal latest
-        if time.monotonic() - latest >= 30:
+        if time.monotonic() - latest >= 30 or text.startswith(GOING_ON):
             latest = time.monotonic()
             console.print(f"fit: {text}", markup=False, soft_wrap=True)
 
@@ -245,7 +247,7 @@ def _telling() -> Iterator[Callable[[str, int], None]]:
         yield line
         return
     with console.status("fit") as status:
-        yield lambda text, step: status.update(f"fit: {text}")
+        yield lambda text, step: status.update(f"fit: {text}") if not text.startswith(GOING_ON) else line(text, step)
 
 
 def _check_trace(trace: Path, out: Path, method: "MethodConfig") -> None:

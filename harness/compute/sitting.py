@@ -12,6 +12,8 @@ from harness.run_folder.training import Curve, TrainingStep
 
 WHOLE = "bill.pt"
 """The file that a checkpoint has when it is whole, written last."""
+GOING_ON = "going on behind"
+"""How a message begins that says that an earlier sitting did something already."""
 _PAUSE = 1.0  # seconds between two messages
 
 
@@ -69,6 +71,8 @@ class Sitting:
         self.curve.cut(training, step)
         self._began = self._saved = time.monotonic()
         self._share = share
+        if step:
+            self._tell(f"{GOING_ON} step {step}", step)
 
     def note(self, step: TrainingStep, share: float) -> None:
         """Keep a line of the curve; ``share`` of the training (0 to 1) is done."""

@@ -109,6 +109,7 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
         with hiding_deprecations():
             adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter")
+        name_base(adapted, base)
         return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
     if delta == "weights":
         model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)
@@ -116,6 +117,12 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
         model.to(base.model.device)  # type: ignore[arg-type]
         return model.eval()
     return base.model
+
+
+def name_base(adapted: Any, base: BaseModel) -> None:
+    """Tell a PEFT model where its base is now: it compares vocabularies when asked for its adapter's tensors."""
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = base.ref.path or base.ref.id
 
 
 def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device: str) -> Intervention | None:

@@ -70,6 +70,7 @@ BILL = {
     "total_params": 5,
     "stages": [],
     "operators": [],
+    "declared": None,
 }
 GOOD = [Record(str(i), str(i), "m", float(i), raw={"answer": "one\u2028two"}) for i in range(3)]
 BAD = [GOOD[0], Record("1", "1", "m", None, "no judge")]
