@@ -179,6 +179,17 @@ def test_opening_a_run_removes_what_killed_processes_left_half_written(tmp_path)
     assert not (run.path / ".report-abcdefgh").exists()
 
 
+def test_checkpoints_stay_until_the_artifact_is_there(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    cell = run.cell("a__n1__s0")
+    (cell.fitting / "training-1").mkdir(parents=True)
+    with run.lock():
+        assert cell.fitting.is_dir()
+    cell.artifact.mkdir()
+    with run.lock():
+        assert not cell.fitting.exists()
+
+
 def test_opening_a_run_removes_nothing_that_is_not_its_own(tmp_path):
     run = RunFolder(tmp_path / "run")
     cell = run.cell("a__n1__s0")
