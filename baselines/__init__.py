@@ -4,6 +4,7 @@ from baselines.base import Base
 from baselines.caa import CAA
 from baselines.dpo import DPO
 from baselines.fpo import FPO
+from baselines.given import Adapter, Checkpoint
 from baselines.kto import KTO
 from baselines.orpo import ORPO
 from baselines.prompt import Prompt
@@ -23,7 +24,9 @@ __all__ = [
     "RAHFSCIT",
     "SAILS",
     "SFT",
+    "Adapter",
     "Base",
+    "Checkpoint",
     "Prompt",
     "RAHFDual",
     "RepE",

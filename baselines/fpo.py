@@ -245,6 +245,16 @@ class FeatureConstrained(Metered):
         super().__init__(*args, **kwargs)
         self.method, self.sae, self.reference = method, sae, reference
         self.decoder = find_decoder(kwargs["model"])
+        self._latest: tuple[Tensor, ...] = ()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step, and behind it, where it is on no bill, what is logged of it."""
+        loss = super().training_step(*args, **kwargs)
+        if self.args.logging_strategy != "no":  # type: ignore[attr-defined]
+            with self.meter.aside():
+                self._note(*self._latest)
+        self._latest = ()
+        return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The warm-up is a share of the training, and no longer than the method says."""
@@ -268,16 +278,17 @@ class FeatureConstrained(Metered):
         chooser = latents.detach() if method.index_set == "policy" else reference_latents
         distances = feature_distance(latents, reference_latents, top_features(chooser, method.k)).chunk(2)
         ratios = (logp - reference_logp).chunk(2)
-        if method.report_to != "none":
-            self._note(ratios[0] - ratios[1], *distances)
+        self._latest = (*ratios, *distances)
         return fpo_loss(*ratios, *distances, alpha=method.alpha, beta=method.beta).mean()
 
-    def _note(self, margin: Tensor, chosen_distance: Tensor, rejected_distance: Tensor) -> None:
-        """For the tracker, under TRL's names where it has them."""
+    @torch.no_grad()
+    def _note(self, chosen: Tensor, rejected: Tensor, chosen_distance: Tensor, rejected_distance: Tensor) -> None:
+        """For the log, under TRL's names where it has them."""
+        margin = chosen - rejected
         for name, value in (
             ("rewards/margins", self.method.beta * margin),
             ("rewards/accuracies", (margin > 0).float()),
             ("feature_distance/chosen", chosen_distance),
             ("feature_distance/rejected", rejected_distance),
         ):
-            self._metrics["train"][name].append(float(value.detach().mean()))  # type: ignore[attr-defined]
+            self._metrics["train"][name].append(float(value.mean()))  # type: ignore[attr-defined]

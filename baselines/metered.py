@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from baselines.resumable import Resumable
 from baselines.rows import IGNORED
 from baselines.schedule import rate_share
 from harness.compute import Meter, signature_of
 
 
-class Metered:
+class Metered(Resumable):
     """Mixin in front of a TRL trainer: rows are token ids already, each step is billed, a FLOP limit ends it.
 
     ``passes`` names the tensors whose sum is the number of tokens trained on in a step; ``reference_passes`` those
@@ -26,7 +27,6 @@ class Metered:
 
     def __init__(self, *args: Any, meter: Meter, **kwargs: Any) -> None:
         self.meter = meter
-        self.stopped_at: dict[str, float] | None = None
         self._flops_before = meter.executed_flops
         with _without_progress_bars():
             super().__init__(*args, **kwargs)
@@ -137,7 +137,7 @@ def _follow_limit(trainer: Metered, available: int, warmup: float, schedule: str
 
     class FollowLimit(TrainerCallback):
         share = 0.0  # that of the latest step
-        used = 0
+        used = trainer.meter.executed_flops - trainer._flops_before  # by an earlier sitting
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
             used = trainer.meter.executed_flops - trainer._flops_before

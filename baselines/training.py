@@ -1,6 +1,7 @@
 """What every trained method shares: TRL's options, the model to train, the training itself, and what it will cost."""
 
 import copy
+import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ class TrainedMethod(MethodConfig):
     lora_targets: str | list[str] = "all-linear"
     gradient_checkpointing: bool = False
     bf16: bool = False
-    report_to: Literal["none", "wandb", "trackio"] = "none"
+    report_to: Literal["none", "wandb", "mlflow", "trackio"] = "none"
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError when the tracker to report to is not installed."""
@@ -103,7 +104,10 @@ class TrainedMethod(MethodConfig):
             "use_cpu": on_cpu,
             "save_strategy": "no",
             "logging_strategy": "no" if self.report_to == "none" else "steps",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,  # it would log the mean of the steps before
             "report_to": self.report_to,
+            "run_name": f"{self.name}, seed {seed}",
             "disable_tqdm": True,
             "dataloader_pin_memory": not on_cpu,
         }
@@ -160,11 +164,14 @@ class TrainedMethod(MethodConfig):
         meter: Meter,
         seed: int,
         stage: str = "train",
+        followed: bool = False,
         policy: "PreTrainedModel | None" = None,
         **given: Any,
     ) -> AlignedModel:
         """Train on ``rows`` and derive the artifact; the base is unchanged, also when training raises.
 
+        With a ``sitting`` of the meter the training has a curve, and goes on where an earlier sitting was killed;
+        ``followed`` by another training of the fit, its result is kept for that.
         ``options`` go to TRL's configuration and ``given`` to the trainer; ``policy`` replaces the model to train.
         Where a FLOP limit ended the training, the artifact's ``params`` say so under ``stopped_at``.
         """
@@ -172,20 +179,21 @@ class TrainedMethod(MethodConfig):
         from transformers import set_seed
 
         own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
+        log = {} if meter.sitting is None else {"logging_strategy": "steps"}
         set_seed(seed)
         with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), hiding_deprecations():
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
-                args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **own),
+                args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **log, **own),
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
                 meter=meter,
                 **given,
             )
             meter.train_params = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-            trainer.train()
-            meter.optimiser_steps += trainer.state.global_step
-            meter.epochs = trainer.state.epoch
+            trainer.train_through(stage, followed=followed)
+            if self.report_to in ("wandb", "trackio"):  # each training is a run of its own; mlflow's ends by itself
+                importlib.import_module(self.report_to).finish()
             model = trainer.model
         unpatch(model)
         params = self.model_dump(mode="json")

@@ -61,6 +61,10 @@ class MethodConfig(BaseModel):
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
 
+    def notes(self, base: BaseShape) -> Sequence[str]:
+        """What is no reason for `check` to refuse the method, but a user has to know."""
+        return ()
+
     def fit(self, base: "AlignedModel", triples: Sequence[Triple], *, meter: "Meter", seed: int) -> "AlignedModel":
         """Align ``base``, unchanged itself, on ``triples``; each forward and training step is billed to ``meter``."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from harness import markdown as md
 from harness.run_folder.plan import flops_of
-from reports.costs import Compute, Judging
+from reports.costs import Compute, Judging, flops_text
 from reports.places import shown
 from reports.run import Run
 from reports.sections import ROWS, Columns, as_table, at_largest_budget, label_of
@@ -26,7 +26,7 @@ def compute_table(run: Run, compute: Table[Compute]) -> str:
     columns: dict[str, Callable[[Compute], str]] = {
         "variant": lambda row: label_of(run, row.variant),
         "triples": lambda row: md.budget(row.budget) if row.budget else "none",
-        "executed FLOPs": lambda row: md.flops(row.executed_flops),
+        "executed FLOPs": flops_text,
         "predicted FLOPs": _forecast,
         "formula FLOPs": lambda row: md.flops(row.formula_flops),
         "paper FLOPs": lambda row: md.flops(row.paper_flops),

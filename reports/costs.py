@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from harness.compute.bill import OperatorRow
+from harness import markdown as md
+from harness.compute.bill import Bill, OperatorRow
 from harness.judging.ledger import Account, read_accounts
 from harness.run_folder.plan import BudgetName
 from reports.places import shown
@@ -14,7 +15,9 @@ from reports.tables import NAN, Table
 class Cost(NamedTuple):
     """The bill of one row of the comparison: means over its cells, peak memory their largest; nan without cells.
 
-    What tuning executed and how long it took is not in the fit's figures; 0 for what is not tuned.
+    ``flops_source`` says of the executed FLOPs "measured", or of what was made elsewhere "declared" (as the suite has
+    them) or "unknown" (they are nan then, not 0); nothing else of such a bill is known. What tuning executed and how
+    long it took is not in the fit's figures; 0 for what is not tuned.
     """
 
     train_params: float
@@ -25,6 +28,7 @@ class Cost(NamedTuple):
     peak_bytes: float
     tuning_flops: float
     tuning_seconds: float
+    flops_source: str
 
 
 class Compute(NamedTuple):
@@ -55,6 +59,7 @@ class Compute(NamedTuple):
     train_params: float
     total_params: float
     train_share: float
+    flops_source: str
 
 
 class Stage(NamedTuple):
@@ -97,19 +102,30 @@ class Judging(NamedTuple):
 
 def mean_cost(cells: Sequence[Cell]) -> Cost:
     """The bill's part of a comparison row."""
-    bills = [cell.bill for cell in cells if cell.bill is not None]
+    bills, source = _bills(cells), ""
+    if bills:
+        source = (
+            "measured" if bills[0].declared is None else "unknown" if bills[0].declared.flops is None else "declared"
+        )
     means = (_mean(bills, key) for key in ("train_params", "executed_flops", "formula_flops", "paper_flops", "seconds"))
     peak = max((bill.peak_bytes for bill in bills), default=NAN)
     tuned = [(0, 0.0) if c.best is None else (c.best.executed_flops, c.best.seconds) for c in cells]
     flops, seconds = (sum(column) / len(tuned) for column in zip(*tuned, strict=True)) if tuned else (NAN, NAN)
-    return Cost(*means, peak_bytes=peak, tuning_flops=flops, tuning_seconds=seconds)
+    return Cost(*means, peak_bytes=peak, tuning_flops=flops, tuning_seconds=seconds, flops_source=source)
+
+
+def flops_text(cost: "Cost | Compute") -> str:
+    """The executed FLOPs in Markdown, or what is declared in their place, which is named as such."""
+    if cost.flops_source == "unknown":
+        return "unknown"
+    return md.flops(cost.executed_flops) + (" (declared)" if cost.flops_source == "declared" else "")
 
 
 def compute(run: Run) -> Table[Compute]:
     """One row per variant and budget (budget 0, once, for a variant without triples)."""
     rows = []
     for variant, budget, cells in run.fitted():
-        bills = [cell.bill for cell in cells if cell.bill is not None]
+        bills = _bills(cells)
         cost, total = mean_cost(cells), _mean(bills, "total_params")
         rows.append(
             Compute(
@@ -168,6 +184,19 @@ def judging(run: Run) -> Table[Judging]:
     """A row for each judge in the ledger of the run folder; none for a run without one."""
     rows = [Judging(shown(judge), account) for judge, account in read_accounts(run.folder / "judging").items()]
     return Table(["judge", *vars(Account())], rows, _judging_cells)
+
+
+def _bills(cells: Sequence[Cell]) -> list[Bill]:
+    """The bills there are. Of what was made elsewhere only the declared FLOPs say what it cost: the rest of its bill is
+    that of loading it."""
+    loading = ("formula_flops", "seconds", "peak_bytes", "tokens", "optimiser_steps", "train_params", "n_triples")
+    found = []
+    for bill in (cell.bill for cell in cells if cell.bill is not None):
+        if bill.declared is not None:
+            flops = NAN if bill.declared.flops is None else bill.declared.flops
+            bill = bill.model_copy(update={**dict.fromkeys(loading, NAN), "executed_flops": flops})
+        found.append(bill)
+    return found
 
 
 def _judging_cells(row: Judging) -> list[Any]:

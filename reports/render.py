@@ -15,6 +15,7 @@ from reports.figures import write_figures
 from reports.latex import write_latex
 from reports.page.build import html_report
 from reports.run import Run, read_run
+from reports.training import write_training_figure
 
 PARTS = ("report.md", "report.html", "tables", "figures")
 NAMED = 6
@@ -83,12 +84,12 @@ def _build(run: Run, folder: Path) -> None:
         table.write(folder / "tables" / f"{name}.csv")
         write_latex(table, folder / "tables" / f"{name}.tex")
     figures = write_figures(run, found["comparison"], folder / "figures")
-    text = _markdown(run, found, figures)
+    text = _markdown(run, found, figures, write_training_figure(run, folder / "figures"))
     (folder / "report.md").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(html_report(run, found), encoding="utf-8")
 
 
-def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> str:
+def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], training: str | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -127,6 +128,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "paper_note": PAPER_NOTE,
         "prompts": sample_answers(run),
         "figures": figures,
+        "training": training,
     }
     return environment.get_template("report.md.j2").render(context)
 

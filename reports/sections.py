@@ -10,6 +10,7 @@ from harness.measure.agreement import STATISTICS
 from harness.run_folder.plan import BudgetName, budget_order
 from reports.answers import Answer, Prompt
 from reports.comparison import Comparison, choice_metrics, constant_metrics, headline_metrics
+from reports.costs import flops_text
 from reports.findings import Drop, side_of
 from reports.run import Run
 from reports.tables import NAN, Agreed, Diagnostic, DifferenceRow, Failure, Group, Score, SecondMean, Table
@@ -57,7 +58,7 @@ def leaderboard(run: Run, table: Table[Comparison], differences: Table[Differenc
     if choices:
         of = _title(run, choices[0]) if len(choices) == 1 else f"mean of {len(choices)} tasks"
         columns[f"multiple choice: {of}"] = choice
-    columns["fit: executed FLOPs"] = lambda row: md.flops(row.cost.executed_flops)
+    columns["fit: executed FLOPs"] = lambda row: flops_text(row.cost)
     if any(row.cost.tuning_flops > 0 for row in rows):
         columns["tuning: FLOPs"] = lambda row: md.flops(row.cost.tuning_flops)
     columns["fit: seconds"] = lambda row: md.number(row.cost.fit_seconds)
@@ -79,7 +80,7 @@ def other_budgets(run: Run, table: Table[Comparison], differences: Table[Differe
         "variant": lambda variant: label_of(run, variant),
         **{_title(run, name): means(name) for name in _varying(run, list(run.metrics))},
         "fit: executed FLOPs": lambda variant: " / ".join(
-            md.flops(found[variant, budget].cost.executed_flops) for budget in budgets
+            flops_text(found[variant, budget].cost) for budget in budgets
         ),
     }
     shown = [variant.name for variant in run.plan.variants if variant.uses_triples]

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from baselines.rahf import stage1
-from baselines.rahf.stage2 import Distance, activity_passes, fit_collator, fit_rows, fit_trainer
+from baselines.rahf.stage2 import Distance, FitCollator, activity_passes, fit_rows, fit_trainer
 from baselines.rows import answer_rows
 from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
@@ -102,7 +102,7 @@ class RAHF(TrainedMethod):
             policy = get_peft_model(_plain(tuned, meter).requires_grad_(False), adapter)
         other = None if bad is None else _plain(bad, meter)
         trainer = fit_trainer(layers, alpha=self.alpha, distance=self.distance, bad=other)
-        rows, collator = fit_rows(base, triples, instructions), fit_collator(base.chat.pad_id, seed)
+        rows, collator = fit_rows(base, triples, instructions), FitCollator(base.chat.pad_id, seed)
         options = {
             "learning_rate": self.fit_learning_rate,
             "lr_scheduler_type": "constant",
@@ -193,7 +193,8 @@ class RAHFSCIT(RAHF):
         instructions = (self.good_instruction, self.bad_instruction)
         trainer = stage1.contrastive_trainer(self.smoothing if self.mode == "released" else 0.0)
         rows = stage1.contrastive_rows(base, triples, instructions)
-        given: dict[str, Any] = {"stage": "stage 1", "data_collator": stage1.contrastive_collator(base.chat.pad_id)}
+        given: dict[str, Any] = {"stage": "stage 1", "followed": True}
+        given["data_collator"] = stage1.contrastive_collator(base.chat.pad_id)
         with limited(meter, STAGE_1_SHARE):
             first = self.train(base, trainer, SFTConfig, rows, meter=meter, seed=seed, **given)
         return self.fit_activities(base, triples, first, meter=meter, seed=seed, instructions=instructions)
@@ -231,7 +232,7 @@ class RAHFDual(RAHF):
         for answers, share in zip(_sides(triples), shares, strict=True):
             with limited(meter, share):
                 rows = answer_rows(base, answers)
-                tuned.append(train_on_answers(self, base, rows, meter=meter, seed=seed, stage="stage 1"))
+                tuned.append(train_on_answers(self, base, rows, meter=meter, seed=seed, stage="stage 1", followed=True))
         good, bad = tuned
         return self.fit_activities(base, triples, good, meter=meter, seed=seed, bad=bad)
 

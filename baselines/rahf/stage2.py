@@ -55,25 +55,30 @@ def fit_rows(base: AlignedModel, triples: Sequence[Triple], instructions: tuple[
     return rows
 
 
-def fit_collator(pad_id: int, seed: int) -> Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]:
+class FitCollator:
     """Rows -> texts without instruction and, below each other, those with the good and with the bad one.
 
     The answer of a row is the chosen or the rejected one by a coin that ``seed`` decides, thrown each time.
     """
-    coin = random.Random(seed)
 
-    def collate(rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-        answers = [row["answers"][coin.randrange(2)] for row in rows]
-        ids, mask = padded_texts([row["prompt"] for row in rows], answers, pad_id)
-        _, answer_mask = pad_rows(answers, pad_id, side="right")
+    def __init__(self, pad_id: int, seed: int) -> None:
+        self._pad_id, self._coin = pad_id, random.Random(seed)
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        answers = [row["answers"][self._coin.randrange(2)] for row in rows]
+        ids, mask = padded_texts([row["prompt"] for row in rows], answers, self._pad_id)
+        _, answer_mask = pad_rows(answers, self._pad_id, side="right")
         batch = {"input_ids": ids, "attention_mask": mask, "answer_mask": answer_mask}
         if "contrast" in rows[0]:
             prompts = [row["contrast"][0] for row in rows] + [row["contrast"][1] for row in rows]
-            contrast_ids, contrast_mask = padded_texts(prompts, answers * 2, pad_id)
+            contrast_ids, contrast_mask = padded_texts(prompts, answers * 2, self._pad_id)
             batch |= {"contrast_ids": contrast_ids, "contrast_mask": contrast_mask}
         return batch
 
-    return collate
+    def skip(self, rows: int) -> None:
+        """Throw the coin for so many rows that an earlier sitting has seen."""
+        for _ in range(rows):
+            self._coin.randrange(2)
 
 
 def fit_trainer(

@@ -1,8 +1,10 @@
 """``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
 
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
@@ -12,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import Device, Overrides, command_group
+from harness.cli.options import Device, MovedSAEs, Overrides, command_group, moved_saes
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -58,11 +60,18 @@ def fit(
         ),
     ] = None,
     device: Device = "cpu",
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, help="How often a training is kept, to go on from there when killed; 0: never.")
+    ] = 10.0,
 ) -> None:
     """Align one model by one method and keep the artifact, with its compute bill inside.
 
+    A training writes its curve, a line a step, to training.jsonl of the artifact. While it lasts, curve and checkpoints
+    are in OUT.fitting: the same command goes on from there after a kill.
+
     SAEs are given as `--param input_sae.path=FOLDER`, or as input_sae.release and input_sae.id.
     """
+    from harness.compute.sitting import Sitting
     from harness.compute.trace import trace_file
     from harness.data.refs import model_ref
     from harness.data.triples import TripleFile, draw_budget
@@ -73,6 +82,7 @@ def fit(
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
     from harness.plugins import load_plugins
+    from harness.run_folder.training import Curve
 
     without_progress_bars()
     if out.exists():
@@ -84,24 +94,35 @@ def fit(
         _check_trace(trace, out, chosen)
     read = TripleFile.read(triples)
     ref = model_ref(base, chat)
-    chosen.check(check_base(ref))
+    shape = check_base(ref)
+    chosen.check(shape)
     room = Room.of(ref).given(chosen.fit_instructions)
     fitting, _, left_out = fitting_triples(read, room, too_long, "--too-long skip")
-    for note in (*read.notes, left_out):
+    for note in (*read.notes, left_out, *chosen.notes(shape)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     drawn = draw_budget(fitting, len(fitting) if budget is None else budget, seed) if chosen.uses_triples else None
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device).derive(encoded={})
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
-    with nullcontext() if trace is None else trace_file(trace) as sampled:
+    beside = out.with_name(f"{out.name}.fitting")
+    curve = Curve(beside / "training.jsonl")
+    with nullcontext() if trace is None else trace_file(trace) as sampled, _telling() as tell:
         bounds = {"flops_limit": limit, "predicted": forecast.stages}
-        aligned = metered_fit(chosen, start, forecast.budget, seed, **bounds, trace=sampled)
+        sitting = Sitting(curve, beside, minutes=checkpoint_minutes, tell=tell)
+        aligned = metered_fit(chosen, start, forecast.budget, seed, **bounds, trace=sampled, sitting=sitting)
     aligned.save(out)
+    if curve.path.is_file():
+        shutil.move(curve.path, out / curve.path.name)
+    sitting.over()
     bill = aligned.bill or {}
     print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
     foreseen = "" if forecast.flops is None or limit is not None else f", {forecast.flops:.3g} predicted"
-    print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
+    if bill["declared"] is None:
+        print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
+    else:
+        flops_there = bill["declared"]["flops"]
+        print("FLOPs unknown" if flops_there is None else f"{flops_there:.3g} FLOPs, as declared")
     figures = aligned.intervention.figures([]) if aligned.intervention else {}
     for figure, value in figures.items():
         print(f"{figure} {value:.3g}: {chosen.diagnostics[figure]}")
@@ -124,6 +145,7 @@ def eval(
         list[str] | None, typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all")
     ] = None,
     set_: Overrides = None,
+    sae: MovedSAEs = None,
 ) -> None:
     """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
 
@@ -162,7 +184,8 @@ def eval(
         chosen[name], _, left_out = fitting_benchmark(name, asked, room)
         if left_out is not None:
             print(f"note: {left_out}", file=sys.stderr)
-    aligned = AlignedModel.load(artifact, base=loaded.file.base, device=loaded.file.execution.device)
+    how = {"base": loaded.file.base, "device": loaded.file.execution.device}
+    aligned = AlignedModel.load(artifact, **how, saes=moved_saes(sae))
     console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
     judge = loaded.judge and loaded.judge.at(out / "judging")
     if judge is not None:
@@ -181,6 +204,10 @@ def eval(
 def generate(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
     prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
+    base: Annotated[
+        str | None, typer.Option(help="Where the base is, if it moved: a folder, or a Hugging Face id[@revision].")
+    ] = None,
+    sae: MovedSAEs = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -193,7 +220,7 @@ def generate(
     without_progress_bars()
     if not all(text.strip() for text in prompt):
         raise ValueError("--prompt is empty; give what the user says")
-    aligned = AlignedModel.load(artifact, device=device)
+    aligned = AlignedModel.load(artifact, base=base, saes=moved_saes(sae), device=device)
     completions = aligned.generate(
         [conversation(text) for text in prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
@@ -201,6 +228,26 @@ def generate(
         if completion.error is not None:
             raise ValueError(f"no answer to {shorten(text, 60)!r}: {completion.error}")
     print("\n\n".join(completion.text for completion in completions))
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str, int], None]]:
+    """Says on stderr how far a fit is: a line that changes on a terminal, elsewhere one every half minute."""
+    from harness.compute.sitting import GOING_ON
+
+    console, latest = Console(stderr=True, highlight=False), time.monotonic()
+
+    def line(text: str, step: int) -> None:
+        nonlocal latest
+        if time.monotonic() - latest >= 30 or text.startswith(GOING_ON):
+            latest = time.monotonic()
+            console.print(f"fit: {text}", markup=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield line
+        return
+    with console.status("fit") as status:
+        yield lambda text, step: status.update(f"fit: {text}") if not text.startswith(GOING_ON) else line(text, step)
 
 
 def _check_trace(trace: Path, out: Path, method: "MethodConfig") -> None:

@@ -48,6 +48,12 @@ class OperatorRow(Document):
     seconds: float
 
 
+class Declared(Document):
+    """The cost of what was made elsewhere, as the suite declares it: ``flops``, or None where it is unknown."""
+
+    flops: float | None
+
+
 class Bill(Document):
     """The three FLOP figures side by side (never merged), and time, memory, data and parameters.
 
@@ -57,8 +63,12 @@ class Bill(Document):
     often it went over its ``n_triples`` triples, where the method says so. ``peak_bytes`` is
     the peak resident memory of the whole process, weights and libraries included; ``start_bytes`` is what
     was resident before the fit. ``seconds`` is wall-clock time of the run without ``metering_seconds``, the
-    time the meter itself needed around the profiled steps. (Steps that are counted or profiled also run
-    slower themselves; that is in ``seconds``.)
+    time the meter itself needed around the profiled steps, and for writing curve and checkpoints. (Steps that are
+    counted or profiled also run slower themselves; that is in ``seconds``.) Of a fit that was killed and went on,
+    FLOPs, tokens and steps are those of an uninterrupted one and seconds the sum of its sittings, without what the
+    killed ones did behind their last checkpoint.
+
+    What was made elsewhere has its cost ``declared``: the figures of this bill are then those of loading it.
     """
 
     method: str
@@ -81,6 +91,7 @@ class Bill(Document):
     total_params: int
     stages: list[StageBill]
     operators: list[OperatorRow]
+    declared: Declared | None = None
 
     @field_validator("operators", mode="before")
     @classmethod

@@ -4,19 +4,29 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
 from torch import nn
 
-from harness.compute.bill import PAPER_FIGURES, Bill, MemorySource, StageBill, forward_flops, paper_flops, train_flops
+from harness.compute.bill import (
+    PAPER_FIGURES,
+    Bill,
+    Declared,
+    MemorySource,
+    StageBill,
+    forward_flops,
+    paper_flops,
+    train_flops,
+)
 from harness.compute.flops import count_flops, flops_by_operator
 from harness.compute.profile import Profiler, Tally, step_name
+from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 
 _SLACK_BYTES = 16 * 2**20
@@ -87,6 +97,11 @@ class _Stage:
     peak: Peak = field(default_factory=lambda: Peak(0))
 
 
+_EXACT = ("name", "executed_flops", "forward_tokens", "train_tokens", "steps")
+"""Of a stage: what does not depend on the machine."""
+_SET_BY_CALLER = ("train_params", "optimiser_steps", "epochs")
+
+
 class Meter:
     """Meters one fit.
 
@@ -109,11 +124,14 @@ class Meter:
 
     ``model`` is the base model before any adapter: its parameters are the P of the formula figure and
     ``total_params``. ``optimiser_steps``, ``train_params`` and ``epochs`` (passes over the triples, where the
-    method may end before or after the planned ones) are for the caller to set. Peak memory is that of the
-    process, so meter one fit a process at a time.
+    method may end before or after the planned ones) are for the caller to set, and so is the cost that is ``declared``
+    for what was made elsewhere. Peak memory is that of the process, so meter one fit a process at a time.
 
     ``flops_limit`` is the bill at which the fit is to stop. The meter only says when it is reached
     (`exhausted`); to stop there, between two optimiser steps, is up to the method.
+
+    A method that trains notes its curve and keeps checkpoints by ``sitting``, if there is one; `state` and `restore`
+    are for it. What it does `aside` is on no bill.
     """
 
     def __init__(
@@ -123,6 +141,7 @@ class Meter:
         sample_profile: bool = True,
         flops_limit: int | None = None,
         trace: Trace | None = None,
+        sitting: Sitting | None = None,
     ) -> None:
         if flops_limit is not None and flops_limit < 1:
             raise ValueError(f"flops_limit must be at least 1, got {flops_limit}")
@@ -131,6 +150,8 @@ class Meter:
         self.train_params = 0
         self.optimiser_steps = 0
         self.epochs: float | None = None
+        self.declared: Declared | None = None
+        self.sitting = sitting
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, dict[str, int]] = {}
         self._profiler = Profiler(trace)
@@ -139,7 +160,8 @@ class Meter:
         self._stage: _Stage | None = None
         self._running = False
         self._in_step = False
-        self._seconds = 0.0
+        self._seconds = self._aside = 0.0
+        self._began = self._stage_began = 0.0
         self._start_bytes: int | None = None
         self._peak = Peak(0)
 
@@ -165,11 +187,11 @@ class Meter:
             self._start_bytes = resident_bytes()
         self._running = True
         self._peak_source = reset_peak()
-        begin = self._clock()
+        self._began = self._clock()
         try:
             yield
         finally:
-            self._seconds += self._clock() - begin
+            self._seconds += self._clock() - self._began
             self._peak |= read_peak()
             self._running = False
 
@@ -182,11 +204,11 @@ class Meter:
             stage = self._stage = self._stages.setdefault(name, _Stage(name))
             self._peak |= read_peak()
             reset_peak()
-            begin = self._clock()
+            self._stage_began = self._clock()
             try:
                 yield
             finally:
-                stage.seconds += self._clock() - begin
+                stage.seconds += self._clock() - self._stage_began
                 stage.peak |= read_peak()
                 self._peak |= stage.peak
                 self._stage = None
@@ -233,6 +255,54 @@ class Meter:
         else:
             stage.forward_tokens += tokens + reference_tokens
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside takes none of the fit's seconds: they are in ``metering_seconds``."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._aside += self._clock() - begin
+
+    def state(self) -> dict[str, Any]:
+        """All that was billed until now, for `restore`: in plain Python types, as torch.load reads without pickle."""
+        now = self._clock()
+        stages = [
+            {
+                **{name: getattr(stage, name) for name in _EXACT},
+                "seconds": stage.seconds + (now - self._stage_began if stage is self._stage else 0.0),
+                "tallies": {name: tally.state() for name, tally in stage.tallies.items()},
+            }
+            for stage in self._stages.values()
+        ]
+        return {
+            **{name: getattr(self, name) for name in _SET_BY_CALLER},
+            "seconds": self._seconds + (now - self._began if self._running else 0.0),
+            "aside": self._profiler.overhead + self._aside,
+            "stages": stages,
+            "flops": [[*key, known] for key, known in self._flops.items()],  # type: ignore[misc]
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of an earlier sitting of the same fit, in the midst of the same stage.
+
+        FLOPs, tokens and steps are then those of an uninterrupted fit: what this sitting had to do again is not billed
+        twice. Seconds are those of both sittings, what was done again included; peaks of memory are this sitting's.
+        """
+        for name in _SET_BY_CALLER:
+            setattr(self, name, state[name])
+        self._seconds += state["seconds"]
+        self._aside += state["aside"]
+        self._began -= state["aside"]
+        self._stage_began -= state["aside"]  # the clock goes back by as much
+        for saved in state["stages"]:
+            stage = self._stages.setdefault(saved["name"], _Stage(saved["name"]))
+            for name in _EXACT:
+                setattr(stage, name, saved[name])
+            stage.seconds += saved["seconds"]
+            stage.tallies = {name: Tally.of(tally) for name, tally in saved["tallies"].items()}
+        self._flops = {(stage, kind, signature): known for stage, kind, signature, known in state["flops"]}
+
     def bill(self, *, method: str, n_triples: int, predicted: dict[str, int] | None = None) -> Bill:
         """The bill of all that ran, beside what was ``predicted`` by stage.
 
@@ -268,7 +338,7 @@ class Meter:
             flops_limit=self.flops_limit,
             epochs=self.epochs,
             seconds=self._seconds,
-            metering_seconds=self._profiler.overhead,
+            metering_seconds=self._profiler.overhead + self._aside,
             start_bytes=self._start_bytes,
             peak_bytes=self._peak.host,
             peak_source=self._peak_source,
@@ -278,6 +348,7 @@ class Meter:
             train_params=self.train_params,
             total_params=n_params,
             stages=stages,
+            declared=self.declared,
             operators=[
                 row
                 for stage in self._stages.values()
@@ -291,4 +362,4 @@ class Meter:
         if torch.cuda.is_initialized():
             for device in range(torch.cuda.device_count()):
                 torch.cuda.synchronize(device)
-        return time.perf_counter() - self._profiler.overhead
+        return time.perf_counter() - self._profiler.overhead - self._aside

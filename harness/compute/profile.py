@@ -65,6 +65,21 @@ class Tally:
         if sample is not None:
             self.sample, self._sample_flops = sample, sum(flops.values())
 
+    def state(self) -> dict[str, Any]:
+        """All of it, in plain Python types."""
+        sample = self.sample and [self.sample.rank, {name: tuple(one) for name, one in self.sample.operators.items()}]
+        return {"steps": self.steps, "flops": dict(self.flops), "sample": sample, "sample_flops": self._sample_flops}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Tally":
+        """The tally whose `state` this is."""
+        tally = cls()
+        tally.steps, tally.flops, tally._sample_flops = state["steps"], Counter(state["flops"]), state["sample_flops"]
+        if state["sample"] is not None:
+            rank, operators = state["sample"]
+            tally.sample = Sample(rank, {name: Measured(*one) for name, one in operators.items()})
+        return tally
+
     def rows(self, stage: str, step: str) -> list[OperatorRow]:
         """One row an operator, most FLOPs first, then most time; none without a sample.
 

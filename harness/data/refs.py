@@ -1,7 +1,7 @@
 """Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -71,6 +71,38 @@ class _Ref(BaseModel):
         return self if self.path is None else self.model_copy(update={"path": str(Path(self.path).resolve())})
 
 
+class WeightsRef(_Ref):
+    """Weights or an adapter made elsewhere: ``path`` is a local folder, ``id`` (with ``revision``) a Hugging Face
+    name."""
+
+    path: _PathText | None = Field(None, description="local folder with safetensors")
+    id: str | None = Field(None, description="Hugging Face id, e.g. HuggingFaceH4/zephyr-7b-beta")
+    revision: str | None = Field(None, description="commit, tag or branch of `id`")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        return _checked_source(self)
+
+    @property
+    def source(self) -> str:
+        """The name or the folder; ValueError for a folder that is missing."""
+        if self.path is not None and not Path(self.path).is_dir():
+            raise ValueError(f"there is no folder {self.path!r}")
+        return self.path or str(self.id)
+
+    def __str__(self) -> str:
+        return self.path or str(self.id)
+
+
+def _checked_source(ref: Any) -> Any:
+    """``ref``, with exactly one of ``path`` and ``id``, and ``revision`` only with ``id``; else ValueError."""
+    if (ref.path is None) == (ref.id is None):
+        raise ValueError("give exactly one of `path` (a local folder) and `id` (a Hugging Face name)")
+    if ref.path is not None and ref.revision is not None:
+        raise ValueError("`revision` belongs to `id`; a local folder is identified by the hash of its files")
+    return ref
+
+
 def is_gguf(path: str) -> bool:
     """Whether ``path`` names a GGUF file (by its ending; it need not exist)."""
     return path.lower().endswith(".gguf")
@@ -86,12 +118,8 @@ class ModelRef(_Ref):
     chat: Literal["auto", "tokenizer", "hh"] = Field("auto", description="chat format (see harness.model.chat)")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ModelRef":
-        if (self.path is None) == (self.id is None):
-            raise ValueError("give exactly one of `path` (a local folder) and `id` (a Hugging Face name)")
-        if self.path is not None and self.revision is not None:
-            raise ValueError("`revision` belongs to `id`; a local folder is identified by the hash of its files")
-        return self
+    def _one_source(self) -> Self:
+        return _checked_source(self)
 
     @property
     def source(self) -> str:
@@ -168,7 +196,8 @@ class BaseShape:
     """What is known of a base model before its weights are loaded.
 
     ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
-    name, None for a folder; ``unknown_words`` finds the words of a text that the tokenizer has no token for.
+    name, None for a folder; ``unknown_words`` finds the words of a text that the tokenizer has no token for,
+    ``vocabulary`` maps its tokens to numbers and ``config`` is transformers' configuration, both None where unknown.
     """
 
     name: str
@@ -177,3 +206,5 @@ class BaseShape:
     model_type: str = ""
     public_id: str | None = None
     unknown_words: Callable[[str], Sequence[str]] = field(default=lambda text: (), compare=False)
+    vocabulary: Mapping[str, int] | None = field(default=None, compare=False, repr=False)
+    config: Any = field(default=None, compare=False, repr=False)

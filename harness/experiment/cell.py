@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from harness.benchmark import BenchmarkConfig, Record
 from harness.compute.bill import Bill
+from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit
@@ -149,9 +150,17 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
             method = suite.method_of(cell, context.folder.path, best.params)
         forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
         seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
-        aligned = fit(method, encoding, forecast.budget, seed, flops_limit=limit, predicted=forecast.stages)
+        sitting = Sitting(
+            folder.curve,
+            folder.fitting,
+            minutes=suite.file.execution.checkpoint_minutes,
+            tell=lambda text, step: notify(cell.name, f"fit, {text}", step),
+        )
+        bounds = {"flops_limit": limit, "predicted": forecast.stages}
+        aligned = fit(method, encoding, forecast.budget, seed, **bounds, sitting=sitting)
         folder.save_bill(Bill.model_validate(aligned.bill))
         aligned.save(folder.artifact)
+        sitting.over()
     return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
 
 

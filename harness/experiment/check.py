@@ -113,6 +113,8 @@ def check_suite(suite: Suite) -> Checked:
     assert triples is not None
     assert room is not None
     counts = {name: len(texts) for name, texts in prompts.items()}
+    if shape is not None:
+        notes += dict.fromkeys(note for _, method in suite.methods for note in method.notes(shape))
     left = LeftOut(context=room.max_length, triples=tuple(too_long), benchmarks=left_out)
     return Checked(tuple(triples), counts, tuple(notes), left)
 
@@ -224,11 +226,12 @@ def check_base(ref: ModelRef) -> BaseShape:
     try:
         check_weights(ref)
         shape = base_shape(ref)
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(source_of(ref), revision=ref.revision), ref.chat)
+        tokenizer = AutoTokenizer.from_pretrained(source_of(ref), revision=ref.revision)
+        chat = ChatFormat.of(tokenizer, ref.chat)
     except OSError as problem:
         # transformers reports unknown ids, a missing network and missing files alike as OSError
         raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None
-    return replace(shape, unknown_words=chat.unknown_words)
+    return replace(shape, unknown_words=chat.unknown_words, vocabulary=tokenizer.get_vocab())
 
 
 def _check_unseen(triples: list[Triple], prompts: list[str], whose: str, advice: str) -> None:

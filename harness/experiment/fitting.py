@@ -3,6 +3,7 @@
 from transformers import set_seed
 
 from harness.compute import Meter
+from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.data.triples import Budget
 from harness.method import MethodConfig
@@ -19,16 +20,22 @@ def fit(
     predicted: dict[str, int] | None = None,
     sample_profile: bool = True,
     trace: Trace | None = None,
+    sitting: Sitting | None = None,
 ) -> AlignedModel:
     """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
 
     The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. Without
-    ``sample_profile`` the bill has no operators; the steps that are sampled also go to ``trace``.
+    ``sample_profile`` the bill has no operators; the steps that are sampled also go to ``trace``. With a ``sitting`` a
+    training has a curve and checkpoints, and goes on where it was killed; ValueError when they are another fit's.
     """
     # For code that draws from the global generators: what was done before in this process leaves no trace.
     set_seed(seed)
     triples = () if budget is None else budget.triples
-    meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace)
+    if sitting is not None:
+        whose = {"method": method.name, "params": method.model_dump(mode="json", context={"contents": True})}
+        data = None if budget is None else budget.hash
+        sitting.check({**whose, "base": base.fingerprint, "triples": data, "seed": seed, "flops": flops_limit})
+    meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace, sitting=sitting)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     if method.single_pass:

@@ -85,6 +85,9 @@ class ExecutionSection(_Section):
     workers: int = Field(default=1, ge=1, description="processes, each running one cell at a time")
     threads: int = Field(default=1, ge=1, description="torch threads in each process")
     device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
+    checkpoint_minutes: float = Field(
+        default=10.0, ge=0, description="how often a training is kept, to go on from there when killed; 0: never"
+    )
 
 
 class SuiteFile(_Section):

@@ -14,15 +14,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.data.refs import ModelRef
+from harness.data.refs import ModelRef, model_ref
 from harness.data.triples import Conversation, Triple
-from harness.model.artifact import hash_tensors, read_description, read_intervention, read_model, write_artifact
+from harness.files import folder_hash
+from harness.model.artifact import (
+    hash_tensors,
+    moved_saes,
+    read_description,
+    read_intervention,
+    read_model,
+    write_artifact,
+)
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat, with_instruction
 from harness.model.generation import Batch, generate_batches
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
 from harness.model.steering import Runtime, Steering
+from harness.references import references
 from harness.responder import Completion
 
 Delta = Literal["none", "adapter", "weights"]
@@ -56,10 +65,22 @@ class AlignedModel:
         return cls(base, base.model)
 
     @classmethod
-    def load(cls, path: str | Path, *, base: BaseModel | ModelRef | None = None, device: str = "cpu") -> "AlignedModel":
-        """Load an artifact folder; ``base`` overrides where the base is found, but its content must be the same.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        base: BaseModel | ModelRef | str | Path | None = None,
+        saes: Mapping[str, str | Path] | None = None,
+        device: str = "cpu",
+    ) -> "AlignedModel":
+        """Load an artifact folder.
 
-        Raises ValueError for a folder without aligned.json, an unknown schema, another base, or changed tensors.
+        ``base`` says where the base is now (a folder, GGUF file or Hugging Face id[@revision], in the artifact's own
+        dtype and chat format, unless it is a ModelRef), ``saes`` where SAEs are: their names in the method's
+        settings, such as input_sae -> folder. Neither changes what the model is: the contents must be the same.
+
+        Raises ValueError for a folder without aligned.json, an unknown schema, a base or SAE that is not there or is
+        another, or changed tensors.
         """
         description = read_description(path)
         saved = dict(description["base"])
@@ -67,16 +88,29 @@ class AlignedModel:
         if isinstance(base, BaseModel):
             device = str(base.model.device)
         else:
-            base = BaseModel.load(base or ModelRef(**saved), device=device)
+            base = BaseModel.load(_found_base(path, ModelRef(**saved), base), device=device)
         if base.identity != expected:
             raise ValueError(
                 f"{path}: made on base {saved['path'] or saved['id']} with hash {expected[:12]}, "
                 f"but the base given has {base.identity[:12]}; give the base it was made on"
             )
         kept = {name: description[name] for name in ("method", "params", "delta", "system_prompt", "budget", "bill")}
-        model = read_model(path, kept["delta"], base)
-        aligned = cls(base, model, intervention=read_intervention(path, description["intervention"], device), **kept)
+        model, steering = read_model(path, kept["delta"], base), description["intervention"]
+        if steering is not None:
+            steering = moved_saes(path, steering, saes or {})
+            for name, ref in references(kept["params"]):
+                ref["path"] = str(Path((saes or {}).get(name, ref["path"])).resolve())
+        elif saes:
+            raise ValueError(f"{path}: it needs no SAE, but one is given for {', '.join(saes)}")
+        aligned = cls(base, model, intervention=read_intervention(path, steering, device), **kept)
         if aligned.fingerprint != description["fingerprint"]:
+            others = [
+                name
+                for name, ref in references((steering or {}).get("params"))
+                if description.get("saes", {}).get(name) not in (None, folder_hash(ref["path"]))
+            ]
+            if others:
+                raise ValueError(f"{path}: another SAE than it was made with: {', '.join(others)}; give the same one")
             raise ValueError(
                 f"{path}: the tensors do not match the fingerprint in aligned.json; the artifact was changed"
             )
@@ -85,6 +119,7 @@ class AlignedModel:
     def save(self, path: str | Path) -> None:
         """Write an artifact folder (see `harness.model.artifact.write_artifact`)."""
         steering = self.intervention
+        saes = () if steering is None else references(json.loads(json.dumps(steering.params())))
         description = {
             "method": self.method,
             "base": {**self.base.pinned.model_dump(), "hash": self.base.identity},
@@ -93,6 +128,7 @@ class AlignedModel:
             "fingerprint": self.fingerprint,
             "delta": self.delta,
             "intervention": None if steering is None else {"kind": steering.name, "params": steering.params()},
+            "saes": {name: folder_hash(ref["path"]) for name, ref in saes},
             "system_prompt": self.system_prompt,
             "bill": self.bill,
         }
@@ -273,6 +309,19 @@ class AlignedModel:
                     "shorten the context"
                 )
         return score_batches(self.runtime, requests, batch_size=batch_size)
+
+
+def _found_base(artifact: str | Path, saved: ModelRef, given: ModelRef | str | Path | None) -> ModelRef:
+    """Where the base of ``artifact`` is: as ``given``, else as ``saved``; ValueError when that is gone."""
+    if isinstance(given, ModelRef):
+        return given
+    if given is not None:
+        return model_ref(str(given), saved.chat).model_copy(update={"dtype": saved.dtype})
+    if saved.path is not None and not Path(saved.path).exists():
+        raise ValueError(
+            f"{artifact}: its base is not at {saved.path!r}; say where it is: --base FOLDER, in Python base=FOLDER"
+        )
+    return saved
 
 
 def _adapter_settings(configs: dict[str, dict[str, Any]]) -> str:

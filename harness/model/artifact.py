@@ -21,6 +21,7 @@ from harness.model.base import BaseModel
 from harness.model.intervention import INTERVENTIONS, Intervention
 from harness.plugins import load_plugins
 from harness.quiet import hiding_deprecations
+from harness.references import references, relative_to, starting_at, with_paths
 
 SCHEMA_VERSION = 2
 
@@ -35,7 +36,8 @@ def write_artifact(
 ) -> None:
     """Write the folder, complete or not at all; ValueError when ``path`` exists already.
 
-    ``description["delta"]`` says what of ``model`` is kept; ``tensors`` are the intervention's.
+    ``description["delta"]`` says what of ``model`` is kept; ``tensors`` are the intervention's. Paths of what lies
+    elsewhere are written relative to ``path``.
     """
     with atomic_folder(path) as folder:
         if tensors is not None:
@@ -43,16 +45,27 @@ def write_artifact(
             save_file(kept, folder / "intervention.safetensors")
         if description["delta"] != "none":
             model.save_pretrained(folder / description["delta"])
+        if description["delta"] == "adapter":
+            _name_base(folder / "adapter", description["base"], Path(path))
         if description["delta"] == "weights":
             tokenizer.save_pretrained(folder / "weights")  # so that the folder is a base model of its own
         readable = folder / "aligned.json"
-        readable.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **description}, indent=2) + "\n", "utf-8")
+        written = with_paths({"schema_version": SCHEMA_VERSION, **description}, relative_to(Path(path)))
+        readable.write_text(json.dumps(written, indent=2) + "\n", "utf-8")
         for file in folder.rglob("*.safetensors"):
             shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
 
 
+def _name_base(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
+    """PEFT notes where this process had the base; other tools read that, so it is to mean something elsewhere."""
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base["id"] or relative_to(artifact / "adapter")(base["path"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
-    """aligned.json of an artifact folder, checked for its schema version."""
+    """aligned.json of an artifact folder, checked for its schema version; paths in it are absolute."""
     file = Path(path) / "aligned.json"
     if not file.is_file():
         raise ValueError(f"{path} is not an artifact folder: it has no aligned.json")
@@ -65,7 +78,27 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}, so fit the artifact again"
         )
-    return description
+    return with_paths(description, starting_at(Path(path)))
+
+
+def moved_saes(path: str | Path, saved: Mapping[str, Any] | None, saes: Mapping[str, str | Path]) -> dict[str, Any]:
+    """The intervention's entry of aligned.json with its SAEs where ``saes`` (name in its settings -> folder) has them.
+
+    Raises ValueError for a name that it does not have, and for an SAE that is not where it is said to be.
+    """
+    found = dict(references((saved or {}).get("params")))
+    for name, folder in saes.items():
+        if name not in found:
+            text = f"its local SAEs are: {', '.join(found)}" if found else "it needs no SAE folder"
+            raise ValueError(f"{path}: no SAE is called {name!r}; {text}")
+        found[name]["path"] = str(Path(folder).resolve())
+    for name, ref in found.items():
+        if not Path(ref["path"]).is_dir():
+            raise ValueError(
+                f"{path}: SAE {name!r} is not at {ref['path']!r}; say where it is: --sae {name}=FOLDER, in Python "
+                f"saes={{{name!r}: FOLDER}}"
+            )
+    return dict(saved or {})
 
 
 def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
@@ -76,6 +109,7 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
         with hiding_deprecations():
             adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter")
+        name_base(adapted, base)
         return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
     if delta == "weights":
         model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)
@@ -83,6 +117,12 @@ def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel
         model.to(base.model.device)  # type: ignore[arg-type]
         return model.eval()
     return base.model
+
+
+def name_base(adapted: Any, base: BaseModel) -> None:
+    """Tell a PEFT model where its base is now: it compares vocabularies when asked for its adapter's tensors."""
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = base.ref.path or base.ref.id
 
 
 def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device: str) -> Intervention | None:

@@ -82,13 +82,15 @@ def check_weights(ref: ModelRef) -> None:
 
 def base_shape(ref: ModelRef) -> BaseShape:
     """Number of layers, width and type from the configuration alone, without loading weights."""
-    config = AutoConfig.from_pretrained(source_of(ref), revision=ref.revision).get_text_config()
+    whole = AutoConfig.from_pretrained(source_of(ref), revision=ref.revision)
+    config = whole.get_text_config()
     return BaseShape(
         name=ref.path or str(ref.id),
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         model_type=config.model_type,
         public_id=ref.id,
+        config=whole,
     )
 
 

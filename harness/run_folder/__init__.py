@@ -2,12 +2,14 @@
 
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
 from harness.run_folder.plan import Environment, Plan, PlannedBenchmark, PlannedCell, PlannedTuning, PlannedVariant
+from harness.run_folder.training import Curve, TrainingStep
 from harness.run_folder.tuning import Best, Trial, TuningFolder
 
 __all__ = [
     "Best",
     "CellFolder",
     "CellState",
+    "Curve",
     "Environment",
     "Plan",
     "PlannedBenchmark",
@@ -15,6 +17,7 @@ __all__ = [
     "PlannedTuning",
     "PlannedVariant",
     "RunFolder",
+    "TrainingStep",
     "Trial",
     "TuningFolder",
 ]

@@ -8,6 +8,8 @@ judging/                                  what the judge keeps: replies, each as
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
 cells/<cell>/tuning/trials.jsonl          what was tried before the fit of a tuned variant, each trial as it is over
 cells/<cell>/tuning/best.json             which of them won; written before the fit
+cells/<cell>/training.jsonl               loss, learning rate, ... of each optimiser step, as it is done
+cells/<cell>/fitting/                     checkpoints of a fit that trains; goes when the artifact is there
 cells/<cell>/artifact/                    renamed into place when it is complete: it always has its bill
 cells/<cell>/records/<benchmark>.jsonl    renamed from .jsonl.partial when the benchmark is over
 cells/<cell>/answers/<benchmark>.jsonl    what the model answered, each batch as it comes
@@ -36,9 +38,11 @@ from pydantic import Field, model_validator
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
+from harness.references import rebase
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan
+from harness.run_folder.training import Curve
 from harness.run_folder.tuning import TuningFolder
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
@@ -136,9 +140,10 @@ class RunFolder:
             if _CELL_TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
         for cell in (self.path / "cells").glob("[!.]*"):
-            partial = cell / "artifact.partial"
-            if partial.is_dir() and not partial.is_symlink():
-                shutil.rmtree(partial)
+            unneeded = [cell / "artifact.partial", *([cell / "fitting"] if (cell / "artifact").is_dir() else [])]
+            for folder in unneeded:
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
             for home in (cell, cell / "second"):
                 for records in (home / "records").glob("[!.]*.jsonl.partial"):
                     records.unlink()
@@ -189,6 +194,16 @@ class CellFolder:
     def second(self) -> "CellFolder":
         """What the second judge made of the same answers: its records, and files in the evaluators' formats."""
         return CellFolder(self.path / "second")
+
+    @property
+    def curve(self) -> Curve:
+        """How the training of the artifact went, step by step; empty for a method that trains nothing."""
+        return Curve(self.path / "training.jsonl")
+
+    @property
+    def fitting(self) -> Path:
+        """Where a fit that is not over keeps its checkpoints."""
+        return self.path / "fitting"
 
     @property
     def tuning(self) -> TuningFolder:
@@ -323,6 +338,7 @@ class CellFolder:
         assert state is not None
         partial = self.path.with_name(f".{self.path.name}.adopted")
         shutil.copytree(other.path, partial)
+        rebase(partial / "artifact", other.artifact)
         state.model_copy(update={"origin": state.origin or run}).write(partial / "cell.json")
         partial.rename(self.path)
 

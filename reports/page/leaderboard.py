@@ -9,6 +9,7 @@ from harness import markdown as md
 from harness.benchmark import Metric
 from harness.run_folder.plan import BudgetName, budget_text
 from reports.comparison import Comparison, choice_metrics, headline_metrics
+from reports.costs import flops_text
 from reports.findings import Drop, Effect, Side, side_of
 from reports.run import Run
 from reports.tables import DifferenceRow, Group, Score, Table
@@ -108,7 +109,7 @@ def leaderboard(
             lost = [name for name in choices if (*place, name) in dropped]
             entries.append(_choices(run, choices, row, lost))
         cost = row.cost
-        entries.append(_cost(cost.executed_flops, md.flops(cost.executed_flops)))
+        entries.append(_cost(cost.executed_flops, flops_text(cost)))
         if tuned:
             entries.append(_cost(cost.tuning_flops, md.flops(cost.tuning_flops)))
         seconds = cost.fit_seconds + (cost.tuning_seconds if tuned else 0)

@@ -35,6 +35,26 @@ print(json.dumps({
 }))
 """
 
+GIVEN = """
+import json, sys
+from baselines import Adapter, Checkpoint
+from harness.data.refs import ModelRef
+from harness.experiment.check import check_base
+from harness.experiment.fitting import fit
+from harness.model.aligned import AlignedModel
+
+ref = ModelRef(path=sys.argv[1])
+base, shape, found = AlignedModel.from_base(ref), check_base(ref), {}
+for method in (
+    Checkpoint(weights={"id": "someone/tiny"}, flops="unknown"),
+    Adapter(adapter={"id": "someone/tiny-lora", "revision": "main"}, flops=1e9),
+):
+    method.check(shape)
+    aligned = fit(method, base, None, 0)
+    found[method.name] = [aligned.params["content"], aligned.fingerprint, list(method.notes(shape))]
+print(json.dumps(found))
+"""
+
 
 def publish(hub: Path, name: str, files: dict[str, Path]) -> None:
     """Lay out ``files`` as huggingface_hub keeps a downloaded repository."""
@@ -67,6 +87,23 @@ def test_a_public_name_gives_the_same_model_as_its_folder_and_is_identified_by_i
     assert found["sae"] == [1, 48]
     expected = tiny_base("llama").generate([conversation("w1 w2")], max_new_tokens=5)[0].token_ids
     assert tuple(found["answer"]) == expected
+
+
+def test_checkpoints_and_adapters_by_public_name_are_those_in_a_folder(hub, tiny_folders, tiny_base, triples):
+    from baselines import DPO
+    from harness.compute import Meter
+
+    base = tiny_base("llama")
+    made = DPO(tuning="lora").fit(base, triples[:2], meter=Meter(base.model, sample_profile=False), seed=0)
+    made.save(hub / "artifact")
+    publish(hub / "hub", "someone/tiny-lora", {p.name: p for p in (hub / "artifact" / "adapter").iterdir()})
+    environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", GIVEN, str(tiny_folders["llama"])]
+    done = subprocess.run(command, env=environment, cwd=hub, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["adapter"] == [COMMIT, made.fingerprint, []]
+    assert found["checkpoint"][0] == COMMIT
 
 
 @pytest.fixture

@@ -210,6 +210,32 @@ def test_diagnostics_survive_an_interruption_between_the_answers_and_the_records
     assert outcome(tmp_path / "run") == whole
 
 
+def test_a_run_that_is_interrupted_in_a_training_goes_on_from_its_checkpoint(suite_path, tmp_path, monkeypatch):
+    from baselines.metered import Metered
+
+    trained = "variants=[{name: dpo, method: dpo, params: {tuning: lora, batch_size: 2, lora_dropout: 0.1}}]"
+    overrides = [trained, "budgets=[8]", "seeds=1", "execution.checkpoint_minutes=0.000001"]
+    assert run(suite_path, tmp_path / "whole", *overrides)[0] == {}
+    step, done = Metered.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Metered, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(suite_path, tmp_path / "killed", *overrides)
+    cell = RunFolder(tmp_path / "killed").cell("dpo__n8__s0")
+    assert list(cell.fitting.glob("training-1/checkpoint-2"))
+    assert run(suite_path, tmp_path / "killed", *overrides)[0] == {}
+    assert len(done) == 5  # the third was begun twice
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert len(cell.curve.steps) == 4
+    assert not cell.fitting.exists()
+
+
 def test_workers_do_not_outlive_a_killed_run(suite_path, tmp_path):
     out = tmp_path / "killed"
     arguments = command(

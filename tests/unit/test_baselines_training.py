@@ -65,6 +65,16 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_work(monkeypatch)
     DPO().check(SHAPE)
 
 
+def test_a_tracker_gets_a_run_for_each_training_and_changes_nothing(tiny_base, triples, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    expected = fitted(tiny_base, triples).fingerprint
+    for _ in range(2):
+        assert fitted(tiny_base, triples, report_to="wandb").fingerprint == expected
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
 def test_lora_keeps_no_second_copy_of_the_base(tiny_base):
     base = tiny_base("llama")
     policy: Any = DPO(tuning="lora").policy(base, seed=0)

@@ -147,7 +147,7 @@ def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, 
     described = json.loads((artifact / "aligned.json").read_text())
     assert described["budget"]["n"] == 5
     assert described["params"]["scale"] == 0.2
-    assert described["params"]["sae"]["path"] == str(tiny_folders["input"])
+    assert (artifact / described["params"]["sae"]["path"]).resolve() == tiny_folders["input"].resolve()
 
     code, out, err = call(
         "eval", artifact, "--suite", suite_path, "--out", tmp_path / "eval", "--benchmark", "toy_bench"

@@ -15,7 +15,7 @@ from baselines.rahf.stage1 import (
     contrastive_trainer,
     padded_texts,
 )
-from baselines.rahf.stage2 import activities, activity_loss, fit_collator, fit_rows, fit_trainer, moved_activity
+from baselines.rahf.stage2 import FitCollator, activities, activity_loss, fit_rows, fit_trainer, moved_activity
 from harness.compute import Meter, count_flops
 from harness.compute.bill import paper_flops
 from harness.data.triples import Triple, conversation
@@ -180,7 +180,7 @@ def test_the_coin_takes_both_answers_and_belongs_to_the_seed(tiny_base, triples)
     rows = fit_rows(tiny_base(), triples, None)
 
     def thrown(seed: int) -> list:
-        collate = fit_collator(0, seed)
+        collate = FitCollator(0, seed)
         return [collate([row])["input_ids"].tolist()[0] for row in rows * 2]
 
     first = thrown(0)
@@ -258,12 +258,12 @@ def test_stage_2_equals_unpadded_forwards(tiny_base, triples, tmp_path, method, 
     bad = None if method is RAHFSCIT else noisy(base.model, 1)
     policy = with_lora(noisy(base.model, 2), layers)
     trainer_class = fit_trainer(layers, alpha=3.0, distance=distance, bad=bad)
-    trainer = trainer_of(trainer_class, base, rows, fit_collator(0, 5), policy, tmp_path)
+    trainer = trainer_of(trainer_class, base, rows, FitCollator(0, 5), policy, tmp_path)
     trainer.model.eval()
     frozen, errors = noisy(base.model, 2), []
     with torch.no_grad():
-        loss = float(trainer.compute_loss(policy, fit_collator(0, 5)(rows)))
-        batch = fit_collator(0, 5)(rows)  # only to learn how the coin fell
+        loss = float(trainer.compute_loss(policy, FitCollator(0, 5)(rows)))
+        batch = FitCollator(0, 5)(rows)  # only to learn how the coin fell
         for index, row in enumerate(rows):
             ids = batch["input_ids"][index][batch["attention_mask"][index].bool()].tolist()
             answer = ids[len(row["prompt"]) :]

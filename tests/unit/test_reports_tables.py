@@ -16,7 +16,7 @@ from reports.run import read_run
 from tests.unit.synthetic_run import BUDGETS, SEEDS, VARIANTS, write_run
 
 BILL = ["train_params", "executed_flops", "formula_flops", "paper_flops", "fit_seconds", "peak_bytes"]
-BILL += ["tuning_flops", "tuning_seconds"]
+BILL += ["tuning_flops", "tuning_seconds", "flops_source"]
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,7 @@ BILL = {
     "total_params": 5,
     "stages": [],
     "operators": [],
+    "declared": None,
 }
 GOOD = [Record(str(i), str(i), "m", float(i), raw={"answer": "one\u2028two"}) for i in range(3)]
 BAD = [GOOD[0], Record("1", "1", "m", None, "no judge")]
@@ -176,6 +177,17 @@ def test_opening_a_run_removes_what_killed_processes_left_half_written(tmp_path)
     assert left == kept | {run.path / ".lock": b""}
     assert not (cell.path / "artifact.partial").exists()
     assert not (run.path / ".report-abcdefgh").exists()
+
+
+def test_checkpoints_stay_until_the_artifact_is_there(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    cell = run.cell("a__n1__s0")
+    (cell.fitting / "training-1").mkdir(parents=True)
+    with run.lock():
+        assert cell.fitting.is_dir()
+    cell.artifact.mkdir()
+    with run.lock():
+        assert not cell.fitting.exists()
 
 
 def test_opening_a_run_removes_nothing_that_is_not_its_own(tmp_path):
