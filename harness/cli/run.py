@@ -30,11 +30,22 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
+def _list(asked: bool) -> None:
+    """Print the suites that can be run by name."""
+    if not asked:
+        return
+    from harness.experiment.shipped import shipped
+
+    for name, suite in shipped().items():
+        print(f"{name:22} {suite.summary}")
+    raise typer.Exit
+
+
 @commands.command(
     epilog="Example: `dspa-bench run my.yaml --out runs/mine --set budgets='[50]' --set variants.dspa.params.alpha=0.5`"
 )
 def run(
-    suite: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    suite: Annotated[Path, typer.Argument(help="Suite file (YAML), or a name of --list.", metavar="SUITE")],
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<suite name>")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     max_cost: Annotated[
@@ -50,6 +61,9 @@ def run(
         typer.Option(help="Another run: its complete cells that would be the same here are copied; may be repeated."),
     ] = None,
     set_: Overrides = None,
+    _: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="Name the suites that come with it, and exit.")
+    ] = False,
 ) -> None:
     """Run a suite: fit every method at every budget and seed, evaluate, and write the report.
 
