@@ -10,14 +10,15 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, run
+from harness.cli import artifacts, doctor, pass_through, reference, run
 from harness.cli.data import data
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("run", "report", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
-ORDER += ("fastchat", "doctor", "sandbox", "formats", "perf", "score", "mt-bench", "data")
+ORDER = ("run", "report", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval", "generate", "audit")
+ORDER += ("train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor", "sandbox", "formats", "perf", "score")
+ORDER += ("mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
 
@@ -39,7 +40,7 @@ app = typer.Typer(
     epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
 without_flag_types()
-for module in (run, artifacts, pass_through, doctor):
+for module in (run, artifacts, reference, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")
