@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from harness.benchmark import BENCHMARKS
 from harness.data.refs import ModelRef, SAERef
@@ -95,12 +94,18 @@ def parameters(cls: type[BaseModel], prefix: str = "") -> Iterator[Parameter]:
         if section is not None and not info.is_required() and NoneType not in _members(info.annotation):
             yield from parameters(section, f"{prefix}{name}.")
         else:
-            yield _parameter(f"{prefix}{name}", info)
+            yield _parameter(f"{prefix}{name}", info, _about(cls, name))
 
 
-def _parameter(name: str, info: FieldInfo) -> Parameter:
+def _about(cls: type[BaseModel], name: str) -> str:
+    """The description of a field, by the nearest class that has one: a subclass may only change the default."""
+    fields = (one.model_fields.get(name) for one in cls.__mro__ if issubclass(one, BaseModel) and one is not BaseModel)
+    return next((field.description for field in fields if field is not None and field.description), "")
+
+
+def _parameter(name: str, info: FieldInfo, description: str) -> Parameter:
     bounds = [_bound(one) for one in info.metadata]
-    about = [info.description] if info.description else []
+    about = [description] if description else []
     for part in get_args(info.annotation):  # of `Annotated[int, Field(ge=1, description=...)] | None`
         for field in getattr(part, "__metadata__", ()):
             if isinstance(field, FieldInfo):
@@ -111,8 +116,10 @@ def _parameter(name: str, info: FieldInfo) -> Parameter:
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, BaseModel):
         default = default.model_dump(mode="json")
-    elif default is not None and default is not PydanticUndefined and not isinstance(default, str | int | float | bool):
-        default = str(default) if isinstance(default, Path) else list(default) if isinstance(default, tuple) else default
+    elif isinstance(default, Path):
+        default = str(default)
+    elif isinstance(default, tuple):
+        default = list(default)
     text = "; ".join(dict.fromkeys(filter(None, bounds)))
     return Parameter(name, _type(info.annotation), text, info.is_required(), default, "".join(about))
 
