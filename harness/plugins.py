@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -49,6 +50,17 @@ def alike(name: str, known: Iterable[str]) -> str:
 
 PLUGINS, COMMANDS, SUITES = "dspa_bench.plugins", "dspa_bench.commands", "dspa_bench.suites"
 REPORTS, TRUTHS = "dspa_bench.reports", "dspa_bench.truths"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an entry point of REPORTS hands back: ``page`` to open, and ``summary``, text or anything that rich prints,
+    for the terminal."""
+
+    page: Path
+    summary: Any = None
+
+
 HOME = Path(__file__).parents[1]
 """The folder that this package lies in, and with it the others of its distribution."""
 

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, reference, run
+from harness.cli import artifacts, doctor, pass_through, reference, run, talk
 from harness.cli.data import data
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("run", "report", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval", "generate", "audit")
-ORDER += ("train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor", "sandbox", "formats", "perf", "score")
-ORDER += ("mt-bench", "data")
+ORDER = ("init", "run", "report", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval")
+ORDER += ("generate", "chat", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor", "sandbox")
+ORDER += ("formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
 without_flag_types()
-for module in (run, artifacts, reference, pass_through, doctor):
+for module in (run, artifacts, talk, reference, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")

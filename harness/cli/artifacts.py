@@ -1,11 +1,10 @@
-"""``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
+"""``dspa-bench fit`` and ``eval``: the steps of a run, one artifact at a time."""
 
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -175,32 +174,6 @@ def eval(
     _print_means(records, console)
     console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")
     raise typer.Exit(1 if any(record.error is not None for record in records) else 0)
-
-
-@commands.command(epilog='Example: `dspa-bench generate dpo-300 --prompt "How do I brew good coffee?"`')
-def generate(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
-    prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    device: Device = "cpu",
-) -> None:
-    """Let an aligned model answer: one answer per prompt, in order, separated by a blank line."""
-    from harness.data.triples import conversation
-    from harness.model.aligned import AlignedModel
-
-    without_progress_bars()
-    if not all(text.strip() for text in prompt):
-        raise ValueError("--prompt is empty; give what the user says")
-    aligned = AlignedModel.load(artifact, device=device)
-    completions = aligned.generate(
-        [conversation(text) for text in prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    for text, completion in zip(prompt, completions, strict=True):
-        if completion.error is not None:
-            raise ValueError(f"no answer to {shorten(text, 60)!r}: {completion.error}")
-    print("\n\n".join(completion.text for completion in completions))
 
 
 def _check_trace(trace: Path, out: Path, method: "MethodConfig") -> None:
