@@ -1,7 +1,7 @@
 """``dspa-bench fit`` and ``eval``: the steps of a run, one artifact at a time."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import Device, Overrides, command_group
+from harness.cli.options import AsJSON, Device, Overrides, command_group, print_json
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Param = Annotated[
     "--param epochs=2 --out dpo-300`"
 )
 def fit(
-    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench doctor` lists them.")],
+    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench methods` lists them.")],
     base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
     triples: Annotated[
         Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
@@ -123,6 +123,7 @@ def eval(
         list[str] | None, typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all")
     ] = None,
     set_: Overrides = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
 
@@ -167,12 +168,21 @@ def eval(
     if judge is not None:
         judge.prepare()
     for name, asked in chosen.items():
-        console.print(f"{name} ...")
+        if not as_json:
+            console.print(f"{name} ...")
         seed = derive_seed(loaded.file.seed, "eval", name)
         evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
-    _print_means(records, console)
-    console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")
+    statement = loaded.judge.statement if loaded.judge else None
+    if as_json:
+        means = [dict(zip(("metric", "mean", "n", "failed"), row, strict=True)) for row in _means(records)]
+        print_json({"metrics": means, "judge": statement, "records": str(out / "records")})
+    else:
+        table = Table("metric", "mean", "n", "failed")
+        for metric, mean, n, failed in _means(records):
+            table.add_row(metric, "-" if mean is None else f"{mean:.2f}", str(n), str(failed))
+        console.print(table)
+        console.print(f"judge: {statement or 'none'}\nrecords: {out / 'records'}")
     raise typer.Exit(1 if any(record.error is not None for record in records) else 0)
 
 
@@ -217,11 +227,9 @@ def _stop_text(stop: dict[str, Any]) -> str:
     return "; ".join(f"{stage} at {_stop_text(at)}" for stage, at in stop.items() if at)
 
 
-def _print_means(records: "Sequence[Record]", console: Console) -> None:
-    table = Table("metric", "mean", "n", "failed")
+def _means(records: "Sequence[Record]") -> Iterator[tuple[str, float | None, int, int]]:
+    """(metric, mean, measured and failed records) of every metric; a mean of None where nothing was measured."""
     for metric in dict.fromkeys(record.metric for record in records):
         values = [record.value for record in records if record.metric == metric]
         measured = [value for value in values if value is not None]
-        mean = f"{fmean(measured):.2f}" if measured else "-"
-        table.add_row(metric, mean, str(len(measured)), str(len(values) - len(measured)))
-    console.print(table)
+        yield metric, fmean(measured) if measured else None, len(measured), len(values) - len(measured)

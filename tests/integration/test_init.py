@@ -5,8 +5,8 @@ import re
 import sys
 from io import StringIO
 
+import pandas as pd
 import pytest
-from datasets import Dataset
 
 from harness.data.triples import contaminated, load_triples
 from harness.experiment.suite import load_suite
@@ -26,7 +26,7 @@ def pairs(tmp_path):
         for n in range(60)
     ]
     path = tmp_path / "pairs.parquet"
-    Dataset.from_list([as_implicit(row) for row in rows]).to_parquet(path)
+    pd.DataFrame([as_implicit(row) for row in rows]).to_parquet(path)
     return path
 
 
@@ -96,7 +96,7 @@ def test_with_saes_dspa_is_among_the_methods(call, pairs, tiny_folders, tmp_path
     [
         (["--method", "sfft"], "unknown method 'sfft'; known: .*; did you mean 'sft'"),
         (["--method", "dspa"], "method 'dspa' needs SAEs: give --input-sae FOLDER and --output-sae FOLDER"),
-        (["--budget", "100"], "--budget 100: 4. triples are left to fit on, as 20% are held out"),
+        (["--budget", "100"], "--budget 100: there are 4. triples to fit on, after 20% are held out"),
         (["--input-sae", "x"], "give both --input-sae and --output-sae"),
         (["--name", "a b"], "'a b' cannot be a name"),
     ],
