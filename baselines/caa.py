@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from baselines.direction import DirectionMethod, Multiplier, Tokens, response_differences
 from harness.compute import Meter
 from harness.data.triples import Triple
@@ -19,7 +21,7 @@ class CAA(DirectionMethod):
     """
 
     scale: Multiplier = 1.0
-    tokens: Tokens = "mean"
+    tokens: Tokens = Field("mean", description="which tokens of an answer stand for it")
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Deterministic: ``seed`` has no effect."""

@@ -33,7 +33,7 @@ class DirectionMethod(MethodConfig):
     }
     layer: Annotated[int, Field(ge=0, description="block whose output is read and changed")]
     scale: Multiplier
-    positions: Positions = "generation"
+    positions: Positions = Field("generation", description="tokens that are steered: the answer's, or the prompt's too")
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:

@@ -26,8 +26,8 @@ class DPO(TrainedMethod):
     size, the schedule and everything about LoRA are ours. The reference model is the base; its forward passes are
     part of the bill."""
 
-    loss_type: LossType = "sigmoid"
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    loss_type: LossType = Field("sigmoid", description="TRL's name of the loss")
+    beta: Annotated[float, Field(gt=0, description="how strongly the reference holds the model; smaller: less")] = 0.1
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train a copy of the base; ``seed`` decides the order of the triples and the LoRA initialisation."""

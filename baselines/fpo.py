@@ -175,11 +175,11 @@ class FPO(TrainedMethod):
     of one full-parameter epoch, and the training is on the triples passed until then.
     """
 
-    sae: SAERef
+    sae: SAERef = Field(description="SAE whose features of rejected answers are held in place")
     alpha: Annotated[float, Field(ge=0, description="weight of the feature constraint")] = 0.5
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(gt=0, description="how strongly the reference holds the model")] = 0.1
     k: Annotated[int, Field(ge=1, description="features in the constraint, of each answer")] = 50
-    index_set: Literal["policy", "reference"] = "policy"
+    index_set: Literal["policy", "reference"] = Field("policy", description="whose activations choose the features")
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     warmup_steps: Annotated[
         int, Field(ge=0, description="the warm-up is warmup_ratio of the training, but no longer than this")

@@ -25,9 +25,9 @@ class KTO(TrainedMethod):
     and those for the reference point are part of the bill.
     """
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(gt=0, description="how strongly the reference holds the model; smaller: less")] = 0.1
+    desirable_weight: Annotated[float, Field(gt=0, description="of the loss of chosen answers")] = 1.0
+    undesirable_weight: Annotated[float, Field(gt=0, description="of the loss of rejected answers")] = 1.0
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train a copy of the base; ``seed`` decides the order of the answers and the LoRA initialisation.

@@ -23,7 +23,7 @@ class ORPO(TrainedMethod):
     ours. The cross-entropy is over the answer alone, the paper's P(y|x); TRL's own is over the prompt as well.
     """
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(gt=0, description="weight of the odds-ratio term (the paper's lambda)")] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 8e-6
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:

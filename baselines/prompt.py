@@ -26,7 +26,9 @@ class Prompt(MethodConfig):
     """
 
     uses_triples: ClassVar[bool] = False
-    instruction: Annotated[str, Field(min_length=1)] = INSTRUCTION
+    instruction: Annotated[str, Field(min_length=1, description="what is put in front of every conversation")] = (
+        INSTRUCTION
+    )
 
     @property
     def instructions(self) -> tuple[str, ...]:

@@ -144,7 +144,9 @@ class SAILS(TrainedMethod):
     """
 
     saes: Annotated[tuple[SAERef, ...], Field(min_length=1, description="of different layers")]
-    init: Literal["sae", "plain", "random"] = "sae"
+    init: Literal["sae", "plain", "random"] = Field(
+        "sae", description="the adapter's start: from SAE features, PEFT's usual one, or random bases (controls)"
+    )
     k: Annotated[int, Field(ge=2, description="features of each SAE")] = 32
     variance: Annotated[float, Field(gt=0, le=1, description="share that the principal directions hold")] = 0.8
     features_batch_size: Annotated[int, Field(ge=1, description="triples per forward while measuring features")] = 32

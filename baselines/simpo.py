@@ -24,7 +24,7 @@ class SimPO(TrainedMethod):
     and everything about LoRA are ours.
     """
 
-    beta: Annotated[float, Field(gt=0)] = 2.0
+    beta: Annotated[float, Field(gt=0, description="scale of the rewards")] = 2.0
     gamma_ratio: Annotated[float, Field(ge=0, description="target margin as a share of beta")] = 0.5
     learning_rate: Annotated[float, Field(gt=0)] = 6e-7
     lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"

@@ -38,13 +38,15 @@ class StaticSAE(MethodConfig):
         "set_size": "latents selected per prompt",
         "edited_share": "share of the steered tokens that were changed",
     }
-    sae: SAERef
-    k_diff: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(ge=0)] = 0.5
-    mode: Mode = "both"
-    scale: Scale = "max"
-    active_only: bool = False
-    positions: Positions = "generation"
+    sae: SAERef = Field(description="SAE whose latents are edited")
+    k_diff: Annotated[int, Field(ge=1, description="latents edited in either direction")] = 16
+    alpha: Annotated[float, Field(ge=0, description="size of the edit")] = 0.5
+    mode: Mode = Field(
+        "both", description="what is edited: latents of rejected answers down, of chosen ones up, or both"
+    )
+    scale: Scale = Field("max", description="what alpha multiplies: the largest activation, or the latent's own")
+    active_only: bool = Field(False, description="edit only latents that are active at the token")
+    positions: Positions = Field("generation", description="tokens that are steered: the answer's, or the prompt's too")
     batch_size: Annotated[int, Field(ge=1, description="triples per forward while fitting")] = 32
 
     def check(self, base: BaseShape) -> None:

@@ -55,23 +55,33 @@ class TrainedMethod(MethodConfig):
     it, and the learning rate follows the share of the limit that is used up.
     """
 
-    tuning: Literal["lora", "full"] = "full"
+    tuning: Literal["lora", "full"] = Field("full", description="what is trained: an adapter, or all weights")
     epochs: Annotated[float, Field(gt=0, description="passes over the triples; a FLOP limit takes its place")] = 1.0
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, description="the highest of the schedule")] = 5e-6
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls after the warm-up"
+    )
+    warmup_ratio: Annotated[
+        float, Field(ge=0, lt=1, description="share of the training in which the learning rate rises")
+    ] = 0.1
     batch_size: Annotated[int, Field(ge=1, description="triples per forward")] = 16
     accumulation: Annotated[int, Field(ge=1, description="forwards per optimiser step")] = 1
-    optimiser: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "rmsprop", "sgd"] = "adamw_torch_fused"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_targets: str | list[str] = "all-linear"
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    report_to: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    optimiser: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "rmsprop", "sgd"] = Field(
+        "adamw_torch_fused", description="as TRL names it"
+    )
+    weight_decay: Annotated[float, Field(ge=0, description="of the optimiser")] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, description="longer gradients are cut to this length")] = 1.0
+    lora_rank: Annotated[int, Field(ge=1, description="rank of the adapter's matrices")] = 8
+    lora_alpha: Annotated[float, Field(gt=0, description="the adapter counts lora_alpha / lora_rank times")] = 16
+    lora_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
+    ] = 0.0
+    lora_targets: str | list[str] = Field("all-linear", description="modules with an adapter, as PEFT names them")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, more FLOPs"
+    )
+    bf16: bool = Field(False, description="train in mixed precision (bfloat16)")
+    report_to: Literal["none", "wandb", "mlflow", "trackio"] = Field("none", description="tracker that TRL logs to")
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError when the tracker to report to is not installed."""

@@ -57,8 +57,11 @@ class DSPA(MethodConfig):
     percentile: Annotated[float, Field(ge=0, le=100)] | Literal["by_budget"] = Field(
         95.0, description="of a latent's densities: from there its gate is open; by_budget: see budget_percentile"
     )
-    gate: Gate = "paper"
-    min_support: Annotated[int, Field(ge=1)] = 5
+    gate: Gate = Field(
+        "paper",
+        description="triples of a row of the map: by percentile alone (the paper), or active and min_support too",
+    )
+    min_support: Annotated[int, Field(ge=1, description="triples that a row of the map needs (strict gate)")] = 5
     shrink: float = Field(0.0, ge=0, allow_inf_nan=False, description="mean triples added to each row (strict gate)")
     truncate: Annotated[int, Field(ge=1)] | None = Field(
         16, description="entries kept at either end of each row of the map; null ships the exact factored map"
@@ -71,14 +74,20 @@ class DSPA(MethodConfig):
         description="what the map is made of: differences of density (the paper), or each output latent's effect on "
         "log p(chosen) - log p(rejected), by gradient",
     )
-    k_prompt: Annotated[int, Field(ge=1)] = 32
-    k_diff: Annotated[int, Field(ge=1)] = 16
+    k_prompt: Annotated[int, Field(ge=1, description="input latents that describe a prompt: its densest")] = 32
+    k_diff: Annotated[int, Field(ge=1, description="output latents selected in either direction")] = 16
     sure_only: bool = Field(False, description="edit only selected latents whose score's 95 % interval has no 0")
     control: Control | None = Field(None, description="edit random latents, or those of another prompt: not a method")
-    alpha: Annotated[float, Field(ge=0)] = 0.2
-    mode: Mode = "ablate"
-    scale: Scale = "max"
-    positions: Positions = "generation"
+    alpha: Annotated[
+        float, Field(ge=0, description="size of the edit; 1 with mode ablate takes a latent out whole")
+    ] = 0.2
+    mode: Mode = Field(
+        "ablate", description="what is edited: latents of rejected answers down, of chosen ones up, or both"
+    )
+    scale: Scale = Field(
+        "max", description="what alpha multiplies: the largest activation, or the latent's own (no full encode)"
+    )
+    positions: Positions = Field("generation", description="tokens that are steered: the answer's, or the prompt's too")
     condition: Condition = Field(
         "conversation", description="prompt tokens that densities are of: all (the paper), or the last user turn's"
     )

@@ -183,6 +183,11 @@ class PromptBenchmark(BenchmarkConfig):
         """What it will ask, without what is left out; asked for after `check`."""
         raise NotImplementedError
 
+    @property
+    def verdicts(self) -> int:
+        """How often a judge is asked in one cell: once for each generated answer, unless a benchmark knows better."""
+        return sum(item.rounds for item in self.items() if item.generated) if self.needs_judge else 0
+
     def without(self, names: frozenset[str]) -> Self:
         """The same benchmark without these of its `items`."""
         copy = self.model_copy()

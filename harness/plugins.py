@@ -1,11 +1,15 @@
 """A name -> class table: a duplicate name raises, an unknown one lists what is known."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -31,23 +35,77 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         if name not in self._entries:
-            raise ValueError(f"unknown {self.noun} {name!r}; known: {', '.join(sorted(self._entries))}")
+            raise ValueError(f"unknown {self.noun} {name!r}; known: {', '.join(self)}{alike(name, self)}")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
 
-PLUGINS, COMMANDS = "dspa_bench.plugins", "dspa_bench.commands"
+def alike(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` where one of ``known`` is spelt much like ``name``, to be put behind a complaint."""
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+PLUGINS, COMMANDS, SUITES = "dspa_bench.plugins", "dspa_bench.commands", "dspa_bench.suites"
 REPORTS, TRUTHS = "dspa_bench.reports", "dspa_bench.truths"
 
 
+@dataclass(frozen=True)
+class Report:
+    """What an entry point of REPORTS hands back: ``page`` to open, and ``summary``, text or anything that rich prints,
+    for the terminal."""
+
+    page: Path
+    summary: Any = None
+
+
+HOME = Path(__file__).parents[1]
+"""The folder that this package lies in, and with it the others of its distribution."""
+
+
 def declared(group: str) -> list[EntryPoint]:
-    """The entry points of ``group``, by name; ValueError when there is none, which means nothing is installed."""
+    """The entry points of ``group``, by name.
+
+    ValueError when there is none, which means nothing is installed, and when a file of the user's hides one of the
+    packages that come with this one.
+    """
     found = sorted(entry_points(group=group), key=lambda entry: entry.name)
     if not found:
         raise ValueError(f"no installed package has entry points {group!r}; in a checkout run: pip install -e .")
+    for name, place in _hidden(found):
+        raise ValueError(
+            f"{str(place)!r} hides dspa-bench's own package {name!r}: Python looks in {str(place.parent)!r} first (the "
+            "folder of your script or notebook, or one on PYTHONPATH). Rename it, start Python in another folder, or "
+            "use the command dspa-bench, which it does not disturb"
+        )
     return found
+
+
+def put_first() -> None:
+    """Let Python find the packages that come with this one, before any of the same name on PYTHONPATH.
+
+    For the program alone, where nobody else's code wants its own. Changes sys.path only where something hides them;
+    worker processes inherit it.
+    """
+    folders = {str(place.parent.resolve()) for _, place in _hidden(list(entry_points(group=PLUGINS)))}
+    for index, entry in enumerate(sys.path):
+        if str(Path(entry).resolve()) in folders:  # '' is the working folder
+            sys.path.insert(index, str(HOME))
+            return
+
+
+def _hidden(entries: Sequence[EntryPoint]) -> Iterator[tuple[str, Path]]:
+    """(package, the file or folder of another that would be imported in its place) among those of HOME."""
+    for name in sorted({entry.module.partition(".")[0] for entry in entries}):
+        if not (HOME / name / "__init__.py").is_file():
+            continue  # of another distribution
+        spec = getattr(sys.modules.get(name), "__spec__", None) or find_spec(name)
+        place = Path(spec.origin or next(iter(spec.submodule_search_locations or ()))) if spec is not None else HOME
+        place = place.parent if place.name == "__init__.py" else place
+        if spec is not None and place.resolve() != (HOME / name).resolve():
+            yield name, place
 
 
 def installed(module: str) -> bool:

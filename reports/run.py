@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
@@ -47,7 +48,7 @@ class Cell:
         return self.state.status == "done"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder that was read: ``cells`` are over, in table order; ``unfinished`` names those that are not.
 
@@ -60,6 +61,22 @@ class Run:
     environment: Environment
     cells: tuple[Cell, ...]
     unfinished: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        cells = f"{len(self.cells)} cells" + (f", {len(self.unfinished)} unfinished" if self.unfinished else "")
+        return f"<Run {self.plan.name} in {self.folder}: {len(self.plan.labels)} variants, {cells}>"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every measured item of the first judge with its cell's variant, budget and seed: rows for a data frame."""
+        return [
+            {"cell": planned.name, "variant": planned.variant, "method": planned.method, "budget": planned.budget}
+            | {"seed": planned.seed, "benchmark": benchmark, "metric": record.metric, "item": record.item}
+            | {"cluster": record.cluster, "value": record.value, "error": record.error}
+            for cell in self.cells
+            for planned in (cell.planned,)
+            for benchmark, records in cell.records.items()
+            for record in records
+        ]
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

@@ -40,6 +40,10 @@ class Table(list[R]):
         """The rows whose fields have the values given."""
         return [row for row in self if all(getattr(row, name) == value for name, value in equal.items())]
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows by column, as in the CSV file: rows for a data frame."""
+        return [dict(zip(self.columns, self.cells(row), strict=True)) for row in self]
+
     def write(self, path: Path) -> None:
         """Write the CSV file ``path``, in which nan and None are empty."""
         with path.open("w", encoding="utf-8", newline="") as file:

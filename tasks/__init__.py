@@ -3,3 +3,8 @@
 pyproject.toml names the modules that register benchmarks and judges; nothing is imported here, so that tasks.commands
 loads without torch.
 """
+
+from pathlib import Path
+
+SUITES = Path(__file__).with_name("suites")
+"""The suites that come with the package: `dspa-bench run NAME`."""

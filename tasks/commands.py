@@ -1,4 +1,4 @@
-"""``dspa-bench sandbox``, ``formats`` and ``mt-bench``."""
+"""``dspa-bench init``, ``sandbox``, ``formats`` and ``mt-bench``."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +16,69 @@ mt_bench = command_group("MT-Bench on FastChat's files.")
 commands.add_typer(mt_bench, name="mt-bench")
 
 PlantedWorld = Annotated[Literal["first", "second"], typer.Option(help="Which assignment of preferences.")]
+
+
+@commands.command(epilog="Example: `dspa-bench init mine --base models/mine --triples pairs.parquet`")
+def init(
+    where: Annotated[Path, typer.Argument(help="Suite file to write, or a folder for it.")] = Path("suite.yaml"),
+    base: Annotated[
+        str | None, typer.Option(help="Base model: folder, GGUF file or Hugging Face id[@revision].")
+    ] = None,
+    triples: Annotated[
+        str | None,
+        typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the suite.", show_default="the file's or folder's")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Method to compare; may be repeated.", show_default="base, caa, sft, dpo; dspa with SAEs"),
+    ] = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of triples; may be repeated.", show_default="100 and 300, or all there are"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of triples and starts of every fit.")] = 2,
+    input_sae: Annotated[Path | None, typer.Option(help="SAELens folder of an early layer, for DSPA.")] = None,
+    output_sae: Annotated[Path | None, typer.Option(help="SAELens folder of a late layer, for DSPA.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+) -> None:
+    """Write a first suite for a model and preference triples of your own; it runs as it is written.
+
+    What is not given is asked for. A fifth of the prompts is held out: methods are measured on them and fitted on the
+    others. The suite is checked as a run would check it, and nothing is left behind when that fails.
+    """
+    from harness.data.refs import model_ref
+    from tasks.starting import USUAL, Wishes, look, method_names, start, suite_path, usual_name
+
+    path, asking = suite_path(where), base is None or triples is None
+    if base is None:
+        base = str(typer.prompt("Base model (folder, GGUF file or Hugging Face id)"))
+    if triples is None:
+        triples = str(typer.prompt("Preference triples (file, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT)"))
+    if (input_sae is None) != (output_sae is None):
+        raise ValueError("give both --input-sae and --output-sae, or neither")
+    if asking and not method:
+        usual = " ".join((*USUAL, *(["dspa"] if input_sae is not None else [])))
+        method = [str(typer.prompt("Methods (`dspa-bench methods` lists them)", default=usual))]
+    if asking and name is None:
+        name = str(typer.prompt("Name", default=usual_name(path)))
+    saes = {"early": input_sae, "late": output_sae} if input_sae and output_sae else {}
+    wishes = Wishes(
+        path,
+        name or usual_name(path),
+        model_ref(base, "auto").model_copy(update={"dtype": dtype}),
+        Path(triples),
+        method_names(method or ()),
+        tuple(budget or ()),
+        seeds,
+        saes,
+    )
+    looked = look(wishes)
+    for line in looked.lines:
+        print(line)
+    for file in start(wishes, looked):
+        print(f"written: {file}")
+    print(f"next: dspa-bench run {path} --dry-run")
 
 
 @sandbox.command(epilog="Example: `dspa-bench sandbox build --out build/sandbox`")

@@ -59,7 +59,7 @@ class RAHF(TrainedMethod):
 
     layers: Annotated[tuple[int, ...] | None, Field(description="h^l is the input to block l, from 1 on")] = None
     alpha: Annotated[float, Field(gt=0, description="multiple of the activity difference that is fitted")] = 5.0
-    distance: Distance = "plain"
+    distance: Distance = Field("plain", description="of a fitted activity from its target: the L2 norm, or its square")
     fit_learning_rate: Annotated[float, Field(gt=0, description="of stage 2, constant")] = 3e-4
     fit_batch_size: Annotated[int, Field(ge=1, description="triples per forward in stage 2")] = 64
     steps: Annotated[int | None, Field(ge=1, description="optimiser steps of stage 2")] = None
@@ -172,10 +172,16 @@ class RAHFSCIT(RAHF):
     None of that is here.
     """
 
-    mode: Literal["paper", "released"] = "paper"
+    mode: Literal["paper", "released"] = Field(
+        "paper", description="objective of stage 1: as printed, or as in the official code"
+    )
     smoothing: Annotated[float, Field(ge=0, lt=0.5, description="of mode `released`")] = 0.2
-    good_instruction: Annotated[str, Field(min_length=1)] = stage1.GOOD
-    bad_instruction: Annotated[str, Field(min_length=1)] = stage1.BAD
+    good_instruction: Annotated[
+        str, Field(min_length=1, description="under which stage 1 teaches the preferred answer")
+    ] = stage1.GOOD
+    bad_instruction: Annotated[str, Field(min_length=1, description="under which stage 1 teaches the other answer")] = (
+        stage1.BAD
+    )
 
     @property
     def fit_instructions(self) -> tuple[str, ...]:

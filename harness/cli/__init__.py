@@ -3,6 +3,9 @@
 
 def main() -> None:
     """The console script `dspa-bench` (see `harness.cli.app.main`)."""
+    from harness.plugins import put_first
+
+    put_first()  # before anything of ours is imported that a file in the working folder may hide
     from harness.cli.app import main as program
 
     program()

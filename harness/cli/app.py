@@ -4,18 +4,21 @@ Modules of commands import what needs torch inside the commands, so that ``dspa-
 """
 
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, publish, run
+from harness.cli import artifacts, doctor, pass_through, publish, reference, run, talk
 from harness.cli.data import data
+from harness.cli.options import without_flag_types
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("run", "report", "fit", "eval", "generate", "publish", "audit", "train-sae", "finetune-sae", "lm-eval")
-ORDER += ("fastchat", "doctor", "sandbox", "formats", "perf", "score", "mt-bench", "data")
+ORDER = ("init", "run", "report", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval")
+ORDER += ("generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
+ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
 
@@ -31,19 +34,36 @@ app = typer.Typer(
     name="dspa-bench",
     cls=InOrder,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Compare preference-alignment methods on the same data, at a metered cost, "
-    "through the field's own evaluators.",
-    epilog="Start with: `dspa-bench run tasks/suites/sandbox.yaml` (no download, a few minutes on a laptop).",
+    epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
-for module in (run, artifacts, publish, pass_through, doctor):
+without_flag_types()
+for module in (run, artifacts, talk, publish, reference, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")
 for entry in entry_points(group=COMMANDS):
     app.add_typer(entry.load())
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from harness.provenance import DISTRIBUTION, git_state
+
+        git = git_state()
+        print(DISTRIBUTION, version(DISTRIBUTION), *([f"(commit {git['commit'][:12]})"] if git is not None else []))
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compare preference-alignment methods on the same data, at a metered cost, through the field's own evaluators."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``dspa-bench fit``, ``eval`` and ``generate``: the steps of a run, one artifact at a time."""
+"""``dspa-bench fit`` and ``eval``: the steps of a run, one artifact at a time."""
 
 import shutil
 import sys
@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import Device, MovedSAEs, Overrides, command_group, moved_saes
+from harness.cli.options import AsJSON, Device, MovedSAEs, Overrides, command_group, moved_saes, print_json
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ Param = Annotated[
     "--param epochs=2 --out dpo-300`"
 )
 def fit(
-    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench doctor` lists them.")],
+    method: Annotated[str, typer.Argument(help="Method name; `dspa-bench methods` lists them.")],
     base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
     triples: Annotated[
         Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
@@ -146,6 +145,7 @@ def eval(
     ] = None,
     set_: Overrides = None,
     sae: MovedSAEs = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Evaluate one artifact by a suite's benchmarks and judge; print the means, keep the records.
 
@@ -191,43 +191,22 @@ def eval(
     if judge is not None:
         judge.prepare()
     for name, asked in chosen.items():
-        console.print(f"{name} ...")
+        if not as_json:
+            console.print(f"{name} ...")
         seed = derive_seed(loaded.file.seed, "eval", name)
         evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
-    _print_means(records, console)
-    console.print(f"judge: {loaded.judge.statement if loaded.judge else 'none'}\nrecords: {out / 'records'}")
+    statement = loaded.judge.statement if loaded.judge else None
+    if as_json:
+        means = [dict(zip(("metric", "mean", "n", "failed"), row, strict=True)) for row in _means(records)]
+        print_json({"metrics": means, "judge": statement, "records": str(out / "records")})
+    else:
+        table = Table("metric", "mean", "n", "failed")
+        for metric, mean, n, failed in _means(records):
+            table.add_row(metric, "-" if mean is None else f"{mean:.2f}", str(n), str(failed))
+        console.print(table)
+        console.print(f"judge: {statement or 'none'}\nrecords: {out / 'records'}")
     raise typer.Exit(1 if any(record.error is not None for record in records) else 0)
-
-
-@commands.command(epilog='Example: `dspa-bench generate dpo-300 --prompt "How do I brew good coffee?"`')
-def generate(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
-    prompt: Annotated[list[str], typer.Option(help="What the user says; repeat it for more conversations.")],
-    base: Annotated[
-        str | None, typer.Option(help="Where the base is, if it moved: a folder, or a Hugging Face id[@revision].")
-    ] = None,
-    sae: MovedSAEs = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    device: Device = "cpu",
-) -> None:
-    """Let an aligned model answer: one answer per prompt, in order, separated by a blank line."""
-    from harness.data.triples import conversation
-    from harness.model.aligned import AlignedModel
-
-    without_progress_bars()
-    if not all(text.strip() for text in prompt):
-        raise ValueError("--prompt is empty; give what the user says")
-    aligned = AlignedModel.load(artifact, base=base, saes=moved_saes(sae), device=device)
-    completions = aligned.generate(
-        [conversation(text) for text in prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    for text, completion in zip(prompt, completions, strict=True):
-        if completion.error is not None:
-            raise ValueError(f"no answer to {shorten(text, 60)!r}: {completion.error}")
-    print("\n\n".join(completion.text for completion in completions))
 
 
 @contextmanager
@@ -291,11 +270,9 @@ def _stop_text(stop: dict[str, Any]) -> str:
     return "; ".join(f"{stage} at {_stop_text(at)}" for stage, at in stop.items() if at)
 
 
-def _print_means(records: "Sequence[Record]", console: Console) -> None:
-    table = Table("metric", "mean", "n", "failed")
+def _means(records: "Sequence[Record]") -> Iterator[tuple[str, float | None, int, int]]:
+    """(metric, mean, measured and failed records) of every metric; a mean of None where nothing was measured."""
     for metric in dict.fromkeys(record.metric for record in records):
         values = [record.value for record in records if record.metric == metric]
         measured = [value for value in values if value is not None]
-        mean = f"{fmean(measured):.2f}" if measured else "-"
-        table.add_row(metric, mean, str(len(measured)), str(len(values) - len(measured)))
-    console.print(table)
+        yield metric, fmean(measured) if measured else None, len(measured), len(values) - len(measured)

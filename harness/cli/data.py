@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.cli.options import AsJSON, print_json
+
 if TYPE_CHECKING:
     from harness.data.external import State
 
@@ -29,12 +31,16 @@ def list_(
     names: Names = None,
     folder: Folder = None,
     csv: Annotated[bool, typer.Option("--csv", help="Everything that is known, as CSV.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Name every external file with source, licence and size, and say which are missing for which benchmark."""
     from harness.data.external import select, state
 
     root = _root(folder)
     states = [state(root, file) for file in select(names or [])]
+    if as_json:
+        print_json([{**row.file.model_dump(mode="json"), "state": row.status} for row in states])
+        return
     if csv:
         columns = ("path", "benchmarks", "needed", "licence", "size", "sha256", "exact", "state", "url")
         columns += ("package", "note")

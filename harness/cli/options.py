@@ -1,13 +1,18 @@
 """What commands share: options, and how a group of commands is made."""
 
-from typing import Annotated
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperOption
 
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated.")
 ]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
 
 
 def command_group(text: str | None = None) -> typer.Typer:
@@ -15,6 +20,9 @@ def command_group(text: str | None = None) -> typer.Typer:
     return typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=text)
 
 
+MovedBase = Annotated[
+    str | None, typer.Option(help="Where the base is, if it moved: a folder, or a Hugging Face id[@revision].")
+]
 MovedSAEs = Annotated[
     list[str] | None,
     typer.Option("--sae", metavar="NAME=FOLDER", help="Where an SAE is, if it moved: input_sae=FOLDER, say."),
@@ -30,3 +38,26 @@ def moved_saes(options: list[str] | None) -> dict[str, str]:
             raise ValueError(f"--sae {option!r}: write NAME=FOLDER, such as input_sae=saes/early")
         found[name] = folder
     return found
+
+
+def print_json(value: Any) -> None:
+    """``value`` as JSON on stdout; a number that is none (NaN, infinite) becomes null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_flag_types() -> None:
+    """Let the help show flags as flags: Typer writes <bool> behind them as if they took a value."""
+    shown: Callable[[TyperOption, Any], str | None] = TyperOption.display_type_rich
+
+    def display_type_rich(self: TyperOption, ctx: Any) -> str | None:
+        return None if self.is_flag else shown(self, ctx)
+
+    TyperOption.display_type_rich = display_type_rich

@@ -1,16 +1,19 @@
 """``dspa-bench score``: the metrics of judgments that are already there."""
 
 import csv
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import command_group
+from harness.cli.options import AsJSON, command_group, print_json
 
 if TYPE_CHECKING:
-    from harness.measure.rescoring import Categories
+    from harness.measure.rescoring import Categories, Score
 
 score = command_group("Score verdicts that are already there; nothing is generated or judged.")
 
@@ -26,22 +29,32 @@ def mt_bench(
         ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Of pairs only those with this model.")] = None,
+    as_json: AsJSON = False,
 ) -> None:
-    """Print CSV: model, metric, value, n, failures, with the means that FastChat's show_result prints.
+    """Print CSV (or JSON): model, metric, value, n, failures, with the means that FastChat's show_result prints.
 
     Failures (score -1, winner "error") are counted and never scored.
     """
     from harness.evaluators.fastchat.files import is_pair_file, load_judgments, load_pair_judgments
-    from harness.measure.rescoring import pair_scores, single_scores, write_scores
+    from harness.measure.rescoring import pair_scores, single_scores
 
     pairs = is_pair_file(judgments)
     if baseline is not None and not pairs:
         raise ValueError(f"{judgments}: --baseline is for pairwise judgments, and these are ratings of one answer each")
     categories = _categories(judgments, questions)
     if pairs:
-        write_scores(pair_scores(load_pair_judgments(judgments), categories, baseline))
+        _print(pair_scores(load_pair_judgments(judgments), categories, baseline), as_json)
     else:
-        write_scores(single_scores(load_judgments(judgments), categories))
+        _print(single_scores(load_judgments(judgments), categories), as_json)
+
+
+def _print(scores: "Sequence[Score]", as_json: bool) -> None:
+    from harness.measure.rescoring import write_scores
+
+    if as_json:
+        print_json([asdict(score) for score in scores])
+    else:
+        write_scores(scores)
 
 
 def _categories(file: Path, questions: Path | None) -> "Categories":
@@ -68,17 +81,18 @@ def alpaca_eval(
             show_default="$DSPA_BENCH_DATA, else ~/.cache/dspa-bench",
         ),
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
-    """Print CSV: model, metric, value, n, failures, with the figures of the package's leaderboard.csv.
+    """Print CSV (or JSON): model, metric, value, n, failures, with the figures of the package's leaderboard.csv.
 
     Verdicts that are null are failures. How lengths were controlled, or why not, is said on stderr.
     """
     from harness.data import data_folder
     from harness.evaluators.alpaca_eval.files import load_annotations
-    from harness.measure.rescoring import annotation_scores, write_scores
+    from harness.measure.rescoring import annotation_scores
 
     scores, notes = annotation_scores(load_annotations(annotations), data_folder() if data is None else data)
-    write_scores(scores)
+    _print(scores, as_json)
     for note in notes:
         print(note, file=sys.stderr)
 
@@ -87,8 +101,11 @@ def alpaca_eval(
 def agreement(
     first: Annotated[Path, typer.Argument(help="One judge's file: FastChat's judgments or AlpacaEval's annotations.")],
     second: Annotated[Path, typer.Argument(help="Another judge's file of the same kind, on the same answers.")],
+    as_json: AsJSON = False,
 ) -> None:
-    """Print CSV: model, metric, value, low, high, n, failures, of how far two judges agree, with 95 % intervals.
+    """Print CSV (or JSON): model, metric, value, low, high, n, failures, of how far two judges agree.
+
+    Values have 95 % intervals.
 
     Ratings: correlations, mean differences, the same side of 5.5. Verdicts: the share of equal ones and Cohen's kappa,
     with and without ties. Of several models also Kendall's tau of their means (n counts models then). Failures are
@@ -102,14 +119,20 @@ def agreement(
     if len(groups) > 1:
         groups["all"] = [pair for pairs in matched.pairs.values() for pair in pairs]
     failures = matched.failed | {"all": sum(matched.failed.values())}
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["model", "metric", "value", "low", "high", "n", "failures"])
+    columns = ("model", "metric", "value", "low", "high", "n", "failures")
+    rows: list[tuple] = []
     for model, pairs in groups.items():
         if not pairs:
-            writer.writerow([model, "", "", "", "", 0, failures[model]])
-        for figure in agreement_of(pairs, matched.kind) if pairs else ():
-            numbers = ("" if x != x else f"{x:.15g}" for x in (figure.value, figure.low, figure.high))
-            writer.writerow([model, figure.statistic, *numbers, figure.n, failures[model]])
+            rows.append((model, "", math.nan, math.nan, math.nan, 0, failures[model]))
+        for one in agreement_of(pairs, matched.kind) if pairs else ():
+            rows.append((model, one.statistic, one.value, one.low, one.high, one.n, failures[model]))
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow("" if x != x else f"{x:.15g}" if isinstance(x, float) else x for x in row)
     if any(matched.alone):
         print(f"judged in one file only, and not in these figures: {matched.alone[0]} answers in {first}, "
               f"{matched.alone[1]} in {second}", file=sys.stderr)  # fmt: skip

@@ -23,11 +23,13 @@ class Answering:
 
     New answers are in the store as soon as their batch is done, with what the steering session counted. So a killed
     process loses at most the batch it was at, and another judge is given the same answers. Log-likelihoods are not
-    stored: a benchmark that is made of them scores anew after an interruption.
+    stored: a benchmark that is made of them scores anew after an interruption. ``tell`` is called after each batch with
+    the number of its answers.
     """
 
     aligned: "AlignedModel"
     store: AnswerStore
+    tell: Callable[[int], object] = lambda _: None
     _asked: set[str] = field(default_factory=set)
     _scored: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,6 +104,7 @@ class Answering:
                 failed |= {key: completion for key, completion in new.items() if completion.error is not None}
                 if answered:
                     self.store.append(answered, batch.tally)
+                self.tell(len(new))
         return [failed[key] if key in failed else self.store[key] for key in keys]
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:

@@ -182,14 +182,22 @@ def evaluate(
     notify: Callable[[int], object],
     again: bool = False,
 ) -> None:
-    """Run ``benchmark``; answers, records and diagnostics go to ``folder``, the number of records to ``notify``.
+    """Run ``benchmark``; answers, records and diagnostics go to ``folder``, the number of answers or, where it is
+    larger, of records to ``notify``.
 
     Answers that an earlier, interrupted evaluation left in ``folder`` are used and not generated again. With ``again``
     the benchmark was run, and ``judge``, the second one, looks at the same answers: its records go to
     ``folder.second``. ValueError when they turn out to be about other answers than the first judge's (they had to be
     generated again, elsewhere).
     """
-    model = Answering(aligned, folder.answers(name))
+    answered = 0
+
+    def tell(new: int) -> None:
+        nonlocal answered
+        answered += new
+        notify(answered)
+
+    model = Answering(aligned, folder.answers(name), tell)
     home = folder.second if again else folder
     run: Callable[..., Iterator[Record]] = benchmark.judge_again if again else benchmark.run
 
@@ -202,7 +210,7 @@ def evaluate(
     notify(0)
     set_seed(seed)
     for count, _ in enumerate(home.write_records(name, benchmark.metrics, measured()), 1):
-        notify(count)
+        notify(max(count, answered))
     if again and not folder.judged_alike(name):
         raise ValueError(
             "the second judge was shown other answers than the first; remove records, answers, second and "

@@ -109,7 +109,8 @@ def check_suite(suite: Suite) -> Checked:
         for key, texts in judges_prompts.items():
             problems.of((key, "triples"), _check_unseen, triples, texts, "of the judge's own prompts", advice)
     if problems.texts:
-        raise ValueError("\n".join(dict.fromkeys(problems.texts)))
+        text = "\n".join(dict.fromkeys(problems.texts))
+        raise ValueError(text if suite.shipped is None else text + suite.shipped.how_to_make(text))
     assert triples is not None
     assert room is not None
     counts = {name: len(texts) for name, texts in prompts.items()}

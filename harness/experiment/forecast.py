@@ -66,7 +66,7 @@ class Forecaster:
 
         def stages(n: int) -> dict[str, int] | None:
             try:
-                return method.predict(base, triples[:n], self._rates)
+                return method.predict(base, triples[:n], self.rates)
             except ValueError:  # what is wrong with the triples, the fit will say; what cannot be priced has no price
                 return None
 
@@ -87,20 +87,21 @@ class Forecaster:
     def preview(self, method: MethodConfig, budget: Budget) -> Preview | None:
         """What ``method`` can measure on ``budget`` before it is fitted; None: nothing."""
         try:
-            return method.preview(self._base, budget.triples, self._rates)
+            return method.preview(self._base, budget.triples, self.rates)
         except ValueError:  # what is wrong with the triples, the fit will say
             return None
 
     @cached_property
-    def _rates(self) -> Rates:
+    def rates(self) -> Rates:
+        """Those of the base's architecture."""
         config = AutoConfig.from_pretrained(source_of(self._ref), revision=self._ref.revision)
         return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
 
     @cached_property
     def _base(self) -> AlignedModel:
         tokenizer = AutoTokenizer.from_pretrained(source_of(self._ref), revision=self._ref.revision)
-        base = BaseModel(self._ref, self._rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
-        return AlignedModel(base, self._rates.model, encoded={})
+        base = BaseModel(self._ref, self.rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
+        return AlignedModel(base, self.rates.model, encoded={})
 
 
 def check_bills(suite: Suite, cells: Sequence[PlannedCell], triples: Sequence[Triple], folder: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from harness.files import read_text
+from harness.plugins import alike
 
 Key = tuple[str | int, ...]
 
@@ -112,7 +113,7 @@ def _entry(entries: list[Any], name: str, where: str) -> int:
     if name.isdecimal() and int(name) < len(entries):
         return int(name)
     known = ", ".join(str(n) for n in names if n) or f"0 to {len(entries) - 1}"
-    raise ValueError(f"{where} has no entry {name!r}; it has: {known}")
+    raise ValueError(f"{where} has no entry {name!r}; it has: {known}{alike(name, filter(None, names))}")
 
 
 def dotted(key: Iterable[str | int]) -> str:
@@ -131,13 +132,33 @@ def describe(
     for error in problem.errors(include_url=False):
         key, text = tuple(error["loc"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            text = f"unknown key {key[-1]!r}; known: {', '.join(_known_keys(cls, key[:-1]))}"
+            known = _known_keys(cls, key[:-1])
+            text = f"unknown key {key[-1]!r}; known: {', '.join(known)}{alike(str(key[-1]), known)}"
         elif error["type"] == "missing":
             key, text = key[:-1], f"missing key {key[-1]!r}"
+        elif error["type"] in _KINDS:
+            text = f"give {_KINDS[error['type']]}, got {_shown(error['input'])}"
+        elif error["type"] == "too_short" and not error["input"]:
+            text = "is empty; give at least one entry"
         elif isinstance(error["input"], str | int | float | bool) and error["type"] != "value_error":
             text = f"{text} (got {error['input']!r})"
         lines.append(str(at((*prefix, *key), text)))
     return ValueError("\n".join(lines))
+
+
+_KINDS = {f"{kind}_type": "a list, such as [1, 2]" for kind in ("tuple", "list", "set", "frozenset")}
+_KINDS |= {"dict_type": "keys with values, such as {a: 1}", "model_type": "keys with values, such as {a: 1}"}
+_KINDS |= {"model_attributes_type": "keys with values, such as {a: 1}", "string_type": "a text"}
+_KINDS |= dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number")
+_KINDS |= dict.fromkeys(("float_type", "float_parsing"), "a number")
+_KINDS |= dict.fromkeys(("bool_type", "bool_parsing"), "true or false")
+"""Pydantic's names of what is of another kind -> what a writer of YAML calls it."""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | int | float | bool):
+        return repr(value)
+    return "nothing" if value is None else "keys" if isinstance(value, dict) else "a list"
 
 
 def _known_keys(cls: Any, key: Key) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
 from harness.data.refs import ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
+from harness.experiment.shipped import Shipped, find_shipped
 from harness.experiment.source import Key, Source, describe
 from harness.experiment.space import Choices, Space, SpaceError, TuneSection, Values
 from harness.judging import JUDGES, Judge
@@ -145,7 +147,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file whose names are all resolved; paths are absolute."""
+    """A suite file whose names are all resolved; paths are absolute. ``shipped``: the suite of ours that it is."""
 
     source: Source
     file: SuiteFile
@@ -153,6 +155,7 @@ class Suite:
     benchmarks: Mapping[str, BenchmarkConfig]
     judge: Judge | None
     second_judge: Judge | None
+    shipped: Shipped | None = None
 
     @property
     def judges(self) -> dict[str, Judge]:
@@ -214,13 +217,17 @@ class Suite:
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
-    """Read a suite file; ``overrides`` are ``a.b=c`` and win over the file.
+    """Read a suite file, or the suite of that name that comes with a package; ``overrides`` are ``a.b=c`` and win.
 
-    Relative paths start at the suite's folder. Raises ValueError that names file:line of each key that is
-    unknown, missing or wrong. Nothing is loaded yet: whether files exist and sizes fit is the business of
+    Relative paths start at the suite's folder; what a suite of ours says is to be fetched or made first is looked for
+    in the working folder's ``build``. Plugins may lie beside the suite. Raises ValueError that names file:line of each
+    key that is unknown, missing or wrong. Nothing is loaded yet: whether files exist and sizes fit is the business of
     `check_suite`.
     """
-    source = Source(Path(path), overrides)
+    found = find_shipped(path)
+    source = Source(Path(path) if found is None else found.path, overrides)
+    if found is not None:
+        source.data = found.placed(source.data)
     try:
         file = SuiteFile.model_validate(source.data, context={"folder": source.path.parent})
     except ValidationError as problem:
@@ -237,7 +244,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
     ]
     variants = tuple(_variant(source, file, v, i, context) for i, v in enumerate(file.variants))
-    return Suite(source, file, variants, benchmarks, *judges)
+    return Suite(source, file, variants, benchmarks, *judges, found)
 
 
 def _import_plugins(source: Source, file: SuiteFile) -> None:
@@ -246,13 +253,16 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
     Installed ones are found by their entry points; the suite may name more modules.
     """
     load_plugins()
+    beside = str(source.path.parent.absolute())
+    if file.plugins and beside not in sys.path:
+        sys.path.append(beside)  # last, so that nothing in it hides an installed package
     for index, plugin in enumerate(file.plugins):
         try:
             importlib.import_module(plugin)
         except ModuleNotFoundError as problem:
             if problem.name is None or not f"{plugin}.".startswith(f"{problem.name}."):
                 raise  # the plugin is there and something that it imports is not: show where
-            text = f"no Python module {plugin!r} to import; install it or put its folder on PYTHONPATH"
+            text = f"no Python module {plugin!r} to import; put it beside the suite, or install it"
             raise source.error(("plugins", index), text) from None
 
 

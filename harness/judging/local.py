@@ -27,7 +27,7 @@ class LocalJudge(PromptedJudge):
 
     operational: ClassVar[frozenset[str]] = frozenset({"max_new_tokens", "batch_size", "device"})
 
-    model: ModelRef
+    model: ModelRef = Field(description="the judge: a causal LM by folder, GGUF file or public name")
     max_new_tokens: PositiveInt = Field(1024, description="of a reply; one that is longer is a failure")
     batch_size: PositiveInt = Field(8, description="questions answered together")
     device: str = Field("cpu", description="torch device")

@@ -117,12 +117,12 @@ class Training(BaseModel):
     """The settings of one training; everything that decides the weights but the triples and the base's content."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    tuning: Literal["full", "lora"] = "full"
+    tuning: Literal["full", "lora"] = Field("full", description="what is trained: all weights, or an adapter")
     epochs: Annotated[float, Field(gt=0, le=100, description="passes over the triples")] = 4.0
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="of AdamW")] = 1e-4
     batch_size: Annotated[int, Field(ge=1, description="triples per optimiser step")] = 8
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_rank: Annotated[int, Field(ge=1, description="rank of the adapter's matrices")] = 8
+    lora_alpha: Annotated[float, Field(gt=0, description="the adapter counts lora_alpha / lora_rank times")] = 16
     held_out: Annotated[float, Field(gt=0, lt=1, description="share of the prompts kept to measure accuracy on")] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**31, description="of the held-out draw, the head's start and the order")] = 0
 

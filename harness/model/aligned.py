@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.data.refs import ModelRef, model_ref
-from harness.data.triples import Conversation, Triple
+from harness.data.triples import Conversation, Triple, conversation
 from harness.files import folder_hash
 from harness.model.artifact import (
     hash_tensors,
@@ -37,7 +37,11 @@ from harness.responder import Completion
 Delta = Literal["none", "adapter", "weights"]
 
 
-@dataclass(frozen=True, eq=False)
+MAX_NEW_TOKENS = 256
+"""Of an answer, where nothing else is asked for."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AlignedModel:
     """What an alignment method returns and a benchmark evaluates.
 
@@ -220,20 +224,29 @@ class AlignedModel:
             self.encoded[place] = array("i", prompt), array("i", chosen), array("i", rejected)
         return prompt, chosen, rejected
 
+    def __repr__(self) -> str:
+        steered = "" if self.intervention is None else f", steered by {self.intervention.name}"
+        delta = {"none": "", "adapter": ", with an adapter", "weights": ", with weights of its own"}[self.delta]
+        fitted = "" if self.budget is None else f", fitted on {self.budget['n']} triples"
+        return f"<AlignedModel: {self.method} on {self.base.ref.path or self.base.ref.id}{delta}{steered}{fitted}>"
+
     def generate(
         self,
-        conversations: Sequence[Conversation],
+        conversations: str | Sequence[str | Conversation],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float | Sequence[float] = 0.0,
         seed: int = 0,
         batch_size: int = 64,
     ) -> list[Completion]:
-        """Answer each conversation; greedy at temperature 0, else sampled from softmax(logits / temperature).
+        """Answer each conversation; a text is one user turn, and a text alone the only conversation.
 
-        A row's answer depends on its conversation, temperature and ``seed`` alone, not on batch or order. A prompt
-        that leaves no room for ``max_new_tokens`` in the context gives a Completion with ``error``.
+        Greedy at temperature 0, else sampled from softmax(logits / temperature). A row's answer depends on its
+        conversation, temperature and ``seed`` alone, not on batch or order. A prompt that leaves no room for
+        ``max_new_tokens`` in the context gives a Completion with ``error``.
         """
+        asked = [conversations] if isinstance(conversations, str) else conversations
+        conversations = [conversation(one) for one in asked]
         batches = self.generate_batches(
             conversations, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
         )

@@ -109,6 +109,12 @@ class MTBench(PromptBenchmark):
             for question in self._questions
         ]
 
+    @property
+    def verdicts(self) -> int:
+        """Pairs are compared in both orders."""
+        each = sum(1 if mode == "single" else 2 for mode in self.modes)
+        return each * super().verdicts
+
     def run(
         self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None, export: bool = True
     ) -> Iterator[Record]:

@@ -8,6 +8,8 @@ from functools import partial
 from itertools import groupby
 from typing import Literal
 
+from pydantic import Field
+
 from harness.data.triples import Conversation
 from harness.judging import Answer, Comparison, JudgeConfig, Rating, Verdict, register_judge
 from tasks.sandbox.corpus import MARKERS_A_CLAUSE
@@ -94,7 +96,7 @@ class SandboxOracle(JudgeConfig):
     ``world``: a name of `tasks.sandbox.world.WORLDS`, the one that the suite's base and data were made from.
     """
 
-    world: Literal["first", "second"] = "first"
+    world: Literal["first", "second"] = Field("first", description="which planted world the base and the data are of")
 
     @property
     def label(self) -> str:

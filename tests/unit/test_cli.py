@@ -15,6 +15,7 @@ from harness.cli.app import ORDER, app
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
+COMMANDS += ["init", "methods", "benchmarks", "judges", "describe", "schema", "chat"]
 COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
 COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split", "formats build", "formats show"]
 
@@ -30,6 +31,7 @@ def test_every_command_has_a_help_text_with_an_example(command):
     assert result.exit_code == 0
     if command != "sandbox":
         assert f"Example: dspa-bench {command}" in result.output
+    assert "<bool>" not in result.output
     undescribed = re.findall(r"^│ \*?\s+(--?\w[\w-]*)\s+\S*\s*│$", result.output, re.MULTILINE)
     assert undescribed == []
 
@@ -64,6 +66,24 @@ def test_bad_input_is_one_message_and_exit_code_2_and_leaves_nothing(call, suite
     assert err.startswith("error: --set budgets=[99]: budgets[0]: budget 99 is larger than the data")
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_version_is_said_and_the_shell_completed(call):
+    code, out, _ = call("--version")
+    assert code == 0
+    assert re.match(r"dspa-bench \d+\.\d+", out)
+    assert "--install-completion" in call("--help")[1]
+
+
+def test_a_quiet_run_says_only_how_it_ended(call, suite_path, tmp_path):
+    small = ["--set", "budgets=[4]", "--set", "seeds=1", "--set", "variants.noise.sweep={}"]
+    code, out, err = call("run", suite_path, "--out", tmp_path / "quiet", *small, "-q")
+    assert (code, err) == (0, "")
+    assert "to do" not in out
+    assert "report: " in out
+    code, _, err = call("run", suite_path, "-q", "--dry-run")
+    assert code == 2
+    assert "--quiet says nothing of what --dry-run asks for" in err
 
 
 def test_an_option_that_does_not_exist_is_exit_code_2(call, suite_path):
@@ -102,7 +122,8 @@ def test_run_ends_with_0_when_all_is_there_and_with_1_naming_what_failed(call, s
     code, out, err = call("run", suite_path, "--out", tmp_path / "good", *small)
     assert (code, err) == (0, "")
     assert "[2/2] base__n0__s0: done" in out
-    assert f"report: {tmp_path}/good/report/report.md" in out
+    assert f"report: {tmp_path}/good/report/report.html" in out
+    assert "Evenness (%)" in out  # of the leaderboard
     assert (tmp_path / "good" / "report" / "tables" / "comparison.csv").is_file()
 
     code, out, err = call(

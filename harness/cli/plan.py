@@ -1,0 +1,199 @@
+"""What ``dspa-bench run --dry-run`` prints: cells and their state, predicted bills, and what all of it may take."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from harness.cli.progress import duration
+
+if TYPE_CHECKING:
+    from harness.experiment.forecast import Forecaster
+    from harness.experiment.run import Prepared
+    from harness.run_folder.plan import PlannedCell
+
+PREVIEW_FLOPS = 10**12
+"""What the plan measures on triples beforehand may take: some seconds on a CPU."""
+
+
+def print_plan(prepared: "Prepared", console: Console) -> None:
+    """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
+    from harness.experiment.forecast import Forecaster
+    from harness.run_folder.plan import budget_text, flops_budget
+
+    file, failures = prepared.suite.file, prepared.failures
+    forecaster = Forecaster(file.base, device=file.execution.device)
+    table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
+    bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
+    tuning = _table("tuning in each cell, before its fit", "trials", "fits", "predicted FLOPs", "")
+    fits, todo_flops, unknown = 0, 0.0, 0
+    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.plan.cells):
+        cells = [c for c in prepared.plan.cells if (c.point, c.budget) == (point, budget)]
+        left = [cell.name for cell in cells if cell.name in failures]
+        begun = sum(prepared.folder.cell(name).path.exists() for name in left)
+        counts = (len(cells), len(cells) - len(left), begun, len(left) - begun)
+        row = (point, method, budget_text(budget) if budget else "none")
+        table.add_row(*row, *map(str, counts))
+        if cells[0].uses_triples:
+            bill = _predicted(prepared, forecaster, cells[0])
+            bills.add_row(*row, *bill)
+            fits += len(left)
+            search = _predicted_tuning(prepared, forecaster, cells[0]) if prepared.suite.tuned(cells[0]) else None
+            if search is not None:
+                tuning.add_row(*row, *search)
+            parts = [bill[0], *([search[2]] if search is not None else [])]
+            todo_flops += len(left) * sum(float(part) for part in parts if part != "-")
+            unknown += len(left) * ("-" in parts)
+    console.print(table)
+    if bills.rows:
+        console.print(bills)
+    for line in _previews(prepared, forecaster):
+        console.print(line, markup=False)
+    if tuning.rows:
+        how = file.tune
+        console.print(tuning)
+        console.print(
+            f"tuning: {how.search}, scored by {how.score} on {how.validation:.3g} of each budget's prompts; predicted "
+            "are the trials' fits, with the variant's own values for those that are not known yet; scoring is extra"
+        )
+    todo = len(failures) - len(prepared.reused)
+    console.print(f"cells: {len(prepared.plan.cells)}, of which {todo} to do{reused_text(prepared)}")
+    console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
+    budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
+    budgets += [budget_text(flops_budget(flops)) for flops in file.flops_budgets]
+    console.print(f"budgets: {', '.join(budgets)}, {file.seeds} seeds")
+    for name, count in prepared.checked.prompts.items():
+        console.print(f"benchmark {name}: {count} prompts a cell")
+    first, second, execution = prepared.suite.judge, prepared.suite.second_judge, file.execution
+    console.print(f"judge: {first.label if first else 'none'}")
+    if second is not None:
+        console.print(f"second judge: {second.label} on {', '.join(prepared.suite.judged_twice)}")
+    console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
+    for line in _outlook(prepared, forecaster, todo, fits, todo_flops, unknown):
+        console.print(line, markup=False)
+
+
+def _outlook(
+    prepared: "Prepared", forecaster: "Forecaster", cells: int, fits: int, flops: float, unknown: int
+) -> Iterator[str]:
+    """Estimates of what ``cells`` and the ``fits`` among them may take; ``unknown`` of those predict no ``flops``."""
+    import torch
+
+    from harness.experiment.outlook import asked, disk, most_money, product_rate
+    from harness.experiment.room import Room
+
+    if not cells:
+        return
+    file, suite = prepared.suite.file, prepared.suite
+    room, rates, execution = Room.of(file.base), forecaster.rates, file.execution
+    found = {name: asked(benchmark, room, rates) for name, benchmark in suite.benchmarks.items()}
+    known = {name: one for name, one in found.items() if one is not None}
+    answering = cells * sum(one.flops for one in known.values())
+    answers, tokens = (cells * sum(getattr(one, key) for one in known.values()) for key in ("answers", "tokens"))
+    yield f"answers: {answers:,} of at most {tokens:,} new tokens; with scores of given answers {answering:.3g} FLOPs"
+    before = torch.get_num_threads()
+    torch.set_num_threads(execution.threads)
+    width, dtype = rates.model.config.get_text_config().hidden_size, getattr(torch, file.base.dtype)
+    rate = product_rate(width, dtype=dtype, device=execution.device) * execution.workers
+    torch.set_num_threads(before)
+    without = [name for name, one in found.items() if one is None]
+    left_out = [f"{unknown} fits without a prediction"] * bool(unknown) + without + ["judges"] * bool(suite.judges)
+    whole, of_fits = duration((flops + answering) / rate), duration(flops / rate)
+    missing = f"; not counted: {', '.join(left_out)}" if left_out else ""
+    yield (
+        f"time, an estimate: at least {whole}, {of_fits} of it for fits, if all went as fast as matrix products of "
+        f"the model's width here ({rate / 1e9:.3g} GFLOP/s now); small models and decoding are much slower{missing}"
+    )
+    size = sum(p.numel() * p.element_size() for p in rates.model.parameters())
+    most, free = disk(prepared.folder.path, fits=fits, weights=size, asked_by=known, cells=cells)
+    yield (
+        f"disk, an estimate: at most {most / 1e6:,.0f} MB, if every fit keeps all weights (adapters take far "
+        f"less); free there: {free / 1e6:,.0f} MB"
+    )
+    for key, judge in suite.judges.items():
+        mine = [one for name, one in known.items() if key == "judge" or name in suite.judged_twice]
+        verdicts, read = cells * sum(one.verdicts for one in mine), cells * sum(one.judged_tokens for one in mine)
+        money = most_money(judge, verdicts, read)
+        price = "" if money is None else f", at most {money:.2f} by its prices, if all are as long as they may be"
+        yield f"{key.replace('_', ' ')}: {verdicts:,} verdicts{price}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("variant", "method", "budget"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "budget" else "left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str]:
+    """The predicted bill of ``cell``, and how far over the data it gets where that bill is its budget."""
+    from harness.experiment.plan import cell_triples
+
+    triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
+    method = prepared.suite.method_of(cell, prepared.folder.path)
+    try:
+        forecast = forecaster.of(method, triples, cell.flops_limit)
+    except ValueError:  # its fit will fail and say so; the other cells may be worth running
+        return "-", "less than a triple"
+    if forecast.flops is None:
+        return "-", ""
+    if cell.flops_limit is None:
+        return f"{forecast.flops:.4g}", ""
+    if method.single_pass:
+        assert forecast.budget is not None
+        return f"{forecast.flops:.4g}", f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
+    return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
+
+
+def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
+    """What methods can measure on the first triples of the largest budget before any fit; loads the base for it alone.
+
+    A line for each figure and each value of it, with the variants that have it.
+    """
+    from harness.experiment.plan import cell_triples
+    from harness.model.aligned import AlignedModel
+    from harness.quiet import without_progress_bars
+
+    without_progress_bars()
+    file, measured, base = prepared.suite.file, {}, None
+    lines: dict[str, list[str]] = {}
+    for cell in prepared.plan.in_table_order:
+        if not cell.uses_triples or cell.sweep or cell.seed or cell.budget != prepared.plan.budgets[-1]:
+            continue
+        triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
+        method = prepared.suite.method_of(cell, prepared.folder.path)
+        preview = forecaster.preview(method, triples)
+        if preview is None:
+            continue
+        if preview.flops > PREVIEW_FLOPS:
+            text = f"what a fit prints of the triples was not measured, it takes {preview.flops:.3g} FLOPs"
+            lines.setdefault(text, []).append(cell.variant)
+            continue
+        if preview.subject not in measured:
+            base = base or AlignedModel.from_base(file.base, device=file.execution.device)
+            measured[preview.subject] = preview.measure(base)
+        for figure, value in measured[preview.subject].items():
+            text = f"{figure} {value:.3g} on {len(triples.triples)} triples ({method.diagnostics[figure]})"
+            lines.setdefault(text, []).append(cell.variant)
+    return (f"{', '.join(variants)}: {text}" for text, variants in lines.items())
+
+
+def _predicted_tuning(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str, str, str]:
+    """Trials of ``cell``, their fits at most, what these are predicted to execute, and whether that is an estimate."""
+    from harness.experiment.tuning import forecast
+
+    suite = prepared.suite
+    trials = suite.variant_of(cell).trials
+    fits, flops, exact = forecast(suite, cell, prepared.folder.path, prepared.checked.triples, forecaster)
+    text = "-" if flops is None else f"{flops:.4g}"
+    return str(trials), str(fits), text, "" if flops is None or exact else "an estimate"
+
+
+def reused_text(prepared: "Prepared") -> str:
+    """What a run says of the cells that it takes from others."""
+    count = len(prepared.reused)
+    return f", {count} to copy from other runs" if count else ""
