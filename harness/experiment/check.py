@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
@@ -20,6 +20,7 @@ from harness.method import BaseShape
 from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_tokenizer
 from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")
@@ -222,9 +223,9 @@ def check_base(ref: ModelRef) -> BaseShape:
     Raises ValueError when it cannot be read or has no weights.
     """
     try:
-        check_weights(ref)
+        check_weights(ref, AutoModelForCausalLM)
         shape = base_shape(ref)
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(source_of(ref), revision=ref.revision), ref.chat)
+        chat = ChatFormat.of(read_tokenizer(source_of(ref), revision=ref.revision), ref.chat)
     except OSError as problem:
         # transformers reports unknown ids, a missing network and missing files alike as OSError
         raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None

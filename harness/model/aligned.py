@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Triple
-from harness.model.artifact import hash_tensors, read_description, read_intervention, read_model, write_artifact
+from harness.model.artifact import hash_tensors, read_description, read_intervention, read_network, write_artifact
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat, with_instruction
 from harness.model.generation import Batch, generate_batches
@@ -74,7 +74,7 @@ class AlignedModel:
                 f"but the base given has {base.identity[:12]}; give the base it was made on"
             )
         kept = {name: description[name] for name in ("method", "params", "delta", "system_prompt", "budget", "bill")}
-        model = read_model(path, kept["delta"], base)
+        model = read_network(path, kept["delta"], base)
         aligned = cls(base, model, intervention=read_intervention(path, description["intervention"], device), **kept)
         if aligned.fingerprint != description["fingerprint"]:
             raise ValueError(
