@@ -9,18 +9,9 @@ from pathlib import Path
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
-from harness.run_folder import (
-    Best,
-    CellFolder,
-    CellState,
-    Environment,
-    Plan,
-    PlannedBenchmark,
-    PlannedCell,
-    RunFolder,
-    Trial,
-)
+from harness.run_folder import Best, CellFolder, CellState, Environment, Plan, PlannedBenchmark, PlannedCell, Trial
 from harness.run_folder.plan import BudgetName, budget_order
+from harness.run_folder.verify import opened
 
 
 @dataclass(frozen=True)
@@ -160,10 +151,11 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read the run in ``folder``.
 
-    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read, an item
+    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read or is not what
+    was written to it (with the command that makes it again), an item
     recorded twice, or a record of a metric that its benchmark does not declare.
     """
-    run = RunFolder.open(folder)
+    run = opened(folder)
     cells, unfinished = [], []
     for planned in run.plan.in_table_order:
         home = run.cell(planned.name)

@@ -9,12 +9,12 @@ from importlib.metadata import entry_points
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, run
+from harness.cli import artifacts, doctor, pass_through, run, verify
 from harness.cli.data import data
 from harness.cli.score import score
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("run", "report", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
+ORDER = ("run", "report", "verify", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
 ORDER += ("fastchat", "doctor", "sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     "through the field's own evaluators.",
     epilog="Start with: `dspa-bench run tasks/suites/sandbox.yaml` (no download, a few minutes on a laptop).",
 )
-for module in (run, artifacts, pass_through, doctor):
+for module in (run, verify, artifacts, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")

@@ -84,6 +84,8 @@ def run_command(
     prepared = prepare(suite, out, overrides, reused)
     for note in prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
+    for line in prepared.damage:
+        console.print(f"note: {line}; it is made again", markup=False)
     if dry_run:
         print_plan(prepared, console)
         return 0

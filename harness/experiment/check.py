@@ -218,17 +218,14 @@ def _check_device(device: str) -> None:
 
 
 def check_base(ref: ModelRef) -> BaseShape:
-    """The shape of the base model and what its tokenizer does not know, without loading weights.
+    """The shape of the base model and what its tokenizer does not know, without holding the model.
 
-    Raises ValueError when it cannot be read or has no weights.
+    Raises ValueError when configuration, tokenizer or weights cannot be read or are not all there.
     """
-    try:
-        check_weights(ref, AutoModelForCausalLM)
-        shape = base_shape(ref)
-        chat = ChatFormat.of(read_tokenizer(source_of(ref), revision=ref.revision), ref.chat)
-    except OSError as problem:
-        # transformers reports unknown ids, a missing network and missing files alike as OSError
-        raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None
+    check_weights(ref)
+    shape = base_shape(ref)
+    chat = ChatFormat.of(read_tokenizer(source_of(ref), revision=ref.revision), ref.chat)
+    check_weights(ref, AutoModelForCausalLM)
     return replace(shape, unknown_words=chat.unknown_words)
 
 

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.data.triples import Conversation
+from harness.seals import read_line, sealed_line
 
 Row = dict[str, Any]
 
 
 class Journal:
-    """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards."""
+    """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``mend`` is what a user can do about a damaged line.
+    """
+
+    def __init__(self, path: Path, mend: str = "remove this line") -> None:
+        self.path, self._mend = path, mend
         self._read_up_to, self._lines = 0, 0
 
     def append(self, row: Mapping[str, Any], check: Callable[[list[Row]], None] | None = None) -> None:
@@ -36,14 +40,14 @@ class Journal:
             if check is not None:
                 check(self._news_in(file))
             _cut_torn_end(file)
-            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.write(sealed_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def news(self) -> list[Row]:
         """The rows that were added since the last call, this object's own included; none without a file.
 
-        Raises ValueError (file:line) for a line that is no JSON object.
+        Raises ValueError (file:line) for a line that is no JSON object, or another than was written.
         """
         try:
             with self.path.open("rb") as file:
@@ -59,11 +63,11 @@ class Journal:
         rows = []
         for number, line in enumerate(whole.split(b"\n"), self._lines + 1):
             try:
-                row = json.loads(line)
+                row = read_line(line)
             except ValueError as problem:
-                raise ValueError(f"{self.path}:{number}: not valid JSON ({problem}); remove this line") from None
+                raise ValueError(f"{self.path}:{number}: damaged ({problem}); {self._mend}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{self.path}:{number}: expected a JSON object; remove this line")
+                raise ValueError(f"{self.path}:{number}: damaged (no JSON object); {self._mend}")
             rows.append(row)
         self._read_up_to += len(whole) + 1
         self._lines += len(rows)
@@ -90,7 +94,8 @@ class Replies:
     """replies.jsonl in ``folder``, shared by all processes: key, judge, text, one line as each reply comes."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / "replies.jsonl")
+        mend = "remove this line and give the same command again: its question is asked again"
+        self._journal = Journal(folder / "replies.jsonl", mend)
         self._claims = folder / "claims.lock"
         self._texts: dict[str, str] = {}
 

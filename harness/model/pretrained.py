@@ -79,9 +79,13 @@ def read_config(source: str, **settings: Any) -> Any:
 
 def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:
     """Raise ValueError naming the first tensors with a NaN or an infinite number, and ``place``."""
-    wrong = [name for name, tensor in tensors.items() if not _finite(tensor)]
-    if wrong:
-        raise ValueError(f"{place}: NaN or infinite numbers in {_named(wrong)}; get these weights again")
+    if (wrong := not_finite_in(tensors)) is not None:
+        raise ValueError(f"{place}: NaN or infinite numbers in {wrong}; get these weights again")
+
+
+def not_finite_in(tensors: Mapping[str, Tensor]) -> str | None:
+    """The names of the first tensors with a NaN or an infinite number; None where there are none."""
+    return _named([name for name, tensor in tensors.items() if not _finite(tensor)]) or None
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -130,4 +134,6 @@ def _reading(what: str, source: str, read: Callable[[], T]) -> T:
     except Exception as problem:  # each format and each class of transformers raises its own
         reason = problem
     kind = "" if isinstance(reason, ValueError | OSError) else f"{type(reason).__name__}: "
-    raise ValueError(f"cannot read the {what} of {source!r}: {kind}" + re.sub(r"\s+", " ", str(reason))[:500]) from reason
+    raise ValueError(
+        f"cannot read the {what} of {source!r}: {kind}" + re.sub(r"\s+", " ", str(reason))[:500]
+    ) from reason
