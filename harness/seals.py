@@ -61,8 +61,8 @@ def sealed_text(text: str) -> str:
     return f"{text}# checksum: {digest(text.encode())}\n"
 
 
-def check_text(content: bytes) -> None:
-    """Raise ValueError where a text is another than its checksum says; one without a checksum is not checked."""
+def check_text(content: bytes, *, sealed: bool) -> None:
+    """Raise ValueError where a text is another than its checksum says, or has none although it was ``sealed``."""
     body, found, told = content.rpartition(b"# checksum: ")
-    if found and told != digest(body).encode() + b"\n":
+    if (found or sealed) and told != digest(body).encode() + b"\n":
         raise ValueError("its content was changed: it does not match its checksum")

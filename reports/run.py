@@ -151,9 +151,9 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read the run in ``folder``.
 
-    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read or is not what
-    was written to it (with the command that makes it again), an item
-    recorded twice, or a record of a metric that its benchmark does not declare.
+    Raises ValueError naming the file (and line) for a folder that is not a run, a file that cannot be read or is not
+    what was written (with the command that makes it again), an item recorded twice, or a record of a metric that its
+    benchmark does not declare.
     """
     run = opened(folder)
     cells, unfinished = [], []

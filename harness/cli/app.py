@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from harness.cli import artifacts, doctor, pass_through, run, verify
 from harness.cli.data import data
 from harness.cli.score import score
+from harness.cli.signals import exit_code_of_sigterm
 from harness.plugins import COMMANDS, declared
 
 ORDER = ("run", "report", "verify", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
@@ -49,8 +50,9 @@ for entry in entry_points(group=COMMANDS):
 def main() -> None:
     """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2."""
     try:
-        declared(COMMANDS)
-        app()
+        with exit_code_of_sigterm():
+            declared(COMMANDS)
+            app()
     except ValueError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

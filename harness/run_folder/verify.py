@@ -62,7 +62,7 @@ def opened(path: str | Path) -> RunFolder:
 def repair_command(run: RunFolder) -> str:
     """What makes damaged files again; with the folder's own suite.yaml where that is whole."""
     try:
-        check_text((run.path / "suite.yaml").read_bytes())
+        check_text((run.path / "suite.yaml").read_bytes(), sealed=False)
         suite = str(run.path / "suite.yaml")
     except (OSError, ValueError):
         suite = "SUITE"
@@ -176,16 +176,16 @@ def _bill_from_artifact(cell: CellFolder, damaged: Collection[str]) -> bool:
 
 def _documents(run: RunFolder) -> Iterator[str]:
     """What is wrong with the run's own documents."""
-    readers: dict[str, Callable[[Path], object]] = {
-        "suite.yaml": lambda path: check_text(path.read_bytes()),
-        "identity.json": read_sealed,
-        "plan.json": Plan.read,
-        "environment.json": Environment.read,
-    }
     try:
         outside = Environment.read(run.path / "environment.json").files
     except ValueError:  # named below
         outside = None
+    readers: dict[str, Callable[[Path], object]] = {
+        "suite.yaml": lambda path: check_text(path.read_bytes(), sealed=outside is not None),
+        "identity.json": read_sealed,
+        "plan.json": Plan.read,
+        "environment.json": Environment.read,
+    }
     if (run.path / "left_out.json").is_file():
         readers["left_out.json"] = LeftOut.read
     for name, read in readers.items():

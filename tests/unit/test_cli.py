@@ -14,19 +14,8 @@ from typer.testing import CliRunner
 from harness.cli.app import ORDER, app
 from tests.toys import write_suite
 
-COMMANDS = [
-    "run",
-    "report",
-    "verify",
-    "fit",
-    "eval",
-    "generate",
-    "lm-eval",
-    "doctor",
-    "sandbox",
-    "sandbox build",
-    "sandbox show",
-]
+COMMANDS = ["run", "report", "verify", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build"]
+COMMANDS += ["sandbox show"]
 COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
 COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split", "formats build", "formats show"]
 

@@ -71,7 +71,7 @@ def test_cut_weights_are_refused_by_name(tiny_folders, tmp_path, bytes_left):
     folder = Path(shutil.copytree(tiny_folders["llama"], tmp_path / "m"))
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:bytes_left])
-    with pytest.raises(ValueError, match="cannot read the weights of .*m'"):
+    with pytest.raises(ValueError, match=r"cannot read the weights of .*m'"):
         check_base(ModelRef(path=str(folder)))
 
 
@@ -130,7 +130,7 @@ def test_damaged_weights_of_an_artifact_are_refused_by_name(tiny_base, tmp_path,
         shutil.copytree(tmp_path / "good", folder)
         shutil.rmtree(folder / delta)
         changed(tmp_path / "good" / delta, folder / delta, change, name)
-        with pytest.raises(ValueError, match="NaN or infinite|lack|adapter .* is damaged") as caught:
+        with pytest.raises(ValueError, match=r"NaN or infinite|lack|adapter .* is damaged") as caught:
             AlignedModel.load(folder, base=base.base)
         assert str(folder) in str(caught.value)
     (folder / delta / name).write_bytes(b"")
