@@ -3,6 +3,7 @@
 Modules of commands import what needs torch inside the commands, so that ``dspa-bench --help`` answers at once.
 """
 
+import errno
 import sys
 from importlib.metadata import entry_points
 
@@ -18,6 +19,8 @@ from harness.plugins import COMMANDS, declared
 ORDER = ("run", "report", "verify", "fit", "eval", "generate", "audit", "train-sae", "finetune-sae", "lm-eval")
 ORDER += ("fastchat", "doctor", "sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room: the disk, the user's share of it, or the size of one file."""
 
 
 class InOrder(TyperGroup):
@@ -48,7 +51,10 @@ for entry in entry_points(group=COMMANDS):
 
 
 def main() -> None:
-    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2."""
+    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2.
+
+    So is a full disk, with exit code 1: nothing half-written stays, and what was done is not done again.
+    """
     try:
         with exit_code_of_sigterm():
             declared(COMMANDS)
@@ -56,3 +62,9 @@ def main() -> None:
     except ValueError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        place = f" ({problem.filename})" if problem.filename else ""
+        print(f"error: the disk is full{place}; free some space and give the same command again", file=sys.stderr)
+        sys.exit(1)

@@ -137,7 +137,9 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
 
     if folder.artifact.is_dir():
         try:
-            return load()
+            aligned = load()
+            folder.save_bill(Bill.model_validate(aligned.bill))  # which may have been lost since
+            return aligned
         except ValueError:  # it was whole when it was written
             forget_fit(folder, {one.name: one.files for one in context.folder.plan.benchmarks})
     notify(cell.name, "fit", 0)

@@ -1,7 +1,6 @@
 """A suite from beginning to end: check, plan, open the run folder, run what is missing."""
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, Plan
-from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, outside_cells, verify
+from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, mend_outside_cells, outside_cells, verify
 from harness.seals import sealed_text
 
 
@@ -104,14 +103,14 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
                 folder.cell(name).adopt(donor.folder.cell(name), donor.folder.plan.name)
         if prepared.checked.left_out:
             prepared.checked.left_out.write(folder.path / "left_out.json")
-        _mend_judging(folder)
+        mended = mend_outside_cells(folder)
         todo = list(prepared.failures)
         files = {one.name: one.files for one in plan.benchmarks}
         for name in todo:
             mend_cell(folder.cell(name), files)
         described = _read_if_whole(Environment, folder.path / "environment.json")
-        # Where every cell was copied, or the description was damaged, there is still something to be described.
-        if todo or before is None or described is None:
+        # Where every cell was copied, or something else was damaged, there is still something to be described.
+        if todo or before is None or described is None or mended:
             with _clock(prepared):
                 if todo:
                     how = suite.file.execution
@@ -164,14 +163,6 @@ def _read_if_whole(kind: type[D], path: Path) -> D | None:
         return kind.read(path)
     except ValueError:
         return None
-
-
-def _mend_judging(folder: RunFolder) -> None:
-    """Remove the folders of reward models that are not what was written: `Judge.prepare` trains them again."""
-    for name in damage_outside_cells(folder):
-        kept, _, inside = name.removeprefix("judging/").partition("/")
-        if inside:
-            shutil.rmtree(folder.judging / kept, ignore_errors=True)
 
 
 @contextmanager

@@ -22,10 +22,10 @@ Row = dict[str, Any]
 class Journal:
     """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards.
 
-    ``mend`` is what a user can do about a damaged line.
+    ``mend`` is what a user can do about a damaged line; None: such lines are passed over.
     """
 
-    def __init__(self, path: Path, mend: str = "remove this line") -> None:
+    def __init__(self, path: Path, mend: str | None = "remove this line") -> None:
         self.path, self._mend = path, mend
         self._read_up_to, self._lines = 0, 0
 
@@ -64,13 +64,14 @@ class Journal:
         for number, line in enumerate(whole.split(b"\n"), self._lines + 1):
             try:
                 row = read_line(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no JSON object")
+                rows.append(row)
             except ValueError as problem:
-                raise ValueError(f"{self.path}:{number}: damaged ({problem}); {self._mend}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{self.path}:{number}: damaged (no JSON object); {self._mend}")
-            rows.append(row)
+                if self._mend is not None:
+                    raise ValueError(f"{self.path}:{number}: damaged ({problem}); {self._mend}") from None
         self._read_up_to += len(whole) + 1
-        self._lines += len(rows)
+        self._lines += whole.count(b"\n") + 1
         return rows
 
 
@@ -94,8 +95,7 @@ class Replies:
     """replies.jsonl in ``folder``, shared by all processes: key, judge, text, one line as each reply comes."""
 
     def __init__(self, folder: Path) -> None:
-        mend = "remove this line and give the same command again: its question is asked again"
-        self._journal = Journal(folder / "replies.jsonl", mend)
+        self._journal = Journal(folder / "replies.jsonl", mend=None)  # what is damaged is asked again
         self._claims = folder / "claims.lock"
         self._texts: dict[str, str] = {}
 
@@ -105,7 +105,7 @@ class Replies:
 
     def refresh(self) -> None:
         """Read what other processes added."""
-        self._texts |= {row["key"]: row["text"] for row in self._journal.news()}
+        self._texts |= {row["key"]: row["text"] for row in self._journal.news() if {"key", "text"} <= row.keys()}
 
     def keep(self, key: str, judge: str, text: str) -> None:
         """Add a reply; it is on disk when this returns."""

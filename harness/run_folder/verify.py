@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from harness.compute.bill import Bill
-from harness.files import read_sealed
+from harness.files import read_sealed, write_text
 from harness.run_folder.layout import CellFolder, RunFolder
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.marks import Mark, differences, marks_of
@@ -61,11 +61,8 @@ def opened(path: str | Path) -> RunFolder:
 
 def repair_command(run: RunFolder) -> str:
     """What makes damaged files again; with the folder's own suite.yaml where that is whole."""
-    try:
-        check_text((run.path / "suite.yaml").read_bytes(), sealed=False)
-        suite = str(run.path / "suite.yaml")
-    except (OSError, ValueError):
-        suite = "SUITE"
+    whole = not any(line.startswith("suite.yaml") for line in _documents(run))
+    suite = str(run.path / "suite.yaml") if whole else "SUITE"
     return f"dspa-bench run {suite} --out {run.path}"
 
 
@@ -85,6 +82,22 @@ def damage_outside_cells(run: RunFolder, *, thorough: bool = False) -> dict[str,
         return {}
     journals = [name for name in marks if name.endswith(".jsonl") and name.count("/") == 1]
     return differences(run.path, marks, thorough=thorough, growing=journals)
+
+
+def mend_outside_cells(run: RunFolder) -> bool:
+    """Remove the folders of reward models that are not what was written, which `Judge.prepare` then trains again, and
+    damaged replies, which are asked for again; whether there was anything to mend. Nobody else may be writing."""
+    damage = damage_outside_cells(run)
+    for name in damage:
+        kept, _, inside = name.removeprefix("judging/").partition("/")
+        if inside:
+            shutil.rmtree(run.judging / kept, ignore_errors=True)
+    replies = run.judging / "replies.jsonl"
+    lines = replies.read_bytes().split(b"\n")[:-1] if replies.is_file() else []
+    whole = [line for line in lines if _is_whole(line)]
+    if len(whole) < len(lines):
+        write_text(replies, b"".join(line + b"\n" for line in whole).decode("ascii"))
+    return bool(damage) or len(whole) < len(lines)
 
 
 def mend_cell(cell: CellFolder, files: Mapping[str, str]) -> None:
@@ -197,6 +210,14 @@ def _documents(run: RunFolder) -> Iterator[str]:
             read(run.path / name)
         except ValueError as problem:
             yield f"{name}: {_short(run, str(problem)).removeprefix(f'{name}: ')}"
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        read_line(line)
+    except ValueError:
+        return False
+    return line.isascii()
 
 
 def _lines(run: RunFolder, journal: Path) -> Iterator[str]:

@@ -191,6 +191,18 @@ def test_a_ledger_that_lost_lines_is_refused_with_what_to_do(suite, copy):
         prepare(suite, copy)
 
 
+def test_damaged_replies_and_reward_models_go(suite, copy):
+    replies, reward = copy / "judging" / "replies.jsonl", copy / "judging" / "reward-0"
+    flip(replies)
+    flip(reward / "model.safetensors")
+    prepared = prepare(suite, copy)
+    assert sum("judging/" in line for line in prepared.damage) == 3, "a line, the file and the model"
+    progress = NoProgress()
+    assert run_suite(prepared, progress) == {}
+    assert (progress.told, reward.exists(), len(replies.read_text().splitlines())) == ([], False, 2)
+    assert verify(RunFolder(copy), thorough=True) == []
+
+
 def test_journals_may_grow(copy):
     Replies(copy / "judging").keep("another", "judge", "text")
     assert verify(RunFolder(copy), thorough=True) == []

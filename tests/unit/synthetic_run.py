@@ -42,8 +42,10 @@ def _made(failed_cell: str | None, unfinished: str | None) -> Path:
         cell_of(v, b, s) for v in PLAN.variants for b in (BUDGETS if v.uses_triples else (0,)) for s in range(SEEDS)
     ]
     cells += [cell_of(PLAN.variants[4], 300, 0, {"alpha": alpha}) for alpha in (0.2, 0.5, 1.0)]
-    PLAN.model_copy(update={"cells": tuple(cells)}).write(folder / "plan.json")
-    Environment.model_validate(FACTS["environment"]).write(folder / "environment.json")
+    # As older versions did, without checksums: tests change these files.
+    write_json(folder / "plan.json", PLAN.model_copy(update={"cells": tuple(cells)}).model_dump(mode="json"))
+    environment = Environment.model_validate(FACTS["environment"])
+    write_json(folder / "environment.json", environment.model_dump(mode="json"))
     (folder / "suite.yaml").touch()
     for cell in cells:
         home, error = RunFolder(folder).cell(cell.name), None
@@ -57,7 +59,6 @@ def _made(failed_cell: str | None, unfinished: str | None) -> Path:
         figures = {"jaccard": 0.4 + 0.01 * cell.seed, "steered_share": 1.0} if cell.method == "dspa" else {}
         if cell.name != unfinished:
             state = CellState(status="failed" if error else "done", error=error, diagnostics=figures)
-            # As older versions did, without marks: tests change these files.
             write_json(home.path / "cell.json", state.model_dump(mode="json", exclude={"files"}))
     return folder
 
