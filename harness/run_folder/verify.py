@@ -67,11 +67,11 @@ def repair_command(run: RunFolder) -> str:
 
 
 def outside_cells(run: RunFolder) -> dict[str, Mark]:
-    """The marks of what lies outside the cells and has no checksum of its own: what judges keep, and left_out.json."""
-    found = [path for path in run.judging.rglob("*") if path.is_file() and path.suffix not in (".lock", ".txt")]
-    found = [path for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts)]
-    left_out = [path for path in (run.path / "left_out.json",) if path.is_file()]
-    return marks_of(run.path, [path.relative_to(run.path).as_posix() for path in (*found, *left_out)])
+    """The marks of what lies outside the cells and is not whole by itself: journals of judges, the folders that
+    `Judge.prepare` made, and left_out.json."""
+    found = [*run.judging.glob("*.jsonl"), *run.judging.glob("[!.]*/**/*"), run.path / "left_out.json"]
+    names = [path.relative_to(run.path).as_posix() for path in found if path.is_file()]
+    return marks_of(run.path, [name for name in names if ".partial/" not in name and "/." not in name])
 
 
 def damage_outside_cells(run: RunFolder, *, thorough: bool = False) -> dict[str, str]:

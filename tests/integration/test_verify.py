@@ -191,6 +191,13 @@ def test_a_ledger_that_lost_lines_is_refused_with_what_to_do(suite, copy):
         prepare(suite, copy)
 
 
+def test_what_lies_outside_the_cells_is_marked_wherever_the_run_lies(copy, monkeypatch):
+    names = {"judging/ledger.jsonl", "judging/replies.jsonl", "left_out.json"}
+    names |= {"judging/reward-0/reward.json", "judging/reward-0/model.safetensors"}
+    monkeypatch.chdir(copy.rename(copy.with_name(".hidden")))
+    assert set(outside_cells(RunFolder(Path("../.hidden")))) == names
+
+
 def test_damaged_replies_and_reward_models_go(suite, copy):
     replies, reward = copy / "judging" / "replies.jsonl", copy / "judging" / "reward-0"
     flip(replies)
