@@ -95,7 +95,7 @@ def run_command(
         with _display(prepared, todo, console) as progress:
             failures = run_suite(prepared, progress)
     except KeyboardInterrupt as stop:  # Ctrl-C, or SIGTERM, which has an exit code of its own
-        print(f"{stop or 'interrupted'}; give the same command again to go on", file=sys.stderr)
+        print(f"{str(stop) or 'interrupted'}; give the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     for cell, reasons in failures.items():
         for reason in reasons:
