@@ -49,7 +49,11 @@ class Metered(Resumable):
             reference_tokens=_tokens(inputs, self.reference_passes),
             kind="train",
         ):
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if not loss.isfinite():
+            step = self.state.global_step + 1  # type: ignore[attr-defined]
+            raise ValueError(f"the training loss is {float(loss)} at optimiser step {step}; lower learning_rate")
+        return loss
 
     def step_signature(self, inputs: Any) -> Any:
         """What decides a step's FLOPs: the shapes and, with TRL's fused LM head on CUDA, the labelled positions."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+from harness.seals import read_document, sealed_document
 
 T = TypeVar("T")
 Text = Annotated[InstanceOf[str], "a string"]  # pydantic's own check refuses halves of a character, which JSON may hold
@@ -186,16 +188,40 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum (see `harness.seals`)."""
+    write_text(path, sealed_document(value))
+
+
+def read_sealed(path: str | Path) -> Any | None:
+    """What `write_sealed` or `write_json` wrote, None when there is no such file; ValueError naming it when it is
+    damaged."""
+    if not Path(path).is_file():
+        return None
+    try:
+        return read_document(Path(path).read_bytes())
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not UTF-8 text (byte {problem.start})") from None
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+
+
 class Document(BaseModel):
-    """Base of what is kept as one JSON file, or as a part of one: unknown keys are refused, nothing is changed."""
+    """Base of what is kept as one JSON file, or as a part of one: unknown keys are refused, nothing is changed.
+
+    ``sealed`` ones carry a checksum in their file (see `harness.seals`).
+    """
 
     # NaN stays NaN on the way out, so that `write_json` refuses it.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    sealed: ClassVar[bool] = False
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The content of the file ``path``; ValueError naming file and keys when it is missing or not such a one."""
-        data = read_json(path)
+        data = read_sealed(path)
         if data is None:
             raise ValueError(f"{path} is missing; rerun the suite to repair the run folder")
         try:
@@ -205,7 +231,7 @@ class Document(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write to ``path``, renamed into place; a NaN raises ValueError."""
-        write_json(path, self.model_dump(mode="json"))
+        (write_sealed if self.sealed else write_json)(path, self.model_dump(mode="json"))
 
 
 def _complaints(problem: ValidationError) -> str:

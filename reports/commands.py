@@ -1,11 +1,13 @@
 """``dspa-bench report``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import command_group
+from harness.run_folder import RunFolder
 
 commands = command_group()
 
@@ -26,13 +28,17 @@ def report(
     Nothing is measured again: with another baseline the same records are compared with those of another variant.
 
     Exit code 0: the run is complete. 1: a cell or a record failed, or something planned is unfinished (the
-    report names them). 2: bad input.
+    report names them). 2: bad input, or files that are not what was written (with the command that makes them again).
     """
+    from harness.run_folder.verify import unverified
     from reports.render import check_report_folder, write_report
     from reports.run import read_run
 
     if out is not None:
         check_report_folder(out, run)
     data = read_run(run)
+    if old := unverified(RunFolder(run)):
+        note = f"note: {len(old)} of {len(data.plan.cells)} cells are of a version that kept no checksums: not verified"
+        print(note, file=sys.stderr)
     print(write_report(data if baseline is None else data.against(baseline), out))
     raise typer.Exit(0 if data.complete else 1)

@@ -10,18 +10,9 @@ from typing import Any
 
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
-from harness.run_folder import (
-    Best,
-    CellFolder,
-    CellState,
-    Environment,
-    Plan,
-    PlannedBenchmark,
-    PlannedCell,
-    RunFolder,
-    Trial,
-)
+from harness.run_folder import Best, CellFolder, CellState, Environment, Plan, PlannedBenchmark, PlannedCell, Trial
 from harness.run_folder.plan import BudgetName, budget_order
+from harness.run_folder.verify import opened
 from reports.places import document_shown, shown
 
 
@@ -180,10 +171,10 @@ def read_run(folder: Path) -> Run:
 
     Paths in what it holds are as a report shows them (see `reports.places`), but for the cells' hyper-parameters and
     what the records keep of prompts and answers. Raises ValueError naming the file (and line) for a folder that is not
-    a run, a file that cannot be read, an item recorded twice, or a record of a metric that its benchmark does not
-    declare.
+    a run, a file that cannot be read or is not what was written (with the command that makes it again), an item
+    recorded twice, or a record of a metric that its benchmark does not declare.
     """
-    run = RunFolder.open(folder)
+    run = opened(folder)
     cells, unfinished = [], []
     for planned in run.plan.in_table_order:
         home = run.cell(planned.name)

@@ -162,11 +162,15 @@ class NoProgress:
         self.told.append((cell, "over"))
 
 
+_TIMES = ("commit", "origin", "files", "checksum")
+"""What of cell.json says when and where and not what."""
+
+
 def outcome(run: Path) -> dict[str, bytes | dict]:
     """Everything a run says about its models: all cell files but times, logs, bills, commits and origins."""
 
     def timeless(line: str) -> dict:
-        return {k: v for k, v in json.loads(line).items() if k != "seconds"}
+        return {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc")}
 
     found: dict[str, bytes | dict] = {}
     for path in sorted((run / "cells").rglob("*")):
@@ -179,7 +183,7 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             found[name] = {str(number): timeless(line) for number, line in enumerate(lines)}
         elif path.name == "cell.json":
-            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("commit", "origin")}
+            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in _TIMES}
         else:
             found[name] = path.read_bytes()
     return found

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders as loaders
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from dspa.saes.encoder import Encoder, check_supported
 from harness.data.refs import BaseShape, SAERef
 from harness.model.artifact import hash_tensors
+from harness.model.pretrained import check_finite
 
 _HOOK_POINTS = (
     (re.compile(r"^blocks\.(\d+)\.hook_resid_post$"), 0),
@@ -84,8 +85,8 @@ class ResidualSAE:
 def load_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     """Load through SAELens, in fp32 and frozen; each SAE is held once per process.
 
-    Raises ValueError when files are missing or damaged, the hook point is not the residual stream, or the arithmetic
-    is none that we have.
+    Raises ValueError when files are missing or damaged, weights are integers, NaN or infinite, the hook point is not
+    the residual stream, or the arithmetic is none that we have.
     """
     return _load(ref, device)  # type: ignore[arg-type]  # frozen, so pydantic makes it hashable
 
@@ -96,6 +97,7 @@ def read_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     try:
         if ref.path is not None:
             _config_of(ref)
+            _check_dtypes(ref)
             sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
         else:
             known = not _KARVONEN.match(str(ref.release))
@@ -108,6 +110,7 @@ def read_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
             f"SAE {ref}: {_WEIGHTS if ref.path else 'its weights file'} is damaged or does not belong to its "
             f"configuration ({type(problem).__name__}: {problem}); get it again"
         ) from None
+    check_finite(sae.state_dict(), f"SAE {ref}")
     config = sae.cfg.to_dict()
     layer = _layer_of(ref, config)
     return ResidualSAE(sae.eval().requires_grad_(False).to(device), layer, _norm_multiple(ref, config))
@@ -116,10 +119,26 @@ def read_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
 _load = cache(read_sae)
 
 
+def _check_dtypes(ref: SAERef) -> None:
+    """Integers are another's codes, and reading them as numbers gives other latents."""
+    with safe_open(Path(str(ref.path)) / _WEIGHTS, framework="pt") as stored:
+        types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+    wrong = {name: kind for name, kind in types.items() if not kind.startswith(("F", "BF"))}
+    if wrong:
+        raise ValueError(f"SAE {ref}: {_WEIGHTS} holds no floating-point numbers: {wrong}; get it again")
+
+
+@cache
+def _check_weights(ref: SAERef, size: int, changed: int) -> None:
+    """`read_sae` once for each file, by its size and time, without keeping what it gives."""
+    read_sae(ref)
+
+
 def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
     """(layer, d_sae) of an SAE that fits the base; raises ValueError saying what does not fit.
 
-    A folder is judged by its cfg.json without loading weights; a release name is resolved, and loaded, by SAELens.
+    A folder's weights are looked at too (see `load_sae`), and not kept; a release name is resolved, and loaded, by
+    SAELens.
     """
     layer, config = _config_of(ref)
     if config["d_in"] != base.d_model:
@@ -132,6 +151,9 @@ def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
         )
     check_same_model(f"SAE {ref}", (config.get("metadata") or {}).get("model_name"), base)
     _norm_multiple(ref, config)
+    if ref.path is not None:
+        stat = (Path(ref.path) / _WEIGHTS).stat()
+        _check_weights(ref, stat.st_size, stat.st_mtime_ns)  # type: ignore[arg-type]  # frozen, so pydantic hashes it
     return layer, int(config["d_sae"])
 
 

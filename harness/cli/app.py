@@ -3,6 +3,7 @@
 Modules of commands import what needs torch inside the commands, so that ``dspa-bench --help`` answers at once.
 """
 
+import errno
 import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -10,16 +11,19 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, publish, reference, run, talk
+from harness.cli import artifacts, doctor, pass_through, publish, reference, run, talk, verify
 from harness.cli.data import data
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
+from harness.cli.signals import exit_code_of_sigterm
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("init", "run", "report", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval")
+ORDER = ("init", "run", "report", "verify", "methods", "benchmarks", "judges", "describe", "schema", "fit", "eval")
 ORDER += ("generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room: the disk, the user's share of it, or the size of one file."""
 
 
 class InOrder(TyperGroup):
@@ -40,7 +44,7 @@ app = typer.Typer(
     epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
 without_flag_types()
-for module in (run, artifacts, talk, publish, reference, pass_through, doctor):
+for module in (run, verify, artifacts, talk, publish, reference, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")
@@ -67,10 +71,20 @@ def program(
 
 
 def main() -> None:
-    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2."""
+    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2.
+
+    So is a full disk, with exit code 1: nothing half-written stays, and what was done is not done again.
+    """
     try:
-        declared(COMMANDS)
-        app()
+        with exit_code_of_sigterm():
+            declared(COMMANDS)
+            app()
     except ValueError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        place = f" ({problem.filename})" if problem.filename else ""
+        print(f"error: the disk is full{place}; free some space and give the same command again", file=sys.stderr)
+        sys.exit(1)

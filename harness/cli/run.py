@@ -102,6 +102,8 @@ def run_command(
     prepared = prepare(suite, out, overrides, reused)
     for note in () if quiet else prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
+    for line in prepared.damage:
+        console.print(f"note: {line}; it is made again", markup=False)
     if dry_run or verbose:
         print_plan(prepared, console)
     if dry_run:
@@ -113,8 +115,8 @@ def run_command(
     try:
         with nullcontext(Silent()) if quiet else display(prepared, todo, console, lines=verbose) as progress:
             failures = run_suite(prepared, progress)
-    except KeyboardInterrupt:
-        print("interrupted; give the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # Ctrl-C, or SIGTERM, which has an exit code of its own
+        print(f"{str(stop) or 'interrupted'}; give the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     for cell, reasons in failures.items():
         for reason in reasons:

@@ -25,6 +25,7 @@ from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
 from harness.run_folder.plan import PlannedCell
+from harness.run_folder.verify import forget_fit
 
 T = TypeVar("T")
 Notify = Callable[[str, str, int], object]
@@ -95,6 +96,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
     code_commit()  # asked before the work, because the checkout may change during it
     suite, folder = context.suite, context.folder.cell(cell.name)
+    folder.reopen()
     first, second = Failures(), Failures()
     aligned = first.attempt("fit", lambda: _artifact(context, cell, folder, notify))
 
@@ -130,38 +132,48 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
 def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notify: Notify) -> AlignedModel:
     """The cell's model as it is on disk: what is measured is what is kept, also after a restart."""
     suite, base = context.suite, context.base
-    if not folder.artifact.is_dir():
-        notify(cell.name, "fit", 0)
-        budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
-        encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
-        method = suite.method_of(cell, context.folder.path)
-        if budget is not None and suite.tuned(cell):
-            best = Tuning(
-                suite=suite,
-                cell=cell,
-                run=context.folder.path,
-                base=encoding,
-                budget=budget,
-                judge=context.judges.get("judge"),
-                forecaster=context.forecaster,
-                evaluation_prompts=context.evaluation_prompts,
-                notify=lambda stage: notify(cell.name, stage, 0),
-            ).best(folder.tuning)
-            method = suite.method_of(cell, context.folder.path, best.params)
-        forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
-        seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
-        sitting = Sitting(
-            folder.curve,
-            folder.fitting,
-            minutes=suite.file.execution.checkpoint_minutes,
-            tell=lambda text, step: notify(cell.name, f"fit, {text}", step),
-        )
-        bounds = {"flops_limit": limit, "predicted": forecast.stages}
-        aligned = fit(method, encoding, forecast.budget, seed, **bounds, sitting=sitting)
-        folder.save_bill(Bill.model_validate(aligned.bill))
-        aligned.save(folder.artifact)
-        sitting.over()
-    return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
+
+    def load() -> AlignedModel:
+        return AlignedModel.load(folder.artifact, base=base.base, device=suite.file.execution.device)
+
+    if folder.artifact.is_dir():
+        try:
+            aligned = load()
+            folder.save_bill(Bill.model_validate(aligned.bill))  # which may have been lost since
+            return aligned
+        except ValueError:  # it was whole when it was written
+            forget_fit(folder, {one.name: one.files for one in context.folder.plan.benchmarks})
+    notify(cell.name, "fit", 0)
+    budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
+    encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
+    method = suite.method_of(cell, context.folder.path)
+    if budget is not None and suite.tuned(cell):
+        best = Tuning(
+            suite=suite,
+            cell=cell,
+            run=context.folder.path,
+            base=encoding,
+            budget=budget,
+            judge=context.judges.get("judge"),
+            forecaster=context.forecaster,
+            evaluation_prompts=context.evaluation_prompts,
+            notify=lambda stage: notify(cell.name, stage, 0),
+        ).best(folder.tuning)
+        method = suite.method_of(cell, context.folder.path, best.params)
+    forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
+    seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
+    sitting = Sitting(
+        folder.curve,
+        folder.fitting,
+        minutes=suite.file.execution.checkpoint_minutes,
+        tell=lambda text, step: notify(cell.name, f"fit, {text}", step),
+    )
+    bounds = {"flops_limit": limit, "predicted": forecast.stages}
+    aligned = fit(method, encoding, forecast.budget, seed, **bounds, sitting=sitting)
+    folder.save_bill(Bill.model_validate(aligned.bill))
+    aligned.save(folder.artifact)
+    sitting.over()
+    return load()
 
 
 def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel | None) -> str | None:

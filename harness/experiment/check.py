@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from harness.benchmark import BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
@@ -20,6 +20,7 @@ from harness.method import BaseShape
 from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_tokenizer
 from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")
@@ -220,18 +221,15 @@ def _check_device(device: str) -> None:
 
 
 def check_base(ref: ModelRef) -> BaseShape:
-    """The shape of the base model and what its tokenizer does not know, without loading weights.
+    """The shape of the base model and what its tokenizer does not know, without holding the model.
 
-    Raises ValueError when it cannot be read or has no weights.
+    Raises ValueError when configuration, tokenizer or weights cannot be read or are not all there.
     """
-    try:
-        check_weights(ref)
-        shape = base_shape(ref)
-        tokenizer = AutoTokenizer.from_pretrained(source_of(ref), revision=ref.revision)
-        chat = ChatFormat.of(tokenizer, ref.chat)
-    except OSError as problem:
-        # transformers reports unknown ids, a missing network and missing files alike as OSError
-        raise ValueError(f"cannot read base model {ref.path or ref.id!r}: {problem}") from None
+    check_weights(ref)
+    shape = base_shape(ref)
+    tokenizer = read_tokenizer(source_of(ref), revision=ref.revision)
+    chat = ChatFormat.of(tokenizer, ref.chat)
+    check_weights(ref, AutoModelForCausalLM)
     return replace(shape, unknown_words=chat.unknown_words, vocabulary=tokenizer.get_vocab())
 
 

@@ -8,6 +8,7 @@ from harness.compute.trace import Trace
 from harness.data.triples import Budget
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
+from harness.model.pretrained import not_finite_in
 
 
 def fit(
@@ -27,6 +28,7 @@ def fit(
     The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. Without
     ``sample_profile`` the bill has no operators; the steps that are sampled also go to ``trace``. With a ``sitting`` a
     training has a curve and checkpoints, and goes on where it was killed; ValueError when they are another fit's.
+    ValueError also where what was fitted holds a NaN or an infinite number.
     """
     # For code that draws from the global generators: what was done before in this process leaves no trace.
     set_seed(seed)
@@ -38,6 +40,12 @@ def fit(
     meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace, sitting=sitting)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
+    kept = {} if aligned.intervention is None else aligned.intervention.tensors()
+    if (wrong := not_finite_in({**aligned.delta_tensors(), **kept})) is not None:
+        raise ValueError(
+            f"the fit of {method.name} ended with NaN or infinite numbers in {wrong}; lower its learning rate, or what "
+            "scales its steering"
+        )
     if method.single_pass:
         meter.epochs = 1.0
     bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from harness.compute.rates import Rates
 from harness.data.refs import ModelRef
@@ -19,6 +18,7 @@ from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_config, read_tokenizer
 from harness.run_folder.plan import PlannedCell
 
 
@@ -94,12 +94,12 @@ class Forecaster:
     @cached_property
     def rates(self) -> Rates:
         """Those of the base's architecture."""
-        config = AutoConfig.from_pretrained(source_of(self._ref), revision=self._ref.revision)
+        config = read_config(source_of(self._ref), revision=self._ref.revision)
         return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
 
     @cached_property
     def _base(self) -> AlignedModel:
-        tokenizer = AutoTokenizer.from_pretrained(source_of(self._ref), revision=self._ref.revision)
+        tokenizer = read_tokenizer(source_of(self._ref), revision=self._ref.revision)
         base = BaseModel(self._ref, self.rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
         return AlignedModel(base, self.rates.model, encoded={})
 

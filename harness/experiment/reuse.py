@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.experiment.plan import Identity, differences
-from harness.files import read_json
+from harness.files import read_sealed
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Plan, PlannedCell
 
@@ -19,7 +19,7 @@ class Donor:
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.folder = RunFolder.open(path)
-        there = read_json(path / "identity.json") or {}
+        there = read_sealed(path / "identity.json") or {}
         shared = [name for name in identity if name.startswith("benchmarks.") or name == "second_judge"]
         here = {"suite": identity["suite"], **{name: identity[name] for name in shared}}
         found = differences({name: there.get(name, "missing") for name in here}, here)

@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from transformers import AutoConfig, AutoTokenizer
-
 from harness.benchmark import BenchmarkConfig, Item, PromptBenchmark
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Triple, TripleFile, conversation
 from harness.model.chat import ChatFormat, with_instruction
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_config, read_tokenizer
 from harness.run_folder.left_out import LeftOutItem
 
 TooLong = Literal["refuse", "skip"]
@@ -31,8 +30,8 @@ class Room:
     def of(cls, ref: ModelRef) -> "Room":
         """That of a base model; loads its configuration and tokenizer, never its weights."""
         source = source_of(ref)
-        config = AutoConfig.from_pretrained(source, revision=ref.revision).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=ref.revision)
+        config = read_config(source, revision=ref.revision).get_text_config()
+        tokenizer = read_tokenizer(source, revision=ref.revision)
         return cls(ChatFormat.of(tokenizer, ref.chat), int(config.max_position_embeddings))
 
     def given(self, instructions: Iterable[str]) -> "Room":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -21,12 +21,15 @@ from harness.experiment.plan import Identity, differences, grown, identify, iden
 from harness.experiment.reuse import Donor, reusable
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
-from harness.files import check_can_make, read_json, write_json, write_text
+from harness.files import Document, check_can_make, read_sealed, write_sealed, write_text
 from harness.judging import Judge
+from harness.judging.ledger import MEND
 from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, Plan
+from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, mend_outside_cells, outside_cells, verify
+from harness.seals import sealed_text
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Prepared:
         """Cell -> why it is not all there; no entry for a cell with nothing left to do."""
         found = {cell.name: self.failures_of(cell.name) for cell in self.plan.cells}
         return {name: reasons for name, reasons in found.items() if reasons}
+
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for every file of the folder that is not what was written; `run_suite` makes them again."""
+        path = self.folder.path
+        begun = (path / "environment.json").exists() or (path / "cells").exists()
+        return verify(self.folder, thorough=False) if begun else []
 
     def failures_of(self, cell: str) -> list[str]:
         """Why ``cell`` is not all there: a line per reason."""
@@ -74,27 +84,33 @@ def prepare(
 
 
 def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]:
-    """Run every cell that is missing or failed; returns {cell: reasons} of those still not all there.
+    """Run every cell that is missing, failed or damaged; returns {cell: reasons} of those still not all there.
 
-    A complete run is left untouched. May be interrupted at any moment: the next call goes on from the folder.
+    What is damaged is removed first, with what was made from it. A complete run is left untouched. May be interrupted
+    at any moment: the next call goes on from the folder.
     """
     folder, suite = prepared.folder, prepared.suite
     with folder.lock():
         _check_folder(folder, prepared.identity)  # again under the lock
-        write_json(folder.path / "identity.json", prepared.identity)
-        write_text(folder.path / "suite.yaml", suite.to_yaml(folder.path))
-        path = folder.path / "plan.json"
-        before = Plan.read(path) if path.is_file() else None
+        write_sealed(folder.path / "identity.json", prepared.identity)
+        write_text(folder.path / "suite.yaml", sealed_text(suite.to_yaml(folder.path)))
+        before = _read_if_whole(Plan, folder.path / "plan.json")
         plan = grown(prepared.plan, before, folder.path)
         if plan != before:
-            plan.write(path)
+            plan.write(folder.path / "plan.json")
         for name, donor in prepared.reused.items():
             if not folder.cell(name).path.exists():
                 folder.cell(name).adopt(donor.folder.cell(name), donor.folder.plan.name)
         if prepared.checked.left_out:
             prepared.checked.left_out.write(folder.path / "left_out.json")
+        mended = mend_outside_cells(folder)
         todo = list(prepared.failures)
-        if todo or before is None:  # where every cell was copied, the environment is still to be described
+        files = {one.name: one.files for one in plan.benchmarks}
+        for name in todo:
+            mend_cell(folder.cell(name), files)
+        described = _read_if_whole(Environment, folder.path / "environment.json")
+        # Where every cell was copied, or something else was damaged, there is still something to be described.
+        if todo or before is None or described is None or mended:
             with _clock(prepared):
                 if todo:
                     how = suite.file.execution
@@ -108,12 +124,26 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
         raise ValueError(f"{str(path)!r} is a file; give another --out")
     if not path.exists():
         check_can_make(path)
-    there = read_json(path / "identity.json")
+    damage = damage_outside_cells(folder) if (path / "environment.json").is_file() else {}
+    if LEDGER in damage:
+        raise ValueError(f"{path / LEDGER} {damage[LEDGER]}: {MEND}")
+    environment = _read_if_whole(Environment, path / "environment.json")
+    described = environment is not None and environment.files is not None
+    if described and environment is not None and environment.suite_hash == identity_hash(identity):
+        return  # so it need not have an intact identity.json or plan.json: they are written again
+    try:
+        there = read_sealed(path / "identity.json")
+    except ValueError as problem:
+        raise ValueError(
+            f"{problem}; nor does environment.json say that the folder is this suite's: put identity.json back from a "
+            "copy, or give another --out"
+        ) from None
     if there is None:
         if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and no run of dspa-bench; give another --out")
         return
-    folder.check_version()
+    if not described:
+        folder.check_version()
     found = differences(there, identity)
     if found:
         shown = "".join(f"\n  {line}" for line in found[:10])
@@ -124,21 +154,33 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
         )
 
 
+D = TypeVar("D", bound=Document)
+
+
+def _read_if_whole(kind: type[D], path: Path) -> D | None:
+    """What is in ``path``; None where there is no such file, or it is damaged and so written anew."""
+    try:
+        return kind.read(path)
+    except ValueError:
+        return None
+
+
 @contextmanager
 def _clock(prepared: Prepared) -> Iterator[None]:
     """Keep environment.json: written before the cells, and its ``seconds`` (summed over sittings) after them."""
     path = prepared.folder.path / "environment.json"
-    before = Environment.read(path) if path.is_file() else None
+    before = _read_if_whole(Environment, path)
     start, seconds = time.monotonic(), before.seconds if before is not None else 0.0
     environment = _environment(prepared, _prepared_judges(prepared))
     if before is not None:
         environment = environment.model_copy(update={"created": before.created, "seconds": seconds})
-    environment.write(path)
+    environment.model_copy(update={"files": outside_cells(prepared.folder)}).write(path)
     try:
         yield
     finally:
         seconds = round(seconds + time.monotonic() - start, 1)
-        environment.model_copy(update={"seconds": seconds}).write(path)
+        files = outside_cells(prepared.folder)
+        environment.model_copy(update={"seconds": seconds, "files": files}).write(path)
 
 
 def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:

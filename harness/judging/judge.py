@@ -114,7 +114,10 @@ class Judge(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Do what verdicts need and what is to be done once, such as training a reward model."""
+        """Do what verdicts need and what is to be done once, such as training a reward model.
+
+        What it leaves in a subfolder of its folder never changes afterwards: if it does, the run removes it as damaged.
+        """
         ...
 
     def rate(self, requests: Sequence[Rating]) -> list[Verdict]:

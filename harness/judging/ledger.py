@@ -11,6 +11,10 @@ from typing import Any, Literal, get_args
 from harness.judging.verdicts import Journal, Row
 
 FILE = "ledger.jsonl"
+MEND = (
+    "what was spent is no longer known, so put the file back from a copy, or go on in a new folder with an account of "
+    "its own: dspa-bench run SUITE --out NEW --reuse RUN copies the cells that are complete"
+)
 Outcome = Literal["answered", "useless", "refused", "lost"]
 
 
@@ -93,7 +97,7 @@ class Ledger:
     """ledger.jsonl in ``folder``: one for all processes and judges of a run, a synced line for each event."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / FILE)
+        self._journal = Journal(folder / FILE, MEND)
         self._balance = Balance()
 
     def batch(self, judge: str, verb: str, *, requests: int, reused: int) -> None:
@@ -149,4 +153,4 @@ class Ledger:
 
 def read_accounts(folder: Path) -> dict[str, Account]:
     """{judge: account} of the ledger in ``folder``, empty where there is none; for when nobody is judging there."""
-    return Balance(Journal(folder / FILE).news()).closed()
+    return Balance(Journal(folder / FILE, MEND).news()).closed()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
+from transformers import AutoModelForCausalLM
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation
@@ -51,7 +52,7 @@ class LocalJudge(PromptedJudge):
         """Also refuses a device that is not there and a model that cannot be read or is no causal LM."""
         super().check()
         check_device(self.device)
-        check_weights(self.model)
+        check_weights(self.model, AutoModelForCausalLM)
         form = AnswerFormat.of(self.model)
         if self.max_new_tokens >= form.max_length:
             raise ValueError(

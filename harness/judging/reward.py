@@ -22,6 +22,7 @@ from harness.judging.reward_model import (
     RewardModel,
     Training,
     check_can_score,
+    check_classifier,
     check_scores_answers,
     train_reward_model,
 )
@@ -127,6 +128,7 @@ class RewardJudge(JudgeConfig):
             check_can_score(self.base)
         else:
             check_scores_answers(self._ref)
+        check_classifier(self._ref, new_head=self.base is not None)
         trained, held_out = self._parts
         if len(held_out) < LEAST_HELD_OUT or (self.base is not None and not trained):
             raise ValueError(

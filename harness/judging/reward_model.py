@@ -12,13 +12,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Message, Triple
+from harness.model.base import check_weights
 from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_config, read_model, read_tokenizer
 from harness.quiet import hiding_deprecations
 
 
@@ -32,8 +34,9 @@ class AnswerFormat:
     @classmethod
     def of(cls, ref: ModelRef) -> "AnswerFormat":
         """That of a model, without loading its weights. Raises ValueError when ``ref`` names no model or tokenizer."""
-        config = _read(AutoConfig, ref).get_text_config()
-        return cls(ChatFormat.of(_read(AutoTokenizer, ref), ref.chat), int(config.max_position_embeddings))
+        config = _config(ref).get_text_config()
+        tokenizer = read_tokenizer(source_of(ref), revision=ref.revision)
+        return cls(ChatFormat.of(tokenizer, ref.chat), int(config.max_position_embeddings))
 
     def ids(self, conversation: Conversation) -> list[int]:
         """Prompt, last answer and the token that ends it. Raises ValueError for more than ``max_length``."""
@@ -55,17 +58,9 @@ class AnswerFormat:
         return [(ids(triple, triple.chosen), ids(triple, triple.rejected)) for triple in triples]
 
 
-def _read(kind: Any, ref: ModelRef) -> Any:
-    """What ``kind`` (AutoConfig or AutoTokenizer) makes of ``ref``; ValueError when it names no model."""
-    try:
-        return kind.from_pretrained(source_of(ref), revision=ref.revision)
-    except OSError as problem:  # unknown ids, a missing network and missing files alike
-        raise ValueError(f"cannot read model {ref.path or ref.id!r}: {problem}") from None
-
-
 def check_scores_answers(ref: ModelRef) -> None:
     """Raise ValueError unless ``ref`` is a sequence classifier with one output, from its configuration alone."""
-    config = _read(AutoConfig, ref)
+    config = _config(ref)
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
         raise ValueError(
@@ -78,16 +73,27 @@ def check_can_score(ref: ModelRef) -> None:
     """Raise ValueError for a base whose architecture has no sequence classifier in transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    config = _read(AutoConfig, ref)
+    config = _config(ref)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"transformers has no sequence classifier for models of type {config.model_type!r}; give another `base`"
         )
 
 
-def _classifier(ref: ModelRef, **settings: Any) -> Any:
+def _config(ref: ModelRef) -> Any:
+    return read_config(source_of(ref), revision=ref.revision)
+
+
+def check_classifier(ref: ModelRef, *, new_head: bool) -> None:
+    """Raise ValueError, before any work, for weights that are not all those of a classifier (see `check_weights`);
+    those of its head may be missing where it is new."""
+    check_weights(ref, AutoModelForSequenceClassification, new_head=new_head)
+
+
+def _classifier(ref: ModelRef, *, new_head: bool = False, **settings: Any) -> Any:
     settings["dtype"] = getattr(torch, ref.dtype)
-    return AutoModelForSequenceClassification.from_pretrained(source_of(ref), revision=ref.revision, **settings)
+    source, kind = source_of(ref), AutoModelForSequenceClassification
+    return read_model(kind, source, new_head=new_head, revision=ref.revision, **settings)
 
 
 class RewardModel:
@@ -138,12 +144,10 @@ def train_reward_model(
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
     from trl import RewardTrainer
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": max(len(a), len(b))} for a, b in form.rows(triples)]
     set_seed(settings.seed)  # the head and the adapter start at random
-    with suppress_seqcls_warning():  # that the head is new and the LM head goes unused is what is wanted
-        model = _classifier(base, num_labels=1)
+    model = _classifier(base, num_labels=1, new_head=True)
     tokenizer = copy.deepcopy(form.chat.tokenizer)  # TRL gives it a pad token
     with tempfile.TemporaryDirectory() as scratch, hiding_deprecations():
         trainer: Any = RewardTrainer(

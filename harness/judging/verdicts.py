@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.data.triples import Conversation
+from harness.seals import read_line, sealed_line
 
 Row = dict[str, Any]
 
 
 class Journal:
-    """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards."""
+    """The file ``path``; what is appended is on disk before `append` returns, whoever is killed afterwards.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``mend`` is what a user can do about a damaged line; None: such lines are passed over.
+    """
+
+    def __init__(self, path: Path, mend: str | None = "remove this line") -> None:
+        self.path, self._mend = path, mend
         self._read_up_to, self._lines = 0, 0
 
     def append(self, row: Mapping[str, Any], check: Callable[[list[Row]], None] | None = None) -> None:
@@ -36,14 +40,14 @@ class Journal:
             if check is not None:
                 check(self._news_in(file))
             _cut_torn_end(file)
-            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.write(sealed_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def news(self) -> list[Row]:
         """The rows that were added since the last call, this object's own included; none without a file.
 
-        Raises ValueError (file:line) for a line that is no JSON object.
+        Raises ValueError (file:line) for a line that is no JSON object, or another than was written.
         """
         try:
             with self.path.open("rb") as file:
@@ -59,14 +63,15 @@ class Journal:
         rows = []
         for number, line in enumerate(whole.split(b"\n"), self._lines + 1):
             try:
-                row = json.loads(line)
+                row = read_line(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no JSON object")
+                rows.append(row)
             except ValueError as problem:
-                raise ValueError(f"{self.path}:{number}: not valid JSON ({problem}); remove this line") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{self.path}:{number}: expected a JSON object; remove this line")
-            rows.append(row)
+                if self._mend is not None:
+                    raise ValueError(f"{self.path}:{number}: damaged ({problem}); {self._mend}") from None
         self._read_up_to += len(whole) + 1
-        self._lines += len(rows)
+        self._lines += whole.count(b"\n") + 1
         return rows
 
 
@@ -90,7 +95,7 @@ class Replies:
     """replies.jsonl in ``folder``, shared by all processes: key, judge, text, one line as each reply comes."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / "replies.jsonl")
+        self._journal = Journal(folder / "replies.jsonl", mend=None)  # what is damaged is asked again
         self._claims = folder / "claims.lock"
         self._texts: dict[str, str] = {}
 
@@ -100,7 +105,7 @@ class Replies:
 
     def refresh(self) -> None:
         """Read what other processes added."""
-        self._texts |= {row["key"]: row["text"] for row in self._journal.news()}
+        self._texts |= {row["key"]: row["text"] for row in self._journal.news() if {"key", "text"} <= row.keys()}
 
     def keep(self, key: str, judge: str, text: str) -> None:
         """Add a reply; it is on disk when this returns."""

@@ -22,7 +22,7 @@ from harness.model.artifact import (
     moved_saes,
     read_description,
     read_intervention,
-    read_model,
+    read_network,
     write_artifact,
 )
 from harness.model.base import BaseModel
@@ -99,7 +99,7 @@ class AlignedModel:
                 f"but the base given has {base.identity[:12]}; give the base it was made on"
             )
         kept = {name: description[name] for name in ("method", "params", "delta", "system_prompt", "budget", "bill")}
-        model, steering = read_model(path, kept["delta"], base), description["intervention"]
+        model, steering = read_network(path, kept["delta"], base), description["intervention"]
         if steering is not None:
             steering = moved_saes(path, steering, saes or {})
             for name, ref in references(kept["params"]):

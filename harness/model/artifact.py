@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from harness.files import atomic_folder
 from harness.model.base import BaseModel
 from harness.model.intervention import INTERVENTIONS, Intervention
+from harness.model.pretrained import check_finite, check_finite_file, read_model
 from harness.plugins import load_plugins
 from harness.quiet import hiding_deprecations
 from harness.references import references, relative_to, starting_at, with_paths
@@ -101,18 +102,24 @@ def moved_saes(path: str | Path, saved: Mapping[str, Any] | None, saes: Mapping[
     return dict(saved or {})
 
 
-def read_model(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
+def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
     """The network: the base's own, with the artifact's adapter around a copy of it, or of the artifact's weights."""
     if delta == "adapter":
         from peft import PeftModel
 
         # PEFT injects its layers into the module it is given, and the base is shared between artifacts.
-        with hiding_deprecations():
-            adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), Path(path) / "adapter")
+        folder = Path(path) / "adapter"
+        check_finite_file(folder / "adapter_model.safetensors")
+        try:
+            with hiding_deprecations():
+                adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), folder)
+        except Exception as problem:  # PEFT checks little, so that its library, JSON and torch raise what they find
+            reason = f"{type(problem).__name__}: {problem}"
+            raise ValueError(f"the adapter in {folder} is damaged ({reason}); fit the artifact again") from problem
         name_base(adapted, base)
         return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
     if delta == "weights":
-        model = AutoModelForCausalLM.from_pretrained(Path(path) / "weights", dtype=base.model.dtype)
+        model = read_model(AutoModelForCausalLM, str(Path(path) / "weights"), dtype=base.model.dtype)
         model.generation_config = base.model.generation_config
         model.to(base.model.device)  # type: ignore[arg-type]
         return model.eval()
@@ -135,6 +142,7 @@ def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device:
         tensors = load_file(file, device=device)
     except (FileNotFoundError, SafetensorError) as problem:
         raise ValueError(f"{file} is missing or damaged ({problem}); fit the artifact again") from None
+    check_finite(tensors, str(file))
     return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
 
 

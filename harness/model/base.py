@@ -3,22 +3,17 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from harness.data.refs import BaseShape, ModelRef, is_gguf
 from harness.files import content_hash, folder_hash
 from harness.model.chat import ChatFormat
 from harness.model.gguf import check_gguf, source_of
+from harness.model.pretrained import check_model, read_config, read_model, read_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +27,11 @@ class BaseModel:
 
     @classmethod
     def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
-        """Load by folder or by public name through the same `from_pretrained` call; ValueError for no such device."""
+        """Load by folder or by public name; ValueError for no such device and as `harness.model.pretrained`."""
         check_device(device)
         source = source_of(ref)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=ref.revision)
+        tokenizer = read_tokenizer(source, revision=ref.revision)
+        model = read_model(AutoModelForCausalLM, source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
         model.to(device)  # type: ignore[arg-type]
         # A model's own generation config (penalties, minimum lengths, cache kinds) would be merged into every request.
         model.generation_config = GenerationConfig()
@@ -69,8 +64,11 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def check_weights(ref: ModelRef) -> None:
-    """Raise ValueError for a folder or file that is no model or has no weights; a public name is not looked up."""
+def check_weights(ref: ModelRef, kind: Any = None, *, new_head: bool = False) -> None:
+    """Raise ValueError for a folder or file that is no model or has no weights; a public name is not looked up.
+
+    With ``kind``, the class of transformers that is going to be loaded, the weights are looked at too (`check_model`).
+    """
     if ref.path is None:
         return
     source = ref.source  # a folder without config.json has the more helpful message
@@ -78,11 +76,13 @@ def check_weights(ref: ModelRef) -> None:
         check_gguf(source)
     elif not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
         raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
+    if kind is not None:
+        check_model(kind, source_of(ref), new_head=new_head)
 
 
 def base_shape(ref: ModelRef) -> BaseShape:
     """Number of layers, width and type from the configuration alone, without loading weights."""
-    whole = AutoConfig.from_pretrained(source_of(ref), revision=ref.revision)
+    whole = read_config(source_of(ref), revision=ref.revision)
     config = whole.get_text_config()
     return BaseShape(
         name=ref.path or str(ref.id),

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.model.batching import pad_rows
+from harness.model.finite import ChosenFinite, not_finite
 from harness.model.steering import Runtime
 from harness.responder import Completion
 
@@ -37,7 +38,8 @@ def generate_batches(
 ) -> Iterator[Batch]:
     """Answer each prompt (token ids), longest first, each batch as soon as it is done.
 
-    Prompts that do not fit the context come first, as a batch of completions with ``error``.
+    Prompts that do not fit the context come first, as a batch of completions with ``error``. ValueError with step and
+    layer where logits are NaN or infinite.
     """
     room = runtime.max_length - max_new_tokens
     long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
@@ -60,7 +62,7 @@ def _generate_batch(
     chat, device = runtime.chat, runtime.device
     ids, mask = pad_rows(prompts, chat.pad_id, side="left", device=device)
     seeds = [row_seed(seed, prompt) for prompt in prompts]
-    sampler = [GumbelNoise(temperatures, seeds, device)] if any(temperatures) else []
+    sampler, finite = [GumbelNoise(temperatures, seeds, device)] if any(temperatures) else [], ChosenFinite()
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -73,13 +75,18 @@ def _generate_batch(
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
-            logits_processor=LogitsProcessorList(sampler),
+            logits_processor=LogitsProcessorList([finite, *sampler]),
         )
         steered = [0] * len(prompts) if session is None else session.steered_tokens.tolist()
-    completions = []
+    completions, broken = [], [row.index(False) if False in row else None for row in finite.steps(output).T.tolist()]
     for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
         end = next((i + 1 for i, token in enumerate(new) if token in chat.stop_ids), None)
         tokens = tuple(new[:end])
+        if (step := broken[row]) is not None and step < len(tokens):
+            found = (
+                f"logits are NaN or infinite at step {step + 1} of the answer to a prompt of {len(prompts[row])} tokens"
+            )
+            raise not_finite(runtime, prompts[row], tokens[:step], found)
         if runtime.intervention is not None and runtime.intervention.positions == "generation":
             assert steered[row] == len(tokens), f"row {row}: {steered[row]} steered of {len(tokens)} generated tokens"
         text = chat.decode(tokens if end is None else tokens[:-1])

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.import_utils import is_gguf_available
 
 from harness.data.refs import ModelRef, is_gguf
 from harness.files import atomic_folder, check_can_make, content_hash, locked, user_folder
+from harness.model.pretrained import read_model, read_tokenizer
 from harness.quiet import silenced
 
 CACHE_VARIABLE = "DSPA_BENCH_CACHE"
@@ -59,11 +60,11 @@ def unpacked(path: str | Path) -> Path:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    read = {"pretrained_model_name_or_path": str(path.parent.absolute()), "gguf_file": path.name}
+    folder_of_file = str(path.parent.absolute())
     try:
         with silenced():
-            model = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**read)
+            model = read_model(AutoModelForCausalLM, folder_of_file, gguf_file=path.name, dtype=torch.float32)
+            tokenizer = read_tokenizer(folder_of_file, gguf_file=path.name)
     except Exception as problem:  # the readers of headers, tensors and vocabularies each raise their own
         reason = re.sub(r"\s+", " ", str(problem)) or type(problem).__name__
         raise ValueError(f"cannot read GGUF model {str(path)!r}: {reason}") from problem

@@ -1,5 +1,6 @@
 """Log-likelihoods of continuations: what contexts share is encoded once, a context once for all its continuations."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.model.batching import cut_batches, pad_rows, positions_of
+from harness.model.finite import not_finite
 from harness.model.prefix_cache import CachedRows, Family, Tokens, can_share, encode, extend, extended_logits, families
 from harness.model.steering import Runtime, Steering
 
@@ -42,9 +44,17 @@ def score_batches(runtime: Runtime, requests: Sequence[Request], *, batch_size: 
     A context is encoded once for all its continuations, and only positions that predict a continuation's token are
     projected onto the vocabulary. ``batch_size`` bounds the rows of every forward. Unless the model is steered, a
     prefix that contexts share is encoded once, too. Steering is conditioned on the context and applied from its last
-    position on, so a steered model's contexts are encoded whole: the condition sees every token of them.
+    position on, so a steered model's contexts are encoded whole: the condition sees every token of them. ValueError
+    with the layer where a log-likelihood is NaN.
     """
-    yield from (_score_by_prefix if can_share(runtime) else _score_by_context)(runtime, requests, batch_size)
+    score = _score_by_prefix if can_share(runtime) else _score_by_context
+    for batch in score(runtime, requests, batch_size):
+        for index, (value, _) in batch.scores.items():
+            if math.isnan(value):
+                context, continuation = requests[index]
+                found = f"the log-likelihood of {len(continuation)} tokens after {len(context)} is NaN"
+                raise not_finite(runtime, context, continuation[:-1], found)
+        yield batch
 
 
 def _score_by_prefix(runtime: Runtime, requests: Sequence[Request], batch_size: int) -> Iterator[ScoredBatch]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.data.triples import Conversation
 from harness.responder import Completion
+from harness.seals import read_line, sealed_line
 
 
 def answer_key(
@@ -74,8 +75,7 @@ class AnswerStore:
             if not self._cut:
                 file.truncate(self._size)
                 self._cut = True
-            # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
-            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
+            file.write(b"".join(map(sealed_line, lines)))
             file.flush()
             os.fsync(file.fileno())
         self._remember({key: replace(completion, key=key) for key, completion in answers.items()}, tally)
@@ -95,7 +95,7 @@ class AnswerStore:
         for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
             position += len(line) + 1
             try:
-                row = json.loads(line)
+                row = read_line(line)
                 if "batch" not in row:
                     answers[row["key"]] = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
                     continue
@@ -111,4 +111,4 @@ class AnswerStore:
             end, answers = position, {}
         else:
             return end
-        raise ValueError(f"{damage}; remove the file and rerun the suite")
+        raise ValueError(f"{damage}; rerun the suite, which makes it again")

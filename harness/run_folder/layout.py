@@ -22,7 +22,6 @@ cells/<cell>/log.txt                      what libraries printed
 report/                                   what `dspa-bench report` makes of it
 """
 
-import json
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,9 +40,11 @@ from harness.files import Document, locked, read_json, read_text, write_json, wr
 from harness.references import rebase
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
+from harness.run_folder.marks import Mark, differences, marks_of
 from harness.run_folder.plan import Environment, Plan
 from harness.run_folder.training import Curve
 from harness.run_folder.tuning import TuningFolder
+from harness.seals import read_line, sealed_line
 
 _TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
 """What `write_text` writes to before it renames."""
@@ -51,6 +52,8 @@ _REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
 """The folder beside report/ that a report is built in."""
 _CELL_TEMPORARY = re.compile(r"\..+\.adopted")
 """The folder beside a cell's that another run's cell is copied to."""
+_UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|\.partial(/|$)|(^|/)\.")
+"""Files of a cell that its manifest leaves out: itself, logs, and what is not finished."""
 
 
 class RunFolder:
@@ -76,7 +79,8 @@ class RunFolder:
             if not (run.path / needed).exists():
                 run.check_version()
                 raise ValueError(
-                    f"{str(path)!r} is not a run folder: it has no {needed}; give the --out folder of `dspa-bench run`"
+                    f"{str(path)!r} is not a run folder: it has no {needed}; give the --out folder of `dspa-bench run` "
+                    "(where it was lost, the run's own command makes it again)"
                 )
         planned = {cell.name for cell in run.plan.cells}
         for folder in sorted((run.path / "cells").glob("[!.]*")):
@@ -161,9 +165,11 @@ class CellState(Document):
     results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
     the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
     that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
-    made the cell, where it was copied from another.
+    made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
+    their names relative to the cell; None in a cell of an older version, whose files cannot be verified.
     """
 
+    sealed: ClassVar[bool] = True
     status: Literal["done", "failed"]
     error: str | None
     second_judge_error: str | None = None
@@ -172,6 +178,7 @@ class CellState(Document):
     commit: str | None = None
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
+    files: dict[str, Mark] | None = None
 
     @model_validator(mode="after")
     def _has_reason(self) -> Self:
@@ -244,18 +251,30 @@ class CellFolder:
 
         ``judged_twice`` are the benchmarks that a second judge is to look at too.
         """
-        state = self.state
+        try:
+            state, damage = self.state, self.damage()
+        except ValueError as problem:
+            return [str(problem)]
         if state is None:
             return ["not run to its end"]
         if reason := state.error or state.second_judge_error:
             return [reason]
-        reasons = [self._failure(name) for name in benchmarks]
+        if damage:
+            return [f"{name} {how} since the cell was over" for name, how in damage.items()]
+        found = {name: self._failure(name) for name in benchmarks}
+        reasons = list(found.values())
         for name in judged_twice:
             reason = self.second._failure(name)
-            if reason is None and not self.judged_alike(name):
+            if reason is None and found.get(name) is None and not self.judged_alike(name):
                 reason = f"{name}: judged other answers than there are now"
             reasons.append(reason and f"second judge, {reason}")
         return [reason for reason in reasons if reason is not None]
+
+    def damage(self, *, thorough: bool = False) -> dict[str, str]:
+        """File -> how it differs from what it was when the cell was over (see `Mark.difference`); {} when nothing does,
+        and before it is over. ValueError for a damaged cell.json."""
+        state = self.state
+        return differences(self.path, state.files or {}, thorough=thorough) if state is not None else {}
 
     def settled(self, benchmark: str) -> bool:
         """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
@@ -274,11 +293,18 @@ class CellFolder:
 
     def _failure(self, benchmark: str) -> str | None:
         """What is wrong with the records of ``benchmark``; None when nothing is."""
-        records = self.records(benchmark)
+        try:
+            records = self.records(benchmark)
+        except ValueError as problem:
+            return f"{benchmark}: {problem}"
         if records is None:
             return f"{benchmark}: not run"
         errors = [record.error for record in records if record.error is not None]
         return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
+
+    def reopen(self) -> None:
+        """Declare the cell not over, before anything in it is changed: its marks would no longer be true."""
+        (self.path / "cell.json").unlink(missing_ok=True)
 
     def save_bill(self, bill: Bill) -> None:
         """Write compute.json; to be done before the artifact is renamed into place."""
@@ -304,7 +330,7 @@ class CellFolder:
         declared = [metric.name for metric in metrics]
         seen = set()
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with partial.open("wb") as file:
                 for record in records:
                     if record.metric not in declared:
                         raise ValueError(
@@ -314,8 +340,7 @@ class CellFolder:
                     if (record.metric, record.item) in seen:
                         raise ValueError(f"{benchmark}: two records for item {record.item!r} of {record.metric}")
                     seen.add((record.metric, record.item))
-                    # ASCII, because many readers of JSONL take U+2028 and its like for the end of a line.
-                    file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
+                    file.write(sealed_line(asdict(record)))
                     file.flush()
                     os.fsync(file.fileno())
                     yield record
@@ -325,12 +350,14 @@ class CellFolder:
         partial.replace(path)
 
     def finish(self, state: CellState, traceback: str | None = None) -> None:
-        """Declare the cell over: writes cell.json, and traceback.txt for a failed one."""
+        """Declare the cell over: writes traceback.txt for a failed one, and cell.json with the marks of all files."""
         path = self.path / "traceback.txt"
         path.unlink(missing_ok=True)
         if traceback is not None:
             write_text(path, traceback)
-        state.write(self.path / "cell.json")
+        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        names = [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())]
+        state.model_copy(update={"files": marks_of(self.path, names)}).write(self.path / "cell.json")
 
     def adopt(self, other: "CellFolder", run: str) -> None:
         """Become a copy of ``other``, a complete cell of the run called ``run``; this folder must not exist."""
@@ -351,9 +378,9 @@ def _read_records(path: Path) -> Iterator[Record]:
     for number, line in enumerate(read_text(path, "records").splitlines(), start=1):
         where = f"{path}:{number}"
         try:
-            record = Record(**json.loads(line))
+            record = Record(**read_line(line))
         except (ValueError, TypeError) as problem:
-            raise ValueError(f"{where}: not a record: {problem}; remove the file and rerun the suite") from None
+            raise ValueError(f"{where}: not a record: {problem}; rerun the suite, which makes it again") from None
         first = lines.setdefault((record.metric, record.item), number)
         if first != number:
             raise ValueError(f"{where}: item {record.item!r} of {record.metric} is already on line {first}")

@@ -1,5 +1,7 @@
 """left_out.json: the triples and evaluation prompts that a run leaves out, because they do not fit the context."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from harness.files import Document
@@ -17,6 +19,7 @@ class LeftOutItem(Document):
 class LeftOut(Document):
     """What a run leaves out of its triples and, by benchmark, of its prompts. ``context`` is the model's, in tokens."""
 
+    sealed: ClassVar[bool] = True
     context: int = 0
     triples: tuple[LeftOutItem, ...] = ()
     benchmarks: dict[str, tuple[LeftOutItem, ...]] = Field(default={})

@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.benchmark import Metric
 from harness.data.refs import ModelRef, SAERef
 from harness.files import Document
+from harness.run_folder.marks import Mark
 
 BudgetName = int | str
 """A number of triples (0: the method uses none), or a bill in FLOPs as `flops_budget` calls it."""
@@ -137,6 +138,7 @@ class Plan(Document):
     name -> legend of the figures that methods report of themselves.
     """
 
+    sealed: ClassVar[bool] = True
     schema_version: Literal[1] = 1
     name: str
     baseline: str
@@ -217,9 +219,11 @@ class Environment(Document):
     ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``git`` the commit that the
     code ran from and whether there were uncommitted changes, ``threads`` those of one worker, ``packages`` name ->
     installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
-    time of all sittings so far. An SAE under a public name has no hash.
+    time of all sittings so far. An SAE under a public name has no hash. ``files`` are the marks, at the end of the last
+    sitting, of what lies outside the cells and has no checksum of its own; None in a run of an older version.
     """
 
+    sealed: ClassVar[bool] = True
     created: str
     command: str
     suite_hash: str
@@ -239,3 +243,4 @@ class Environment(Document):
     saes: dict[str, SAEEntry]
     triples: TriplesEntry
     seconds: float = 0.0
+    files: dict[str, Mark] | None = None

@@ -1,6 +1,5 @@
 """What a tuned cell tried before its fit: cells/<cell>/tuning/, with trials.jsonl and best.json."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.files import Document
+from harness.seals import read_line, sealed_line
 
 
 class Trial(Document):
@@ -91,7 +91,7 @@ class TuningFolder:
         _, size = self._read()
         with self._trials.open("ab") as file:
             file.truncate(size)
-            file.write(json.dumps(trial.model_dump(mode="json"), allow_nan=False).encode() + b"\n")
+            file.write(sealed_line(trial.model_dump(mode="json")))
             file.flush()
             os.fsync(file.fileno())
 
@@ -115,11 +115,13 @@ class TuningFolder:
         found: list[Trial] = []
         for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
             try:
-                trial = Trial.model_validate(json.loads(line))
+                trial = Trial.model_validate(read_line(line))
                 if trial.trial != number:
                     raise ValueError(f"trial {trial.trial} where {number} is expected")
             except (ValueError, ValidationError) as problem:
                 text = str(problem).splitlines()[0]
-                raise ValueError(f"{self._trials}:{number}: not a trial: {text}; remove the file and rerun") from None
+                raise ValueError(
+                    f"{self._trials}:{number}: not a trial: {text}; rerun the suite, which makes it again"
+                ) from None
             found.append(trial)
         return found, len(whole) + 1 if whole else 0

@@ -79,7 +79,7 @@ def test_the_environment_is_described(uninterrupted):
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert {"created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes", "gpu",
             "threads", "packages", "judge", "second_judge", "base", "saes", "triples",
-            "notes", "seconds"} == set(environment)  # fmt: skip
+            "notes", "seconds", "files", "checksum"} == set(environment)  # fmt: skip
     assert environment["judge"] == {"label": "toy-v1", "statement": "A toy judge made these numbers."}
     assert environment["triples"]["n"] == 12
     assert environment["packages"]["torch"]
@@ -250,7 +250,15 @@ def test_workers_do_not_outlive_a_killed_run(suite_path, tmp_path):
     _wait_for_the_end_of(workers)
 
 
-def test_an_interrupt_ends_the_run_cleanly_and_says_how_to_go_on(suite_path, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "to_all", "code", "said"),
+    [
+        (signal.SIGINT, False, 130, "interrupted"),
+        (signal.SIGTERM, False, 143, "terminated"),
+        (signal.SIGTERM, True, 143, "terminated"),
+    ],
+)
+def test_an_interrupt_ends_the_run_cleanly_and_says_how_to_go_on(suite_path, tmp_path, number, to_all, code, said):
     out = tmp_path / "interrupted"
     arguments = command(
         "run", suite_path, "--out", out, "--set", "execution.workers=2", "--set", "benchmarks.0.pause=1000"
@@ -263,14 +271,16 @@ def test_an_interrupt_ends_the_run_cleanly_and_says_how_to_go_on(suite_path, tmp
         text=True,
         # A shell starts background jobs with interrupts ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
     wait_until(lambda: len(list(out.glob("cells/*/records/*.partial"))) == 2, process)
     workers = _children(process.pid)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number) if to_all else process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors == "interrupted; give the same command again to go on\n"
+    assert process.returncode == code
+    assert errors == f"{said}; give the same command again to go on\n"
     _wait_for_the_end_of(workers)
+    assert not [*out.rglob("*.partial"), *out.rglob(".[!l]*")], "nothing unfinished stays, but for the lock file"
 
 
 def _wait_for_the_end_of(pids: list[int]) -> None:

@@ -11,6 +11,7 @@ import harness.model.aligned
 from harness.experiment.run import prepare, run_suite
 from harness.measure.agreement import Pair, agreement
 from harness.run_folder import RunFolder
+from harness.seals import read_line, sealed_line
 from reports.render import write_report
 from reports.run import read_run
 from tests.judged_toys import QUESTIONS
@@ -136,9 +137,12 @@ def test_answers_that_were_not_kept_are_generated_again_and_are_the_same(suite, 
 def test_verdicts_on_other_answers_are_never_paired(suite, finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "copy"))
     records = out / "cells" / CELLS[0] / "records" / "toy_rated.jsonl"
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    rows = [read_line(line) for line in records.read_text().splitlines()]
     rows[3]["raw"]["answer_key"] = "of another answer"
-    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records.write_bytes(b"".join(map(sealed_line, rows)))
+    cell = RunFolder(out).cell(CELLS[0])
+    assert cell.state is not None
+    cell.finish(cell.state)  # nothing is damaged: that is how it was written
     failures = run(suite, out)
     assert list(failures) == [CELLS[0]]
     assert "shown other answers than the first" in failures[CELLS[0]][0]

@@ -12,7 +12,7 @@ from numpy.random import default_rng
 
 from harness.benchmark import Record
 from harness.compute.bill import Bill
-from harness.files import write_jsonl
+from harness.files import write_json, write_jsonl
 from harness.run_folder import CellState, Environment, Plan, PlannedCell, PlannedVariant, RunFolder
 from harness.run_folder.plan import cell_name
 
@@ -40,8 +40,10 @@ def _made(failed_cell: str | None, unfinished: str | None) -> Path:
         cell_of(v, b, s) for v in PLAN.variants for b in (BUDGETS if v.uses_triples else (0,)) for s in range(SEEDS)
     ]
     cells += [cell_of(PLAN.variants[4], 300, 0, {"alpha": alpha}) for alpha in (0.2, 0.5, 1.0)]
-    PLAN.model_copy(update={"cells": tuple(cells)}).write(folder / "plan.json")
-    Environment.model_validate(FACTS["environment"]).write(folder / "environment.json")
+    # As older versions did, without checksums: tests change these files.
+    write_json(folder / "plan.json", PLAN.model_copy(update={"cells": tuple(cells)}).model_dump(mode="json"))
+    environment = Environment.model_validate(FACTS["environment"])
+    write_json(folder / "environment.json", environment.model_dump(mode="json"))
     (folder / "suite.yaml").touch()
     for cell in cells:
         home, error = RunFolder(folder).cell(cell.name), None
@@ -54,7 +56,8 @@ def _made(failed_cell: str | None, unfinished: str | None) -> Path:
                 write_jsonl(home.path / "records" / f"{b.name}.jsonl", rows)  # in one go: syncing each takes long
         figures = {"jaccard": 0.4 + 0.01 * cell.seed, "steered_share": 1.0} if cell.method == "dspa" else {}
         if cell.name != unfinished:
-            home.finish(CellState(status="failed" if error else "done", error=error, diagnostics=figures))
+            state = CellState(status="failed" if error else "done", error=error, diagnostics=figures)
+            write_json(home.path / "cell.json", state.model_dump(mode="json", exclude={"files"}))
     return folder
 
 

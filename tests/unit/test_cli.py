@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from harness.cli.app import ORDER, app
 from tests.toys import write_suite
 
-COMMANDS = ["run", "report", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build", "sandbox show"]
-COMMANDS += ["init", "methods", "benchmarks", "judges", "describe", "schema", "chat"]
+COMMANDS = ["run", "report", "verify", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build"]
+COMMANDS += ["sandbox show", "init", "methods", "benchmarks", "judges", "describe", "schema", "chat"]
 COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
 COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split", "formats build", "formats show"]
 
@@ -273,7 +273,7 @@ def test_fit_says_what_is_wrong_with_a_public_base_that_cannot_be_read(call, sui
     triples = suite_path.parent / "triples.jsonl"
     code, _, err = call("fit", "toy_noise", "--base", "nothing/there", "--triples", triples, "--out", tmp_path / "a")
     assert code == 2
-    assert err.startswith("error: cannot read base model 'nothing/there': nothing/there is not a valid")
+    assert err.startswith("error: cannot read the configuration of 'nothing/there': nothing/there is not a valid")
 
 
 def test_an_out_folder_that_cannot_be_made_is_refused_before_any_work(call, suite_path, tmp_path, tiny_folders):

@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing_behind(cache, 
     no_gguf.write_text("weights")
     with pytest.raises(ValueError, match=r"text.gguf' is no GGUF file \(it does not begin with 'GGUF'\)"):
         check_base(ModelRef(path=str(no_gguf)))
-    with pytest.raises(ValueError, match=r"unknown.gguf': GGUF model with architecture mamba9 is not supported"):
+    with pytest.raises(ValueError, match=r"unknown.gguf': .*: GGUF model with architecture mamba9 is not supported"):
         check_base(ModelRef(path=str(write(tmp_path / "unknown.gguf", architecture="mamba9"))))
     whole = write(tmp_path / "whole.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])

@@ -50,7 +50,7 @@ def test_a_pair_must_share_its_width_and_the_output_layer_must_not_come_first(tm
     early, late = sae_refs
     with pytest.raises(ValueError, match="choose l_out >= l_in"):
         DSPA(input_sae=late, output_sae=early).check(BASE)
-    wide = edit(make_sae(tmp_path / "wide", 3, seed=0), d_sae=99)
+    wide = SAERef(path=str(make_sae(tmp_path / "wide", 3, seed=0, d_sae=99)))
     with pytest.raises(ValueError, match=r"has 48 latents, .* has 99"):
         DSPA(input_sae=early, output_sae=wide).check(BASE)
     DSPA(input_sae=early, output_sae=early).check(BASE)

@@ -39,7 +39,7 @@ def test_a_damaged_file_is_refused_at_its_line(tmp_path, line):
     folder.append(trial(1))
     path = tmp_path / "trials.jsonl"
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=r"trials\.jsonl:2: not a trial: .*remove the file and rerun"):
+    with pytest.raises(ValueError, match=r"trials\.jsonl:2: not a trial: .*rerun the suite"):
         _ = folder.trials
 
 

@@ -22,7 +22,6 @@ from fastchat.conversation import IMAGE_PLACEHOLDER_STR, Conversation, Separator
 from fastchat.model import model_adapter
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Message
@@ -30,6 +29,7 @@ from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
+from harness.model.pretrained import read_tokenizer
 from harness.model.steering import Steering
 
 
@@ -67,7 +67,7 @@ class ArtifactAdapter(model_adapter.BaseModelAdapter):
         """
         description = read_description(model_path)
         base = ModelRef(**{key: value for key, value in description["base"].items() if key != "hash"})
-        chat = ChatFormat.of(AutoTokenizer.from_pretrained(source_of(base), revision=base.revision), base.chat)
+        chat = ChatFormat.of(read_tokenizer(source_of(base), revision=base.revision), base.chat)
         mark = _mark(description["fingerprint"])
         return Conversation(
             name="dspa-bench",
