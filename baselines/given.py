@@ -18,6 +18,7 @@ from harness.files import folder_hash
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import name_base
+from harness.model.pretrained import read_config, read_model, read_tokenizer
 from harness.quiet import hiding_deprecations
 
 if TYPE_CHECKING:
@@ -63,13 +64,8 @@ class Checkpoint(Given):
 
         Of a Hugging Face id the configuration and the tokenizer are read; its tensors are compared when it is loaded.
         """
-        from transformers import AutoConfig
-
         source, what = self.weights.source, f"checkpoint {self.weights}"
-        try:
-            config = AutoConfig.from_pretrained(source, revision=self.weights.revision)
-        except (OSError, ValueError) as problem:
-            raise ValueError(f"{what}: cannot be read: {problem}") from None
+        config = read_config(source, revision=self.weights.revision)
         theirs, own = config.get_text_config(), _config(base).get_text_config()
         for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
             found, needed = getattr(theirs, name, None), getattr(own, name, None)
@@ -88,7 +84,7 @@ class Checkpoint(Given):
 
         self.declared(meter)
         ref = self.weights
-        model = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.revision, dtype=base.model.dtype)
+        model = read_model(AutoModelForCausalLM, ref.source, revision=ref.revision, dtype=base.model.dtype)
         _check_shapes(f"checkpoint {ref}", _shapes(model), _shapes(base.model))
         model.generation_config = base.model.generation_config
         model = model.to(base.device).eval()
@@ -204,13 +200,11 @@ def _check_shapes(what: str, found: Shapes, needed: Shapes, *, tied: bool = Fals
 
 def _check_vocabulary(what: str, ref: WeightsRef, vocabulary: Mapping[str, int] | None) -> None:
     """Raise ValueError where a token of the checkpoint's tokenizer has another number in the base's."""
-    from transformers import AutoTokenizer
-
     if vocabulary is None:
         return
     try:
-        theirs = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision).get_vocab()
-    except (OSError, ValueError):  # none is kept beside the weights: the base's is used anyway
+        theirs = read_tokenizer(ref.source, revision=ref.revision).get_vocab()
+    except ValueError:  # none is kept beside the weights: the base's is used anyway
         return
     other = [token for token, number in theirs.items() if vocabulary.get(token, number) != number]
     if other:

@@ -52,8 +52,8 @@ _REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
 """The folder beside report/ that a report is built in."""
 _CELL_TEMPORARY = re.compile(r"\..+\.adopted")
 """The folder beside a cell's that another run's cell is copied to."""
-_UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|\.partial(/|$)|(^|/)\.")
-"""Files of a cell that its manifest leaves out: itself, logs, and what is not finished."""
+_UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|^fitting/|\.partial(/|$)|(^|/)\.")
+"""Files of a cell that its manifest leaves out: itself, logs, checkpoints, and what is not finished."""
 
 
 class RunFolder:
@@ -355,9 +355,12 @@ class CellFolder:
         path.unlink(missing_ok=True)
         if traceback is not None:
             write_text(path, traceback)
+        state.model_copy(update={"files": self.marks()}).write(self.path / "cell.json")
+
+    def marks(self) -> dict[str, Mark]:
+        """Those of all files as they are now, but for logs and cell.json itself."""
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        names = [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())]
-        state.model_copy(update={"files": marks_of(self.path, names)}).write(self.path / "cell.json")
+        return marks_of(self.path, [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())])
 
     def adopt(self, other: "CellFolder", run: str) -> None:
         """Become a copy of ``other``, a complete cell of the run called ``run``; this folder must not exist."""
@@ -365,8 +368,9 @@ class CellFolder:
         assert state is not None
         partial = self.path.with_name(f".{self.path.name}.adopted")
         shutil.copytree(other.path, partial)
-        rebase(partial / "artifact", other.artifact)
-        state.model_copy(update={"origin": state.origin or run}).write(partial / "cell.json")
+        rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
+        marks = state.files and CellFolder(partial).marks()
+        state.model_copy(update={"origin": state.origin or run, "files": marks}).write(partial / "cell.json")
         partial.rename(self.path)
 
     def _records(self, benchmark: str) -> Path:

@@ -125,6 +125,9 @@ def mend_cell(cell: CellFolder, files: Mapping[str, str]) -> None:
         elif top in ("artifact", "tuning"):
             fit = True
             shutil.rmtree(cell.path / top, ignore_errors=True)
+        elif name == "training.jsonl":  # the curve is made by training
+            fit = True
+            (cell.path / name).unlink(missing_ok=True)
         elif name != "cell.json":
             again |= {one for one in files if files[one] == top} or set(files)
             shutil.rmtree(cell.path / top, ignore_errors=True)
