@@ -13,11 +13,11 @@ from reports.run import Run
 from reports.tables import Table
 
 COSTS = {
-    "fit": "executed FLOPs of the fit",
-    "all": "executed FLOPs of fit and tuning",
+    "fit": "FLOPs of the fit",
+    "all": "FLOPs of fit and tuning",
     "seconds": "seconds of fit and tuning",
 }
-"""What quality can be drawn against."""
+"""What quality can be drawn against; FLOPs are those that were executed."""
 
 
 def figure_data(run: Run, comparison: Table[Comparison]) -> dict[str, Any]:

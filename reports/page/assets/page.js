@@ -166,10 +166,10 @@ function drawCost() {
   for (const point of shown) {
     const best = front.includes(point.variant);
     const { color, symbol } = look(point.variant);
-    const right = place(point) > Math.sqrt(free * most);
+    const right = place(point) > Math.sqrt(free * most); // above and left of the front there is nothing
     traces.push({
       x: [place(point)], y: [point.scores[metric.name][0]], mode: best ? "markers+text" : "markers",
-      text: [literal(data.labels[point.variant])], textposition: right ? "top left" : "top right", cliponaxis: false,
+      text: [literal(data.labels[point.variant])], textposition: right ? "top left" : "bottom right", cliponaxis: false,
       marker: { color, symbol, size: best ? 11 : 9, opacity: best ? 1 : 0.85 },
       error_y: errors(point.scores[metric.name], color), hovertemplate: hover(point, metric, cost),
     });
