@@ -12,11 +12,7 @@ from reports.figures import pareto_front
 from reports.run import Run
 from reports.tables import Table
 
-COSTS = {
-    "fit": "FLOPs of the fit",
-    "all": "FLOPs of fit and tuning",
-    "seconds": "seconds of fit and tuning",
-}
+COSTS = {"fit": "FLOPs of the fit", "all": "FLOPs of fit and tuning", "seconds": "seconds of fit and tuning"}
 """What quality can be drawn against; FLOPs are those that were executed."""
 
 
