@@ -16,8 +16,6 @@ from reports.latex import write_latex
 from reports.run import Run, read_run
 
 PARTS = ("report.md", "report.html", "tables", "figures")
-NAMED = 6
-"""More variants than this on one side of the baseline are counted, and marked in the tables."""
 
 
 def write_report(run: Path | Run, out: Path | None = None) -> Path:
@@ -102,7 +100,7 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
     environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
     environment.filters["label"] = lambda variant, of: sections.label_of(of, variant)
-    environment.filters |= {"named": _named, "first_of_each": _first_of_each}
+    environment.filters |= {"named": sections.named, "first_of_each": _first_of_each}
     environment.filters["plain"] = lambda value: f"{value:g}"
     budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
     context: dict[str, Any] = {
@@ -129,13 +127,6 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str]) -> s
         "figures": figures,
     }
     return environment.get_template("report.md.j2").render(context)
-
-
-def _named(variants: list[str], run: Run) -> str:
-    """Their labels, which may hold commas; how many they are, where they are many."""
-    if len(variants) > NAMED:
-        return f"{len(variants)} of {len(run.plan.labels) - 1} variants"
-    return "; ".join(sections.label_of(run, variant) for variant in variants)
 
 
 def _broken_down(run: Run, found: dict[str, tables.Table]) -> list[str]:
