@@ -190,9 +190,9 @@ def _compared(run: Run, budget: BudgetName, metrics: list[str], wanted: list[tup
     family.sort(key=lambda entry: wanted.index(entry[:2]))
     made = [
         DifferenceRow(
-            *pair, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
+            one, other, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
         )
-        for *pair, metric, d in family
+        for one, other, metric, d in family
     ]
     corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
     return [

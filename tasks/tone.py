@@ -79,7 +79,7 @@ def agreement(triples: Sequence[Triple]) -> Agreement:
     ]
     share = low = high = float("nan")
     if differ:
-        found = estimate_mean(differ)
+        found = estimate_mean(differ, bounds=(0.0, 100.0))
         share, low, high = found.mean, found.low, found.high
     means = sum(a for a, _ in tones) / n, sum(b for _, b in tones) / n
     equal = n - n_chosen - n_rejected

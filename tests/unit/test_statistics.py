@@ -135,7 +135,7 @@ def test_p_is_uniform_enough_under_no_difference():
 def test_with_one_seed_p_is_the_t_tests_however_small():
     values = np.random.default_rng(11).standard_normal((1, 400)) + 0.7
     difference = paired_difference(_grid(values), _grid(np.zeros((1, 400))))
-    assert difference.p == pytest.approx(stats.ttest_1samp(values[0], 0).pvalue)
+    assert difference.p == pytest.approx(stats.ttest_1samp(values[0], 0)[1])
     assert 0 < difference.p < 1e-25
 
 
@@ -168,7 +168,7 @@ def test_holm_multiplies_by_the_tests_left_and_stays_monotone():
 
 def test_holm_is_that_of_statsmodels():
     p = np.random.default_rng(15).random(30) ** 3
-    assert holm(list(p)) == pytest.approx(list(multipletests(p, method="holm")[1]))
+    assert holm(list(p)) == pytest.approx(np.asarray(multipletests(p, method="holm")[1]))
 
 
 def test_holm_does_not_count_what_was_not_tested():
