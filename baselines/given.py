@@ -84,7 +84,7 @@ class Checkpoint(Given):
 
         self.declared(meter)
         ref = self.weights
-        model = read_model(AutoModelForCausalLM, ref.source, revision=ref.revision, dtype=base.model.dtype)
+        model: Any = read_model(AutoModelForCausalLM, ref.source, revision=ref.revision, dtype=base.model.dtype)
         _check_shapes(f"checkpoint {ref}", _shapes(model), _shapes(base.model))
         model.generation_config = base.model.generation_config
         model = model.to(base.device).eval()

@@ -7,7 +7,7 @@ and intervals, the others are grey.
 from collections.abc import Callable, Sequence
 from math import ceil, floor, isnan, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from harness.benchmark import Metric
 from reports.comparison import Comparison, constant_metrics
@@ -96,7 +96,7 @@ def _draw(
     columns = min(len(metrics), 2)
     rows = ceil(len(metrics) / columns)
     height = 3.2 * max(1.0, len(run.plan.labels) / _FEW)
-    with rc_context(_STYLE):
+    with rc_context(cast(Any, _STYLE)):
         figure = Figure(figsize=(6.2 * columns, height * rows), dpi=120, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(metrics) :]:
@@ -210,7 +210,7 @@ def _limits(axis: "Axes", metric: Metric) -> None:
 def _names(axis: "Axes", run: Run, series: dict[str, list[_Point]], colours: dict[str, str]) -> None:
     """Each variant's label right of the panel, joined to its last point and as near to its height as others allow."""
     low, high = axis.get_ylim()
-    height = axis.get_position(original=True).height * axis.figure.get_figheight() * 72  # points
+    height = axis.get_position(original=True).height * axis.get_figure(root=True).get_figheight() * 72  # points
     ends = {variant: found[-1] for variant, found in series.items()}
     places = spread([(end.mean - low) / (high - low) for end in ends.values()], 1.25 * _FONT / height)
     line: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}

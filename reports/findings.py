@@ -1,7 +1,7 @@
 """What a comparison found, no more strongly than it did: who differs from the baseline, and at what cost.
 
 Better and worse are said by one rule: the paired difference to the baseline, significant after Holm's correction over
-all comparisons at its budget (`reports.tables.differences`).
+all variants in its metric at its budget (`reports.tables.differences`).
 """
 
 import math

@@ -8,7 +8,7 @@ from harness import markdown
 from harness.compute.bill import PAPER_NOTE
 from harness.files import check_can_make
 from harness.measure.statistics import SIGNIFICANT
-from harness.run_folder.plan import BudgetName, budget_text
+from harness.run_folder.plan import budget_text
 from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
 from reports.answers import Prompt, sample_answers
 from reports.figures import write_figures
@@ -18,8 +18,6 @@ from reports.run import Run, read_run
 from reports.training import write_training_figure
 
 PARTS = ("report.md", "report.html", "tables", "figures")
-NAMED = 6
-"""More variants than this on one side of the baseline are counted, and marked in the tables."""
 
 
 def write_report(run: Path | Run, out: Path | None = None) -> Path:
@@ -101,9 +99,9 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], trai
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown.escape, "code": markdown.code, "words": markdown.words}
-    environment.filters |= {"budget": budget_text, "mib": markdown.bytes_, "comparisons": _comparisons}
+    environment.filters |= {"budget": budget_text, "mib": markdown.bytes_}
     environment.filters["label"] = lambda variant, of: sections.label_of(of, variant)
-    environment.filters |= {"named": _named, "first_of_each": _first_of_each}
+    environment.filters |= {"named": sections.named, "first_of_each": _first_of_each}
     environment.filters["plain"] = lambda value: f"{value:g}"
     budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
     context: dict[str, Any] = {
@@ -117,7 +115,6 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], trai
         "budget": budget,
         "findings": findings.findings(run, compared, differences, budget),
         "verdicts": [(at, findings.effects(run, compared, differences, at)) for at in reversed(run.plan.budgets)],
-        "tests": sum(row.tested for row in differences.where(budget=budget)),
         "significant": SIGNIFICANT,
         "drops": findings.drops(run, compared),
         "constant": comparison.constant_metrics(run),
@@ -133,13 +130,6 @@ def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], trai
     return environment.get_template("report.md.j2").render(context)
 
 
-def _named(variants: list[str], run: Run) -> str:
-    """Their labels, which may hold commas; how many they are, where they are many."""
-    if len(variants) > NAMED:
-        return f"{len(variants)} of {len(run.plan.labels) - 1} variants"
-    return "; ".join(sections.label_of(run, variant) for variant in variants)
-
-
 def _broken_down(run: Run, found: dict[str, tables.Table]) -> list[str]:
     """The metrics with categories or turns, without those in which everything has the same value."""
     metrics = {row.metric for name in ("categories", "turns") for row in found[name]}
@@ -150,8 +140,3 @@ def _first_of_each(prompts: list[Prompt], run: Run) -> list[Prompt]:
     """One of each benchmark, of three benchmarks at most."""
     first = {prompt.metric.name: prompt for prompt in reversed(prompts)}
     return [first[name] for name in run.metrics if name in first][:3]
-
-
-def _comparisons(budget: BudgetName, differences: tables.Table[tables.DifferenceRow]) -> str:
-    """How many variants x metrics are tested against the baseline at ``budget``."""
-    return f"{sum(row.tested for row in differences.where(budget=budget))} at {budget_text(budget)}"

@@ -20,6 +20,8 @@ Columns = Mapping[str, Callable[[R], str]]
 """Header -> the cell of a row, as Markdown."""
 ROWS = 24
 """A table of what is also in a CSV file shows this many rows at most."""
+NAMED = 6
+"""More variants than this are counted, and marked in the tables."""
 LENGTH = 200
 """Characters of a prompt or answer."""
 _ARROWS = {"better": " ↑", "worse": " ↓", "undecided": "", "untested": ""}
@@ -137,11 +139,9 @@ def _seen(metric: Metric, sizes: list[float]) -> str:
     possible = [md.number(size, metric.digits) for size in known if size <= most - least]
     if not possible:
         return "none" if known else md.EMPTY
-    return (
-        f"{possible[0]} or more"
-        if len(possible) < len(known)
-        else " to ".join(dict.fromkeys(possible[:: len(possible) - 1 or 1]))
-    )
+    if len(possible) < len(known):
+        return f"{possible[0]} or more"
+    return " to ".join(dict.fromkeys((possible[0], possible[-1])))
 
 
 def leaders(run: Run, table: Table[Comparison], pairs: Table[DifferenceRow]) -> list[str]:
@@ -157,9 +157,16 @@ def leaders(run: Run, table: Table[Comparison], pairs: Table[DifferenceRow]) -> 
         }
         near = [v for v in means if v not in first and not {(v, first[0]), (first[0], v)} & apart]
         who = f"significantly better than {len(means) - len(first) - len(near)} of {len(means) - 1}"
-        others = f"; not told from {'; '.join(label_of(run, v) for v in near)}" if near else ""
+        others = f"; not told from {named(near, run)}" if near else ""
         found.append(f"{_title(run, name)}: {label_of(run, first[0])} has the best mean, {who}{others}.")
     return found
+
+
+def named(variants: list[str], run: Run) -> str:
+    """Their labels, which may hold commas; how many they are, where they are many."""
+    if len(variants) > NAMED:
+        return f"{len(variants)} of {len(run.plan.labels) - 1} variants"
+    return "; ".join(label_of(run, variant) for variant in variants)
 
 
 def _difference(row: DifferenceRow, digits: int) -> str:

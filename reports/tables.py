@@ -163,13 +163,14 @@ class SecondMean(NamedTuple):
 def differences(run: Run) -> Table[DifferenceRow]:
     """Every variant minus the baseline on the same items and seeds, per metric and budget.
 
-    ``p_holm`` is corrected over all comparisons at one budget, but for those in which no item differs. A metric that
-    has no pair is left out.
+    ``p_holm`` is corrected over all variants in one metric at one budget, but for those in which no item differs. A
+    metric that has no pair is left out.
     """
-    base, rows = run.plan.baseline, []
-    wanted = [(variant, base) for variant in run.plan.labels if variant != base]
+    base, order = run.plan.baseline, list(run.plan.labels)
+    wanted, rows = [(variant, base) for variant in order if variant != base], []
     for budget in run.plan.budgets:
-        rows += _compared(run, budget, list(run.metrics), wanted)
+        found = (row for metric in run.metrics for row in _compared(run, budget, metric, wanted))
+        rows += sorted(found, key=lambda row: order.index(row.variant))
     return Table(DifferenceRow._fields, rows)
 
 
@@ -180,28 +181,24 @@ def pairs(run: Run) -> Table[DifferenceRow]:
     """
     rows, wanted = [], [(b, a) for a, b in combinations(run.plan.labels, 2)]
     for budget, metric in product(run.plan.budgets, run.metrics):
-        rows += _compared(run, budget, [metric], wanted)
+        rows += _compared(run, budget, metric, wanted)
     return Table(DifferenceRow._fields, rows)
 
 
-def _compared(run: Run, budget: BudgetName, metrics: list[str], wanted: list[tuple[str, str]]) -> list[DifferenceRow]:
+def _compared(run: Run, budget: BudgetName, metric: str, wanted: list[tuple[str, str]]) -> list[DifferenceRow]:
     """One family of comparisons, by the variants ``wanted``: p is corrected over those in which any item differs."""
-    cells, family = {variant: run.cells_of(variant, budget) for variant in run.plan.labels}, []
-    for metric in metrics:
-        sides = {variant: _measurements(records(found, metric)) for variant, found in cells.items()}
-        found = paired_differences(sides, wanted, bounds=run.metrics[metric].scale)
-        family += [(*pair, metric, difference) for pair, difference in found.items()]
-    family.sort(key=lambda entry: wanted.index(entry[:2]))
+    sides = {variant: _measurements(records(run.cells_of(variant, budget), metric)) for variant in run.plan.labels}
+    found = paired_differences(sides, wanted, bounds=run.metrics[metric].scale)
     made = [
         DifferenceRow(
-            one, other, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
+            *pair, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
         )
-        for one, other, metric, d in family
+        for pair, d in found.items()
     ]
     corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
     return [
         row._replace(p_holm=p_holm, detectable=smallest_detectable(d, tests)) if row.tested else row
-        for row, p_holm, (*_, d) in zip(made, corrected, family, strict=True)
+        for row, p_holm, d in zip(made, corrected, found.values(), strict=True)
     ]
 
 

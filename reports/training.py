@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.run_folder.training import TrainingStep
 from reports.run import Cell, Run
@@ -35,7 +35,7 @@ def write_training_figure(run: Run, folder: Path) -> str | None:
     every = [step for found in rows.values() for _, steps in found for step in steps]
     panels = [name for name in _PANELS if any(getattr(step, name) is not None for step in every)]
     folder.mkdir(parents=True, exist_ok=True)
-    with rc_context(_STYLE):
+    with rc_context(cast(Any, _STYLE)):
         figure = Figure(figsize=(2.5 * len(panels), 1.5 * len(rows) + 0.5), dpi=110, layout="constrained")
         axes = figure.subplots(len(rows), len(panels), squeeze=False)
         for line, (variant, found) in zip(axes, rows.items(), strict=True):
@@ -83,7 +83,7 @@ def _draw(axis: Any, name: str, found: Sequence[tuple[Cell, tuple[TrainingStep, 
     axis.tick_params(labelsize=7)
 
 
-def _binned(values: Sequence[float]) -> tuple[list[float], list[float]]:
+def _binned(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     """(steps, values) to draw: all, or the means of `_POINTS` parts."""
     import numpy as np
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -85,7 +85,7 @@ def display(prepared: "Prepared", todo: int, console: Console, *, lines: bool) -
         yield Bars(prepared, pace, bars)
 
 
-_AS_THEY_ARE = {"redirect_stdout": False, "redirect_stderr": False}
+_AS_THEY_ARE: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
 
 
 class Silent:

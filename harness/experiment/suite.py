@@ -244,7 +244,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
     ]
     variants = tuple(_variant(source, file, v, i, context) for i, v in enumerate(file.variants))
-    return Suite(source, file, variants, benchmarks, *judges, found)
+    return Suite(source, file, variants, benchmarks, judges[0], judges[1], found)
 
 
 def _import_plugins(source: Source, file: SuiteFile) -> None:

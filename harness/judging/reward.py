@@ -105,7 +105,7 @@ class RewardJudge(JudgeConfig):
 
     triples: TriplesPath = Field(description="preference triples that no method is fitted on (see docs/data.md)")
     base: ModelRef | None = Field(None, description="causal LM to train a reward model from")
-    training: Training = Training()
+    training: Training = Field(default_factory=lambda: Training.model_validate({}))
     model: ModelRef | None = Field(None, description="instead of `base`: an existing reward model")
     tie: Annotated[float, Field(ge=0, lt=0.5, description="probabilities this near to 1/2 are ties")] = 0.05
     score_batch_size: Annotated[int, Field(ge=1, description="answers scored together")] = 32

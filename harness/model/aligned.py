@@ -103,7 +103,7 @@ class AlignedModel:
         if steering is not None:
             steering = moved_saes(path, steering, saes or {})
             for name, ref in references(kept["params"]):
-                ref["path"] = str(Path((saes or {}).get(name, ref["path"])).resolve())
+                ref["path"] = str(Path((saes or {}).get(name, str(ref["path"]))).resolve())
         elif saes:
             raise ValueError(f"{path}: it needs no SAE, but one is given for {', '.join(saes)}")
         aligned = cls(base, model, intervention=read_intervention(path, steering, device), **kept)

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from itertools import product
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +16,7 @@ from reports.places import shown
 from reports.render import write_report
 from reports.run import read_run
 from reports.sections import leaders
-from reports.tables import Table
+from reports.tables import DifferenceRow, Table
 from tests.unit.synthetic_run import write_run
 
 METHODS, BUDGETS = 22, (25, 50, 100, 300)
@@ -175,8 +175,18 @@ def test_names_are_spread_no_further_than_others_need(wanted, expected):
 def test_who_cannot_be_told_from_the_best_is_named(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     apart = [("dspa", "base"), ("dspa", "prompt"), ("dspa", "static_sae"), ("dpo", "dspa")]
-    rows = [SimpleNamespace(variant=a, against=b, metric="mt_bench", budget=300, significant=True) for a, b in apart]
-    line = leaders(run, comparison(run), Table([], rows))[0]
+    figures: dict[str, Any] = {
+        "difference": 1.0,
+        "low": 0.5,
+        "high": 1.5,
+        "p": 0.001,
+        "p_holm": 0.01,
+        "se": 0.2,
+        "df": 5.0,
+    }
+    figures |= {"budget": 300, "metric": "mt_bench", "n": 144, "unpaired": 0, "detectable": 0.9}
+    rows = [DifferenceRow(variant=a, against=b, **figures) for a, b in apart]
+    line = leaders(run, comparison(run), Table(DifferenceRow._fields, rows))[0]
     expected = (
         "DSPA (strict gate) has the best mean, significantly better than 4 of 5; not told from DSPA (paper gate)."
     )
