@@ -8,7 +8,7 @@ from harness.run_folder.plan import flops_of
 from reports.costs import Compute, Judging, flops_text
 from reports.places import shown
 from reports.run import Run
-from reports.sections import ROWS, Columns, as_table, at_largest_budget, label_of
+from reports.sections import Columns, as_table, at_largest_budget, label_of
 from reports.tables import Table
 from reports.tuning import Tuned
 
@@ -60,7 +60,7 @@ def tuning_table(run: Run, tuned: Table[Tuned]) -> str:
         "below the floor": failures,
         "seconds": lambda row: md.number(row.seconds),
     }
-    return as_table(at_largest_budget(tuned)[:ROWS], columns)
+    return as_table(at_largest_budget(tuned), columns, short=True)
 
 
 def stop_table(run: Run, compute: Table[Compute]) -> str:
@@ -84,7 +84,7 @@ def stop_table(run: Run, compute: Table[Compute]) -> str:
         "epochs": lambda row: md.number(row.epochs, 2),
         "optimiser steps": lambda row: md.number(row.optimiser_steps, 0),
     }
-    return as_table([row for row in compute if row.budget in limits][-ROWS:], columns) if limits else ""
+    return as_table([row for row in compute if row.budget in limits], columns, short=True) if limits else ""
 
 
 def ratio_table(run: Run, compute: Table[Compute]) -> str:

@@ -267,7 +267,7 @@ def diagnostic_table(run: Run, diagnostics: Table[Diagnostic]) -> str:
         [label_of(run, variant), *(values.get(name, md.EMPTY) for name in figures)] for variant, values in found.items()
     ]
     headers = [f"variant, on {place}" if place else "variant", *figures]
-    return f"{md.table(list(map(md.escape, headers)), rows[:ROWS])}\n\n{_legend(figures, run.plan.diagnostics)}"
+    return f"{md.table(list(map(md.escape, headers)), cut(rows))}\n\n{_legend(figures, run.plan.diagnostics)}"
 
 
 def agreement_table(run: Run, agreements: Table[Agreed]) -> str:
@@ -306,9 +306,18 @@ def judges_means(run: Run, comparison: Table[Comparison], means: Table[SecondMea
     return md.table(["judge", *map(md.escape, run.plan.labels.values())], rows)
 
 
-def as_table(rows: Iterable[R], columns: Columns[R], text_columns: int = 1) -> str:
+def as_table(rows: Iterable[R], columns: Columns[R], text_columns: int = 1, *, short: bool = False) -> str:
     cells = [[cell(row) for cell in columns.values()] for row in rows]
-    return md.table(list(columns), cells, text_columns=text_columns)
+    return md.table(list(columns), cut(cells) if short else cells, text_columns=text_columns)
+
+
+def cut(rows: list[list[str]]) -> list[list[str]]:
+    """The first rows of a table that is whole in its file, and a last one that says how many more are there."""
+    return (
+        rows
+        if len(rows) <= ROWS
+        else [*rows[:ROWS], [f"*{len(rows) - ROWS} more in the file*", *[""] * (len(rows[0]) - 1)]]
+    )
 
 
 def _legend(names: Iterable[str], legends: Mapping[str, str]) -> str:
