@@ -213,8 +213,13 @@ def test_diagnostics_survive_an_interruption_between_the_answers_and_the_records
 def test_a_run_that_is_interrupted_in_a_training_goes_on_from_its_checkpoint(suite_path, tmp_path, monkeypatch):
     from baselines.metered import Metered
 
-    trained = "variants=[{name: dpo, method: dpo, params: {tuning: lora, batch_size: 2, lora_dropout: 0.1}}]"
-    overrides = [trained, "budgets=[8]", "seeds=1", "execution.checkpoint_minutes=0.000001"]
+    dpo = "{name: dpo, method: dpo, params: {tuning: lora, batch_size: 2, lora_dropout: 0.1}}"
+    overrides = [
+        f"variants=[{{name: base, method: base}}, {dpo}]",
+        "budgets=[8]",
+        "seeds=1",
+        "execution.checkpoint_minutes=0.000001",
+    ]
     assert run(suite_path, tmp_path / "whole", *overrides)[0] == {}
     step, done = Metered.training_step, []
 
