@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import command_group
-from harness.run_folder import RunFolder
 
 commands = command_group()
 
@@ -30,6 +29,7 @@ def report(
     Exit code 0: the run is complete. 1: a cell or a record failed, or something planned is unfinished (the
     report names them). 2: bad input, or files that are not what was written (with the command that makes them again).
     """
+    from harness.run_folder import RunFolder
     from harness.run_folder.verify import unverified
     from reports.render import check_report_folder, write_report
     from reports.run import read_run

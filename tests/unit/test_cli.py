@@ -266,10 +266,10 @@ def test_repeated_triples_are_said_by_every_command_that_draws_from_them(call, s
 
 
 def test_fit_says_what_is_wrong_with_a_public_base_that_cannot_be_read(call, suite_path, tmp_path, monkeypatch):
-    def missing(_):
+    def missing(*_, **__):
         raise OSError("nothing/there is not a valid model identifier")
 
-    monkeypatch.setattr("harness.experiment.check.base_shape", missing)
+    monkeypatch.setattr("harness.model.pretrained.AutoConfig.from_pretrained", missing)
     triples = suite_path.parent / "triples.jsonl"
     code, _, err = call("fit", "toy_noise", "--base", "nothing/there", "--triples", triples, "--out", tmp_path / "a")
     assert code == 2
