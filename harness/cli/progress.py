@@ -81,11 +81,9 @@ def display(prepared: "Prepared", todo: int, console: Console, *, lines: bool) -
         yield Lines(prepared, pace, console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, **_AS_THEY_ARE) as bars:
+    columns += (TextColumn("{task.fields[left]}"),)
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
         yield Bars(prepared, pace, bars)
-
-
-_AS_THEY_ARE = {"redirect_stdout": False, "redirect_stderr": False}
 
 
 class Silent:

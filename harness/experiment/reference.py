@@ -141,7 +141,8 @@ def _type(annotation: Any) -> str:
     members = _members(annotation)
     if len(members) > 1:
         return " or ".join(dict.fromkeys(_type(one) for one in members))
-    (kind,), arguments = members, get_args(members[0])
+    kind = members[-1]
+    arguments = get_args(kind)
     origin = get_origin(kind)
     if origin is Literal:
         return " | ".join(map(str, arguments))
