@@ -191,9 +191,9 @@ def _compared(run: Run, budget: BudgetName, metric: str, wanted: list[tuple[str,
     found = paired_differences(sides, wanted, bounds=run.metrics[metric].scale)
     made = [
         DifferenceRow(
-            *pair, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
+            one, other, budget, metric, d.mean, d.low, d.high, d.p, d.p, d.n, d.unpaired, d.spread.se, d.spread.df, NAN
         )
-        for pair, d in found.items()
+        for (one, other), d in found.items()
     ]
     corrected, tests = holm([row.p if row.tested else NAN for row in made]), sum(row.tested for row in made)
     return [

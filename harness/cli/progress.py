@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -81,11 +81,9 @@ def display(prepared: "Prepared", todo: int, console: Console, *, lines: bool) -
         yield Lines(prepared, pace, console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, **_AS_THEY_ARE) as bars:
+    columns += (TextColumn("{task.fields[left]}"),)
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
         yield Bars(prepared, pace, bars)
-
-
-_AS_THEY_ARE: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
 
 
 class Silent:

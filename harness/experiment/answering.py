@@ -59,7 +59,7 @@ class Answering:
 
     def unaligned(self) -> "Answering":
         """The base model, whose answers are in the same store under its own fingerprint."""
-        return Answering(self.aligned.unaligned(), self.store)
+        return Answering(self.aligned.unaligned(), self.store, self.tell)
 
     def figures(self) -> dict[str, float]:
         """What the intervention did over everything asked for so far, whether now or before an interruption."""

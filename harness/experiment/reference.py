@@ -128,12 +128,12 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in _REFS
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def _members(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(one for part in get_args(annotation) for one in _members(part))
-    return (annotation,)
+        return [one for part in get_args(annotation) for one in _members(part)]
+    return [annotation]
 
 
 def _type(annotation: Any) -> str:
@@ -141,7 +141,8 @@ def _type(annotation: Any) -> str:
     members = _members(annotation)
     if len(members) > 1:
         return " or ".join(dict.fromkeys(_type(one) for one in members))
-    kind, arguments = members[0], get_args(members[0])
+    kind = members[0]
+    arguments = get_args(kind)
     origin = get_origin(kind)
     if origin is Literal:
         return " | ".join(map(str, arguments))
