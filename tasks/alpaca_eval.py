@@ -19,7 +19,7 @@ from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, U
 from harness.files import write_text
 from harness.judging import Judge, Verb
 from harness.responder import Responder
-from tasks.questions import asked_of, titled
+from tasks.questions import asked_of, evenly, titled
 
 REFERENCES = {
     "v1": "alpaca_eval/model_outputs/text_davinci_003.json",
@@ -57,6 +57,9 @@ class AlpacaEval(PromptBenchmark):
     )
     reference: Literal["v1", "v2"] | None = Field(
         None, description="instead of `references`: AlpacaEval's own, text_davinci_003 or gpt4_1106_preview"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="ask only so many of the instructions, evenly spaced in the file; all unless given"
     )
     annotator: str | None = Field(None, description="a configuration of the package, by name, instead of the judge")
     annotator_config: InputPath | None = Field(None, description="a configuration of your own in the package's format")
@@ -116,7 +119,7 @@ class AlpacaEval(PromptBenchmark):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         found = (_WIN_RATE,) if self._regression is None else (_WIN_RATE, _LENGTH_CONTROLLED)
-        return tuple(titled(metric, "AlpacaEval", self._whose) for metric in found)
+        return tuple(titled(metric, "AlpacaEval", self._whose, self.limit) for metric in found)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -136,7 +139,7 @@ class AlpacaEval(PromptBenchmark):
     def check(self) -> None:
         if self.reference is not None:
             data_file(REFERENCES[self.reference], "alpaca_eval")
-        _ = self._references
+        _ = self._asked
         if self._annotator is not None:
             self._annotator.check()
         if self.length_control in FORMS and self._regression is None:
@@ -202,7 +205,8 @@ class AlpacaEval(PromptBenchmark):
     @property
     def _asked(self) -> list[tuple[int, dict[str, str]]]:
         """Place and reference of the instructions that are asked."""
-        return [(i, row) for i, row in enumerate(self._references) if str(i) not in self._left_out]
+        asked = evenly(list(enumerate(self._references)), self.limit, self.references)
+        return [(i, row) for i, row in asked if str(i) not in self._left_out]
 
     @cached_property
     def _whose(self) -> str | None:

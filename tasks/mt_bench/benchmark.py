@@ -15,7 +15,7 @@ from harness.evaluators.fastchat.files import Question
 from harness.judging import Judge, Verb
 from harness.responder import Responder
 from tasks.mt_bench.judging import Answers, Judging, Turn, conversation, keep_answers
-from tasks.questions import asked_of, titled
+from tasks.questions import asked_of, evenly, titled
 
 Mode = Literal["single", "pairwise-baseline"]
 _SAMPLE = Sample(heading="MT-Bench question {cluster} ({category}), turn {turn}", count=3, spread="category")
@@ -48,6 +48,9 @@ class MTBench(PromptBenchmark):
     references: InputPath | None = Field(
         None, description="reference answers, in FastChat's format; for the data folder's questions GPT-4's by default"
     )
+    limit: int | None = Field(
+        None, ge=1, description="ask only so many of the questions, evenly spaced in the file; all unless given"
+    )
     modes: tuple[Mode, ...] = Field(("single",), min_length=1, description="how answers are judged")
     baseline: InputPath | None = Field(
         None, description="answers to compare with, in FastChat's format; without it, those of the run's base model"
@@ -76,7 +79,7 @@ class MTBench(PromptBenchmark):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return tuple(titled(_METRICS[mode], "MT-Bench", self._whose) for mode in self.modes)
+        return tuple(titled(_METRICS[mode], "MT-Bench", self._whose, self.limit) for mode in self.modes)
 
     @property
     def asks(self) -> frozenset[Verb]:
@@ -146,7 +149,7 @@ class MTBench(PromptBenchmark):
 
     @cached_property
     def _all_questions(self) -> list[Question]:
-        return fastchat.load_questions(self.questions)
+        return evenly(fastchat.load_questions(self.questions), self.limit, self.questions)
 
     @property
     def _questions(self) -> list[Question]:

@@ -51,3 +51,20 @@ def test_nobody_is_told_to_fetch_what_would_not_help(tmp_path, monkeypatch):
     assert "these are sandbox questions" in note
     assert "fetch" not in note
     assert str(tmp_path) not in note
+
+
+def test_some_questions_are_spread_over_the_file_and_their_number_stands_in_the_column():
+    assets = TASKS / "formats/assets"
+    bench = MTBench(questions=assets / "mt_bench/question.jsonl", limit=12)
+    assert [metric.title for metric in bench.metrics] == ["MT-Bench format, 12 own questions"]
+    categories = [question.category for question in bench.judging(None, None).questions]
+    assert len(categories) == 12
+    assert {categories.count(name) for name in categories} == {2}, "six families, sorted: as many of each"
+    alpaca = AlpacaEval(references=assets / "alpaca_eval/reference_outputs.json", limit=6, length_control="off")
+    assert [item.name for item in alpaca.items()] == ["0", "13", "26", "39", "52", "65"], "by their place in the file"
+    for limited in (
+        MTBench(questions=bench.questions, limit=49, temperatures=0.0),
+        AlpacaEval(references=alpaca.references, limit=79),
+    ):
+        with pytest.raises(ValueError, match=r"limit: \d+ is more than the \d+ questions of .*give at most"):
+            limited.check()
