@@ -51,7 +51,9 @@ def test_a_suite_runs_on_trls_implicit_form_in_parquet_as_on_our_own(tmp_path, t
     assert run_suite(theirs, NoProgress()) == {}
     assert run_suite(ours, NoProgress()) == {}
     states = [RunFolder.open(tmp_path / name).cell("noise__n4__s0").state for name in ("ours", "theirs")]
-    assert states[0] == states[1]
+    assert all(state is not None and state.files for state in states)
+    ours, theirs = (state and state.model_copy(update={"files": None}) for state in states)  # which have times in them
+    assert ours == theirs
     assert not (tmp_path / "ours" / "left_out.json").exists()
 
 

@@ -79,6 +79,9 @@ def test_one_of_a_real_model_passes_the_checks_with_stand_ins_for_what_is_fetche
     assert suite["name"] == name
     copy = tmp_path / f"{name}.yaml"
     made = with_stand_ins(suite, deep_model, tmp_path)
+    own: dict[str, dict[str, Any]] = {"fpo": {"k": 4}, "rahf_scit": {"good_instruction": "w1", "bad_instruction": "w2"}}
+    for variant in made["variants"]:  # what the stand-ins are too small for
+        variant.setdefault("params", {}).update(own.get(variant["method"], {}))
     # The data folder's tasks are loaded by tests/integration/test_lm_eval_local_tasks.py.
     made["benchmarks"] = [one for one in made["benchmarks"] if one.get("preset") != "paper_local"]
     copy.write_text(yaml.safe_dump(made), encoding="utf-8")

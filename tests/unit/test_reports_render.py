@@ -76,12 +76,12 @@ def test_the_first_lines_say_what_was_compared_what_came_out_and_who_judged(text
     opening = text[: text.index("## Quality and cost")]
     assert "6 variants were compared on the same 100 and 300 preference triples, with 3 seeds each" in opening
     assert re.search(
-        r"\*\*MT-Bench\*\*.*better: 3 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
+        r"\*\*MT-Bench\*\*.*better: 4 of 5, by .* first DSPA \(strict gate\) 5\.\d\d \(\+1\.\d\d \[", opening
     )
     assert "Its numbers say nothing about real language." in opening
     (line,) = [line for line in opening.splitlines() if line.startswith("- **At 300 triples**")]
-    assert "better on some measure and worse on none: DSPA (paper gate); DSPA (strict gate)." in line
-    assert "Better on some and worse on others: DPO (LoRA). No difference detected: Prompt; Static SAE." in line
+    assert "better on some measure and worse on none: Static SAE; DSPA (paper gate); DSPA (strict gate)." in line
+    assert "Better on some and worse on others: DPO (LoRA). No difference detected: Prompt." in line
 
 
 def test_one_table_has_quality_and_cost_with_the_best_mean_of_a_column_in_bold(text):
@@ -341,7 +341,6 @@ def test_another_baseline_gives_another_report_in_another_folder(tmp_path):
     assert "`dspa-bench report <run folder> --baseline dpo`" in text
     section = text[text.index("## Method against method") : text.index("## Cost")]
     assert "Variant minus DPO (LoRA) at 300 triples" in section
-    assert "(20 at 100 triples and 20 at 300 triples)" in section
     compared = pd.read_csv(out / "tables" / "differences.csv").set_index(["variant", "budget", "metric"])
     usual = tables.differences(read_run(folder)).where(variant="dpo", budget=100, metric="mt_bench")
     assert compared.loc[("base", 100, "mt_bench"), "difference"] == pytest.approx(-usual[0].difference)

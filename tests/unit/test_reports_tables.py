@@ -153,13 +153,13 @@ def test_a_run_without_sweeps_has_an_empty_table_with_the_same_columns(tmp_path,
     assert not sweeps
 
 
-def test_differences_are_item_by_item_and_holm_is_over_one_budget(folder, run):
+def test_differences_are_item_by_item_and_holm_is_over_one_metric_at_one_budget(folder, run):
     table = tables.differences(run)
     row = _row(table, variant="dspa", budget=300, metric="mt_bench")
     treated, base = _raw(folder, "dspa__n300__s*", "mt_bench"), _raw(folder, "base__n0__s*", "mt_bench")
     assert row.difference == pytest.approx(sum(a - b for a, b in zip(treated, base, strict=True)) / 144)
     assert row.low > 0
-    family = [row for row in table.where(budget=300) if row.tested]
+    family = [row for row in table.where(budget=300, metric="alpaca_eval") if row.tested]
     smallest = min(family, key=lambda r: r.p)
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(family)))
     assert all(r.p_holm >= r.p for r in family)
@@ -243,8 +243,9 @@ def test_where_no_item_differs_nothing_is_tested_and_nothing_corrected_for(run):
     assert math.isnan(same.detectable)
     assert side_of(run, same) == "undecided"
     assert side_of(run, None) == "untested"
-    tested = [row for row in table.where(budget=300) if row.tested]
-    assert 0 < len(tested) < len(table.where(budget=300))
+    of_metric = table.where(budget=300, metric="sandbox_facts")
+    tested = [row for row in of_metric if row.tested]
+    assert 0 < len(tested) < len(of_metric)
     smallest = min(tested, key=lambda row: row.p)
     assert smallest.p_holm == pytest.approx(smallest.p * len(tested))
 
@@ -252,8 +253,8 @@ def test_where_no_item_differs_nothing_is_tested_and_nothing_corrected_for(run):
 def test_findings_name_who_is_better_and_who_is_not_separated(run, comparison):
     finding = findings(run, comparison, tables.differences(run), 300)[0]
     assert finding.metric.name == "mt_bench"
-    assert set(finding.sides["better"]) == {"dspa", "dspa_paper", "dpo"}
-    assert set(finding.sides["undecided"]) == {"prompt", "static_sae"}
+    assert set(finding.sides["better"]) == {"dspa", "dspa_paper", "dpo", "static_sae"}
+    assert set(finding.sides["undecided"]) == {"prompt"}
     assert finding.best[0] == "dspa"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.run_folder import Plan
+from harness.seals import read_document
 from reports.comparison import comparison, constant_metrics
 from reports.figures import spread, write_figures
 from reports.latex import latex
@@ -54,9 +55,9 @@ def _enlarge(folder):
 def _name_by_absolute_paths(folder):
     def edit(name, change):
         path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        path.write_text(json.dumps(read_document(path.read_bytes()) | change))
 
-    environment = json.loads((folder / "environment.json").read_text())
+    environment = read_document((folder / "environment.json").read_bytes())
     edit(
         "environment.json",
         {
@@ -68,7 +69,7 @@ def _name_by_absolute_paths(folder):
             "notes": [f"{HOME}/data/alpaca_eval/df.csv is missing."],
         },
     )
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = read_document((folder / "plan.json").read_bytes())
     plan["variants"][2]["settings"] = {"sae": f"../../../..{HOME}/saes/early"}
     edit("plan.json", plan)
     edit("cells/dpo__n300__s0/cell.json", {"origin": f"{HOME}/runs/other"})

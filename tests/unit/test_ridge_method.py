@@ -14,7 +14,7 @@ from dspa.map.ridge import RidgeMap
 from dspa.method import DSPA
 from dspa.perf.ridge import RidgeOptions, dense_fit, draw_rows, measure_ridge
 from dspa.ridge_method import DSPARidge
-from harness.cli import run
+from harness.cli import plan
 from harness.cli.app import app
 from harness.compute.rates import Rates
 from harness.data.refs import BaseShape
@@ -159,11 +159,11 @@ def test_a_plan_says_what_the_prompts_leave_unexplained_or_what_it_would_take(mo
     prepared = prepare(SANDBOX, tmp_path / "run", ["budgets=[6, 12]"])
     forecaster = Forecaster(prepared.suite.file.base)
     variants = {"dspa_paper, dspa, dspa_mean": "conversation", "dspa_last_turn, dspa_ridge": "last_turn"}
-    for names, line in zip(variants, run._previews(prepared, forecaster), strict=True):  # one for each condition
+    for names, line in zip(variants, plan._previews(prepared, forecaster), strict=True):  # one for each condition
         said = re.fullmatch(rf"{names}: unexplained_share ([\d.]+) on 12 triples \((.+)\)", line)
         assert said and 0 < float(said[1]) < 2 and said[2] == DSPA.diagnostics["unexplained_share"]
-    monkeypatch.setattr(run, "PREVIEW_FLOPS", 1)
-    for names, line in zip(variants, run._previews(prepared, forecaster), strict=True):
+    monkeypatch.setattr(plan, "PREVIEW_FLOPS", 1)
+    for names, line in zip(variants, plan._previews(prepared, forecaster), strict=True):
         assert re.fullmatch(f"{names}: what a fit prints .* was not measured, it takes .* FLOPs", line)
     assert not (tmp_path / "run").exists()
 
