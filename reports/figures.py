@@ -210,7 +210,8 @@ def _limits(axis: "Axes", metric: Metric) -> None:
 def _names(axis: "Axes", run: Run, series: dict[str, list[_Point]], colours: dict[str, str]) -> None:
     """Each variant's label right of the panel, joined to its last point and as near to its height as others allow."""
     low, high = axis.get_ylim()
-    height = axis.get_position(original=True).height * axis.get_figure(root=True).get_figheight() * 72  # points
+    figure: Any = axis.get_figure(root=True)
+    height = axis.get_position(original=True).height * figure.get_figheight() * 72  # points
     ends = {variant: found[-1] for variant, found in series.items()}
     places = spread([(end.mean - low) / (high - low) for end in ends.values()], 1.25 * _FONT / height)
     line: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
