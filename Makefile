@@ -28,11 +28,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # torch first and pinned: an unpinned request by another package would bring its newest build and gigabytes of CUDA.
+# The warning that is ignored is setuptools' long banner on every editable installation.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
