@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from tqdm import tqdm
+
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
 
@@ -144,9 +146,11 @@ def _fail_cell(worker: _Worker, folder: Path, progress: Progress) -> None:
 
 def _work(folder: Path, threads: int, pipe: Connection) -> None:
     """The body of a worker process."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _leave_off)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends the workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    # tqdm's own lock is a named semaphore, which a killed worker would leave to Python's resource tracker's warnings.
+    tqdm.set_lock(threading.RLock())
     import torch
 
     from harness.experiment.cell import CellContext, run_cell
@@ -158,6 +162,16 @@ def _work(folder: Path, threads: int, pipe: Connection) -> None:
             context = context or CellContext.open(folder)
             run_cell(context, context.cells[name], lambda *news: pipe.send(news))
         pipe.send("over")
+
+
+def _leave_off(*_: object) -> None:
+    """End this worker at the first SIGTERM; a second one must not break into the cleaning up of the first.
+
+    SIGTERM to the whole group comes twice, from outside and by the parent; the second, in the middle of a
+    finalizer, left a semaphore unlinked but registered, and Python's resource tracker complained.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def _die_with_parent() -> None:
