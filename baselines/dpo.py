@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from baselines.metered import Metered
-from baselines.rows import preference_rows
+from baselines.rows import answer_lengths, preference_rows
 from baselines.training import TrainedMethod, reference_pass
 from harness.compute import Meter
 from harness.compute.rates import Rates
@@ -42,6 +42,7 @@ class DPO(TrainedMethod):
 
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on and passed through the reference."""
-        lengths = [row["length"] for row in preference_rows(base, triples)]
-        passes = self.trained_pass(rates, lengths, texts=2), reference_pass(rates, lengths, texts=2)
+        rows = preference_rows(base, triples)
+        lengths, scored = [row["length"] for row in rows], answer_lengths(rows)
+        passes = self.trained_pass(rates, lengths, scored, texts=2), reference_pass(rates, lengths, scored, texts=2)
         return {"train": self.training_flops(lengths, *passes)}

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from baselines.metered import Metered, measured_batches, unpatched
-from baselines.rows import IGNORED, preference_rows
+from baselines.metered import Metered, fused_head, measured_batches
+from baselines.rows import IGNORED, answer_lengths, preference_rows
 from baselines.training import TrainedMethod, reference_pass
 from dspa.map.sparse import SparseRows
 from dspa.saes.sae import ResidualSAE, check_sae, load_sae, sae_sizes
@@ -113,7 +113,7 @@ def measure_reference(
     answers: list[tuple[int, int]] = []  # (0 chosen | 1 rejected, row) of each entry of what follows
     logps: list[Tensor] = []
     latents: list[SparseRows] = []
-    with unpatched(base.model):
+    with fused_head(base.model):
         add_fused_lm_head(base.model)
         for which in measured_batches([row["length"] for row in rows], batch_size, meter):
             batch = {name: t.to(device) for name, t in collate([{**rows[i], "triple": i} for i in which]).items()}
@@ -227,11 +227,15 @@ class FPO(TrainedMethod):
         _, d_model, d_sae = sae_sizes(self.sae)
         rows = preference_rows(base, triples)
         lengths = [row["length"] for row in rows]
-        encoding = [2 * d_model * d_sae * len(row["chosen_ids"] + row["rejected_ids"]) for row in rows]
-        reference = reference_pass(rates, lengths, texts=2)
+        scored = answer_lengths(rows)
+        encoding = [2 * d_model * d_sae * tokens for tokens in scored]
+        reference = reference_pass(rates, lengths, scored, texts=2)
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         batches = (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
-        trained = self.trained_pass(rates, lengths, texts=2), lambda batch: 2 * sum(encoding[row] for row in batch)
+        trained = (
+            self.trained_pass(rates, lengths, scored, texts=2),
+            lambda batch: 2 * sum(encoding[row] for row in batch),
+        )
         return {
             "reference": sum(encoding) + sum(map(reference, batches)),
             "train": self.training_flops(lengths, *trained),

@@ -59,10 +59,11 @@ class KTO(TrainedMethod):
         What a LoRA adapter adds to the pass of the unrelated answers is left out.
         """
         rows = unpaired_rows(base, triples)
-        own, unrelated = (
-            [len(row["prompt_ids"] + row[name]) for row in rows] for name in ("completion_ids", "KL_completion_ids")
-        )
-        passes = self.trained_pass(rates, own), reference_pass(rates, own), *[reference_pass(rates, unrelated)] * 2
+        answers, others = ([len(row[name]) for row in rows] for name in ("completion_ids", "KL_completion_ids"))
+        prompts = [len(row["prompt_ids"]) for row in rows]
+        own, unrelated = ([p + a for p, a in zip(prompts, tokens, strict=True)] for tokens in (answers, others))
+        reference = reference_pass(rates, own, answers), *[reference_pass(rates, unrelated, others)] * 2
+        passes = self.trained_pass(rates, own, answers), *reference
         lengths = [row["length"] for row in rows]
         return {"train": self.training_flops(lengths, *passes, batch_size=2 * self.batch_size)}
 

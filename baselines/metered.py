@@ -18,7 +18,7 @@ class Metered(Resumable):
 
     ``passes`` names the tensors whose sum is the number of tokens trained on in a step; ``reference_passes`` those
     (a name as often as it is passed) that go forward only besides. Both enter the formula figure alone. ``labelled``
-    names what says which positions TRL's fused LM head works on: on CUDA their number decides the FLOPs too.
+    names what says which positions TRL's fused LM head works on: their number decides the FLOPs too.
     """
 
     passes: ClassVar[tuple[str, ...]] = ("attention_mask",)
@@ -56,9 +56,7 @@ class Metered(Resumable):
         return loss
 
     def step_signature(self, inputs: Any) -> Any:
-        """What decides a step's FLOPs: the shapes and, with TRL's fused LM head on CUDA, the labelled positions."""
-        if self.args.device.type != "cuda":  # type: ignore[attr-defined]
-            return signature_of(inputs)
+        """What decides a step's FLOPs: the shapes and, with TRL's fused LM head, the labelled positions."""
         masks = (inputs[name] != (IGNORED if name == "labels" else 0) for name in self.labelled if name in inputs)
         return signature_of(inputs, *(int(mask.sum()) for mask in masks))
 
@@ -107,11 +105,20 @@ def experimental() -> warnings.catch_warnings:
 
 
 @contextmanager
-def unpatched(model: nn.Module) -> Iterator[None]:
-    """Whatever TRL puts on the instance inside is taken off afterwards."""
+def fused_head(model: nn.Module) -> Iterator[None]:
+    """TRL's fused LM head inside: on labelled positions alone, on every device; off the instance afterwards.
+
+    TRL itself does so on CUDA only, and elsewhere every position, prompts and padding included, for accelerators that
+    would compile anew for each number. With a large vocabulary that is most of a training on a CPU.
+    """
+    from trl.trainer import utils
+
+    before = utils._use_triton
+    utils._use_triton = lambda device: True  # asked nothing else there; the kernels have their own
     try:
         yield
     finally:
+        utils._use_triton = before
         unpatch(model)
 
 

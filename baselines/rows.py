@@ -36,6 +36,11 @@ def preference_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     ]
 
 
+def answer_lengths(rows: Sequence[Row]) -> list[int]:
+    """Tokens of both answers of each of `preference_rows`."""
+    return [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+
+
 def answer_rows(base: AlignedModel, triples: Sequence[Triple]) -> list[Row]:
     """One row a triple, as TRL's SFTTrainer takes it: prompt and chosen answer, the prompt without labels."""
     return [

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from baselines.metered import Metered
-from baselines.rows import answer_rows
+from baselines.rows import IGNORED, answer_rows
 from baselines.training import TrainedMethod
 from harness.compute import Meter
 from harness.compute.rates import Rates
@@ -50,4 +50,5 @@ def train_on_answers(
 def supervised_flops(method: TrainedMethod, rows: Sequence[Mapping[str, Any]], rates: Rates) -> int:
     """FLOPs of `train_on_answers`: one text a row."""
     lengths = [row["length"] for row in rows]
-    return method.training_flops(lengths, method.trained_pass(rates, lengths))
+    scored = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    return method.training_flops(lengths, method.trained_pass(rates, lengths, scored))

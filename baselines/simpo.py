@@ -46,4 +46,4 @@ class SimPO(TrainedMethod):
     def predict(self, base: AlignedModel, triples: Sequence[Triple], rates: Rates) -> dict[str, int]:
         """Both answers with their prompt, trained on."""
         lengths = [row["length"] for row in labelled_rows(base, triples)]
-        return {"train": self.training_flops(lengths, self.trained_pass(rates, lengths, texts=2, fused=False))}
+        return {"train": self.training_flops(lengths, self.trained_pass(rates, lengths, texts=2))}

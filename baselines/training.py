@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from baselines.metered import Metered, unpatch, unpatched
+from baselines.metered import Metered, fused_head, unpatch
 from harness.compute import Meter
 from harness.compute.rates import Rate, Rates
 from harness.method import BaseShape, MethodConfig
@@ -39,12 +39,13 @@ class Pass:
     """In a row."""
     head: int
     """FLOPs of the LM head a position."""
-    headless: int = 1
-    """Last positions of a text that the LM head leaves out: behind the last token nothing is predicted."""
+    scored: Sequence[int] | None = None
+    """Positions of each row that the LM head works on; all, padding included, where it is None."""
 
     def __call__(self, batch: Sequence[int]) -> int:
         size, length = self.texts * len(batch), max(self.lengths[row] for row in batch)
-        return self.rate.of(size, length) + self.head * size * (length - self.headless)
+        positions = size * length if self.scored is None else sum(self.scored[row] for row in batch)
+        return self.rate.of(size, length) + self.head * positions
 
 
 class TrainedMethod(MethodConfig):
@@ -191,7 +192,12 @@ class TrainedMethod(MethodConfig):
         own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
         log = {} if meter.sitting is None else {"logging_strategy": "steps"}
         set_seed(seed)
-        with meter.stage(stage), tempfile.TemporaryDirectory() as scratch, unpatched(base.model), hiding_deprecations():
+        with (
+            meter.stage(stage),
+            tempfile.TemporaryDirectory() as scratch,
+            fused_head(base.model),
+            hiding_deprecations(),
+        ):
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **log, **own),
@@ -240,10 +246,13 @@ class TrainedMethod(MethodConfig):
                 flops += sum(one(order[index * size : (index + 1) * size]) for one in passes)
         return flops
 
-    def trained_pass(self, rates: Rates, lengths: Sequence[int], *, texts: int = 1, fused: bool = True) -> Pass:
-        """Forward and backward of what is tuned, and of the LM head: TRL's ``fused`` one, or a plain one on all
-        positions."""
-        return Pass(self.body_rate(rates), lengths, texts, self.head_flops(rates, fused=fused), headless=int(fused))
+    def trained_pass(
+        self, rates: Rates, lengths: Sequence[int], scored: Sequence[int] | None = None, *, texts: int = 1
+    ) -> Pass:
+        """Forward and backward of what is tuned, and of the LM head: TRL's fused one, on the ``scored`` positions of
+        each row (its answer tokens), or else a plain one on all positions."""
+        head = self.head_flops(rates, fused=scored is not None)
+        return Pass(self.body_rate(rates), lengths, texts, head, scored)
 
     def body_rate(self, rates: Rates) -> Rate:
         """Forward and backward of what is tuned, without the LM head."""
@@ -253,14 +262,14 @@ class TrainedMethod(MethodConfig):
         """FLOPs a position of the LM head in training: its product, the gradient of its input and, tuned, of its
         weights.
 
-        TRL's ``fused`` one does its product once more in the backward. (On CUDA it does labelled positions only.)
+        TRL's ``fused`` one does its product once more in the backward.
         """
         return rates.head * (2 + (self.tuning == "full") + fused)
 
 
-def reference_pass(rates: Rates, lengths: Sequence[int], *, texts: int = 1) -> Pass:
-    """The forward of a frozen model, LM head included."""
-    return Pass(rates.body(), lengths, texts, rates.head)
+def reference_pass(rates: Rates, lengths: Sequence[int], scored: Sequence[int], *, texts: int = 1) -> Pass:
+    """The forward of a frozen model, and of its fused LM head on the ``scored`` positions of each row."""
+    return Pass(rates.body(), lengths, texts, rates.head, scored)
 
 
 def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":

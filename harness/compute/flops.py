@@ -71,7 +71,7 @@ def signature_of(inputs: Mapping[str, Any], *state: Hashable) -> Hashable:
     Two steps of one stage with equal signatures must execute the same FLOPs. ``state`` must therefore hold
     what changes within the stage: which parameters require gradients (adapter on or off, layers unfrozen
     later), the length of a KV cache, gradient checkpointing switched on or off, and, where a kernel works
-    on labelled positions only (TRL's fused LM head on CUDA, not on CPU), their number. What is fixed for
+    on labelled positions only (TRL's fused LM head), their number. What is fixed for
     the stage need not be in it. FLOPs that depend on values (routing in a mixture of experts) have no
     signature.
     """

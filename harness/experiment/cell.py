@@ -19,7 +19,7 @@ from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
-from harness.experiment.tuning import Tuning
+from harness.experiment.tuning import Scored, Tuning
 from harness.judging import Judge
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
@@ -38,6 +38,7 @@ class CellContext:
 
     suite: Suite
     folder: RunFolder
+    base_scores: dict[str, Scored] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "CellContext":
@@ -158,6 +159,7 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
             forecaster=context.forecaster,
             evaluation_prompts=context.evaluation_prompts,
             notify=lambda stage: notify(cell.name, stage, 0),
+            base_scores=context.base_scores,
         ).best(folder.tuning)
         method = suite.method_of(cell, context.folder.path, best.params)
     forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)

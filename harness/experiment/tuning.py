@@ -78,7 +78,8 @@ class Tuning:
     """The tuning of one cell. ``base`` is what is aligned, ``budget`` all triples that the cell may see.
 
     Every method of one budget and seed gets the same split by prompt. A trial is fitted on the fit part, with the seed
-    of the cell's fit, and scored on the validation part. ``notify`` is told each stage.
+    of the cell's fit, and scored on the validation part. ``notify`` is told each stage. ``base_scores`` keeps the
+    base's own score by split, for the other cells that have it; what it took is in the figures of each of them.
     """
 
     suite: Suite
@@ -90,6 +91,7 @@ class Tuning:
     forecaster: Forecaster
     evaluation_prompts: Sequence[str]
     notify: Callable[[str], object]
+    base_scores: dict[str, Scored] = field(default_factory=dict)
     _fits: dict[Hashable, AlignedModel] = field(default_factory=dict)
 
     def best(self, folder: TuningFolder) -> Best:
@@ -104,8 +106,10 @@ class Tuning:
         seen = contaminated(self._validation, self.evaluation_prompts)
         if seen:
             raise ValueError(f"{len(seen)} evaluation prompts are among the validation prompts, first: {seen[0]!r}")
-        self.notify("tuning, base")
-        base = self._score(self.base)
+        if self._split not in self.base_scores:
+            self.notify("tuning, base")
+            self.base_scores[self._split] = self._score(self.base)
+        base = self.base_scores[self._split]
         trials = list(folder.trials)
         for number in range(len(trials) + 1, self._trials + 1):
             self.notify(f"tuning, trial {number} of {self._trials}")
@@ -138,6 +142,11 @@ class Tuning:
     @property
     def _validation(self) -> list[Triple]:
         return self._parts[1]
+
+    @cached_property
+    def _split(self) -> str:
+        texts = [[triple.key for triple in part] for part in self._parts]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def _seed(self, number: int, attempt: int) -> int:
         return derive_seed(self.suite.file.seed, self.cell.name, "trial", str(number), str(attempt))
@@ -244,7 +253,6 @@ class Tuning:
         passed = [(trial.score, trial) for trial in trials if trial.passed and trial.score is not None]
         winner = max(passed, key=lambda one: one[0])[1] if passed else trials[0]  # max: the first of equals
         kept, validation = self._parts
-        texts = [[triple.key for triple in part] for part in self._parts]
         return Best(
             winner=winner.trial,
             fallback=not passed,
@@ -255,7 +263,7 @@ class Tuning:
             n_validation=len(validation),
             fit_prompts=prompt_count(kept),
             validation_prompts=prompt_count(validation),
-            split_hash=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+            split_hash=self._split,
             executed_flops=base.flops + sum(trial.executed_flops for trial in trials),
             seconds=round(base.seconds + sum(trial.seconds for trial in trials), 3),
         )

@@ -16,7 +16,7 @@ from baselines.fpo import (
     measure_reference,
     top_features,
 )
-from baselines.metered import unpatched
+from baselines.metered import fused_head
 from baselines.rows import preference_rows
 from baselines.training import TrainedMethod
 from dspa.saes.sae import load_sae
@@ -62,7 +62,7 @@ def batch_of(base, triples):
 def means(base, sae, batch):
     from trl.trainer.utils import add_fused_lm_head
 
-    with unpatched(base.model):
+    with fused_head(base.model):
         add_fused_lm_head(base.model)
         return answer_means(base.model, find_decoder(base.model), sae, batch)
 
