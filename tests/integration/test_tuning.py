@@ -229,6 +229,7 @@ def test_interrupted_at_20_random_moments_it_ends_as_it_does_without(context, fi
     shutil.rmtree(home)
     reached = set()
     for moment in [1, *(draw.randrange(2, lines) for _ in range(18)), lines]:
+        context.base_scores.clear()  # as in a new process
         assert interrupted(context, name, moment) == 0
         reached.add(len(context.folder.cell(name).tuning.trials))
         assert not context.folder.cell(name).artifact.exists()
