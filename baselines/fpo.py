@@ -117,9 +117,12 @@ def measure_reference(
         add_fused_lm_head(base.model)
         for which in measured_batches([row["length"] for row in rows], batch_size, meter):
             batch = {name: t.to(device) for name, t in collate([{**rows[i], "triple": i} for i in which]).items()}
-            signature = signature_of(batch, int(batch["completion_mask"].sum()))
+            labelled, (size, length) = int(batch["completion_mask"].sum()), batch["input_ids"].shape
+            form = (size * length, size * length**2, labelled)
             with (
-                meter.step(signature, tokens=int(batch["attention_mask"].sum()), kind="forward"),
+                meter.step(
+                    signature_of(batch, labelled), tokens=int(batch["attention_mask"].sum()), kind="forward", form=form
+                ),
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
                 logp, mean = answer_means(base.model, decoder, sae, batch)
@@ -266,10 +269,6 @@ class FeatureConstrained(Metered):
         if self.meter.flops_limit is None:
             args.warmup_steps = min(args.get_warmup_steps(num_training_steps), self.method.warmup_steps)
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def step_signature(self, inputs: Mapping[str, Tensor]) -> Any:
-        """Answer tokens alone go through the SAE, so their number decides the FLOPs too."""
-        return signature_of(inputs, int(inputs["completion_mask"].sum()))
 
     def compute_loss(
         self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -39,6 +39,7 @@ class KTO(TrainedMethod):
         class Trainer(Metered, KTOTrainer):
             reference_passes = ("attention_mask", "KL_attention_mask", "KL_attention_mask")
             labelled = ("completion_mask", "KL_completion_mask")
+            batches = (("input_ids",), ("KL_input_ids",))
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)

@@ -11,6 +11,7 @@ from baselines.resumable import Resumable
 from baselines.rows import IGNORED
 from baselines.schedule import rate_share
 from harness.compute import Meter, signature_of
+from harness.compute.forms import Form
 
 
 class Metered(Resumable):
@@ -18,12 +19,15 @@ class Metered(Resumable):
 
     ``passes`` names the tensors whose sum is the number of tokens trained on in a step; ``reference_passes`` those
     (a name as often as it is passed) that go forward only besides. Both enter the formula figure alone. ``labelled``
-    names what says which positions TRL's fused LM head works on: their number decides the FLOPs too.
+    names what says which positions TRL's fused LM head works on: their number decides the FLOPs too. ``batches`` names
+    the tensors of token ids that go through a model as one batch, padded to the longest of them; where they and the
+    labelled positions are not all that decides a step's FLOPs, it is empty, and more steps are counted.
     """
 
     passes: ClassVar[tuple[str, ...]] = ("attention_mask",)
     reference_passes: ClassVar[tuple[str, ...]] = ()
     labelled: ClassVar[tuple[str, ...]] = ("completion_mask",)
+    batches: ClassVar[tuple[tuple[str, ...], ...]] = (("input_ids",),)
 
     def __init__(self, *args: Any, meter: Meter, **kwargs: Any) -> None:
         self.meter = meter
@@ -44,7 +48,8 @@ class Metered(Resumable):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         with self.meter.step(
-            self.step_signature(inputs),
+            signature_of(inputs, *self._labelled(inputs)),
+            form=self._form(inputs),
             tokens=_tokens(inputs, self.passes),
             reference_tokens=_tokens(inputs, self.reference_passes),
             kind="train",
@@ -55,10 +60,18 @@ class Metered(Resumable):
             raise ValueError(f"the training loss is {float(loss)} at optimiser step {step}; lower learning_rate")
         return loss
 
-    def step_signature(self, inputs: Any) -> Any:
-        """What decides a step's FLOPs: the shapes and, with TRL's fused LM head, the labelled positions."""
+    def _labelled(self, inputs: Any) -> list[int]:
         masks = (inputs[name] != (IGNORED if name == "labels" else 0) for name in self.labelled if name in inputs)
-        return signature_of(inputs, *(int(mask.sum()) for mask in masks))
+        return [int(mask.sum()) for mask in masks]
+
+    def _form(self, inputs: Any) -> Form | None:
+        """Tokens and pairs of tokens of each batch, padding included, and labelled positions."""
+        form = []
+        for names in self.batches:
+            shapes = [inputs[name].shape for name in names]
+            rows, length = sum(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+            form += [rows * length, rows * length**2]
+        return (*form, *self._labelled(inputs)) if form else None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """`rate_share` over the steps or, under a FLOP limit, over the limit; every step counts as done in its own."""

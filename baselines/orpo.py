@@ -34,6 +34,7 @@ class ORPO(TrainedMethod):
         class Trainer(Metered, ORPOTrainer):
             passes = ("chosen_attention_mask", "rejected_attention_mask")
             labelled = ()  # no fused LM head here
+            batches = (("chosen_input_ids", "rejected_input_ids"),)
 
             def concatenated_forward(self, model: Any, batch: Any) -> tuple[Any, ...]:
                 means, *others = super().concatenated_forward(model, batch)

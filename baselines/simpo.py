@@ -37,6 +37,7 @@ class SimPO(TrainedMethod):
         class Trainer(Metered, CPOTrainer):
             passes = ("chosen_attention_mask", "rejected_attention_mask")
             labelled = ()  # no fused LM head here
+            batches = (("chosen_input_ids", "rejected_input_ids"),)
 
         loss = {"loss_type": "simpo", "beta": self.beta, "simpo_gamma": self.beta * self.gamma_ratio, "cpo_alpha": 0.0}
         longest = base.base.max_length  # None would mean 512 to this trainer

@@ -117,6 +117,8 @@ def contrastive_trainer(smoothing: float) -> type[Metered]:
     from transformers import Trainer
 
     class ContrastiveTrainer(Metered, Trainer):
+        batches = ()  # the LM head works on the answers' columns
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the trainer is to divide it

@@ -93,6 +93,7 @@ def fit_trainer(
 
     class FitTrainer(Metered, Trainer):
         reference_passes = ("attention_mask", "contrast_mask" if bad is None else "attention_mask")
+        batches = ()  # passes of several depths
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)

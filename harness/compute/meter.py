@@ -25,6 +25,7 @@ from harness.compute.bill import (
     train_flops,
 )
 from harness.compute.flops import count_flops, flops_by_operator
+from harness.compute.forms import Counts, Form
 from harness.compute.profile import Profiler, Tally, step_name
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
@@ -117,7 +118,8 @@ class Meter:
 
     FLOPs of a step are counted once per new (stage, kind, signature) and added from a table afterwards, so
     the total is exact while nearly every step runs unmetered. The more batches share their padded length,
-    the fewer steps are counted. In each stage one step of every kind (see `step_name`) goes through the torch
+    the fewer steps are counted; where the caller says what the FLOPs are linear in (``form``), a handful is (`Counts`).
+    In each stage one step of every kind (see `step_name`) goes through the torch
     profiler for the operator breakdown (with ``sample_profile``): the first that is not being counted, or the second
     at all where no signature comes twice, or the only one (counting is then in its seconds, not in its FLOPs). With a
     ``trace`` the events of these steps go there.
@@ -154,6 +156,7 @@ class Meter:
         self.sitting = sitting
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, dict[str, int]] = {}
+        self._counts: dict[Hashable, Counts] = {}
         self._profiler = Profiler(trace)
         self._peak_source: MemorySource = "VmHWM"
         self._stages: dict[str, _Stage] = {}
@@ -214,10 +217,13 @@ class Meter:
                 self._stage = None
 
     @contextmanager
-    def step(self, signature: Hashable, *, tokens: int, kind: Kind, reference_tokens: int = 0) -> Iterator[None]:
+    def step(
+        self, signature: Hashable, *, tokens: int, kind: Kind, reference_tokens: int = 0, form: Form | None = None
+    ) -> Iterator[None]:
         """Bill one forward or one training step (forward and backward) to the current stage.
 
-        ``signature`` must determine the step's FLOPs within the stage (see `signature_of`). ``tokens`` are
+        ``signature`` must determine the step's FLOPs within the stage (see `signature_of`), and so must ``form``, in
+        numbers that they are linear in, if it is given. ``tokens`` are
         the real (unpadded) tokens it processes; ``reference_tokens`` those that a training step passes
         forward only besides, as through DPO's reference model. They enter the formula figure alone. A step
         that raises is not billed. Steps do not nest.
@@ -233,6 +239,9 @@ class Meter:
             raise ValueError(f"token counts must be 0 or more, got {tokens} and {reference_tokens}")
         key = (stage.name, kind, signature)
         known, name = self._flops.get(key), step_name(signature, kind)
+        counts = None if form is None else self._counts.setdefault((stage.name, kind, name), Counts())
+        if known is None and counts is not None and form is not None:
+            known = counts.of(form)
         tally = stage.tallies.setdefault(name, Tally())
         sample = tally.wanted(counted=known is None) if self._sample_profile else None
         self._in_step = True
@@ -242,6 +251,8 @@ class Meter:
                     with count_flops() as counter:
                         yield
                     known = self._flops[key] = flops_by_operator(counter)
+                    if counts is not None and form is not None:
+                        counts.learn(form, known)
                 else:
                     yield
         finally:
@@ -281,6 +292,7 @@ class Meter:
             "aside": self._profiler.overhead + self._aside,
             "stages": stages,
             "flops": [[*key, known] for key, known in self._flops.items()],  # type: ignore[misc]
+            "counts": [[*key, counts.state()] for key, counts in self._counts.items()],  # type: ignore[misc]
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -302,6 +314,7 @@ class Meter:
             stage.seconds += saved["seconds"]
             stage.tallies = {name: Tally.of(tally) for name, tally in saved["tallies"].items()}
         self._flops = {(stage, kind, signature): known for stage, kind, signature, known in state["flops"]}
+        self._counts = {tuple(key): Counts.of_state(counts) for *key, counts in state["counts"]}
 
     def bill(self, *, method: str, n_triples: int, predicted: dict[str, int] | None = None) -> Bill:
         """The bill of all that ran, beside what was ``predicted`` by stage.

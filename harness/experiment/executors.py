@@ -21,9 +21,9 @@ from harness.run_folder.layout import CellFolder, CellState, RunFolder
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# glibc keeps freed training memory in pieces it cannot reuse, so that large blocks should go back to the system. Each that
-# does is paid for in page faults: from 512 KiB on, a sandbox DPO took 12.9 s and 0.84 GB, from 32 MiB on, glibc's highest
-# bound, 6.4 s and 1.02 GB.
+# glibc keeps freed training memory in pieces it cannot reuse, so that large blocks should go back to the system. Each
+# that does is paid for in page faults: from 512 KiB on, a sandbox DPO took 12.9 s and 0.84 GB, from 32 MiB on, glibc's
+# highest bound, 6.4 s and 1.02 GB.
 MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "33554432"}
 
 

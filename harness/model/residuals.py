@@ -66,7 +66,10 @@ def triple_residuals(
     answer_ids, answer_mask = pad_rows(answers, base.chat.pad_id, side="right", device=base.device)
     tokens = sum(len(one.prompt) + len(one.chosen) + len(one.rejected) for one in batch)
     last = max(prompt_layers | answer_layers)
-    with meter.step(("forward", tuple(ids.shape), tuple(answer_ids.shape), last), tokens=tokens, kind="forward"):
+    (rows, length), (both, width) = ids.shape, answer_ids.shape
+    form = (rows * length, rows * length**2, both * width, both * width * (length + width))
+    signature = ("forward", tuple(ids.shape), tuple(answer_ids.shape), last)
+    with meter.step(signature, tokens=tokens, kind="forward", form=form):
         cache = DynamicCache(config=base.model.config)
         # The answers need the prompt's keys and values up to the last layer, so both passes end there.
         seen = early_residuals(decoder, prompt_layers, ids, mask, last=last, cache=cache)
