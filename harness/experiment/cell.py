@@ -14,7 +14,7 @@ from harness.compute.bill import Bill
 from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
 from harness.experiment.answering import Answering
-from harness.experiment.fitting import fit
+from harness.experiment.fitting import fit, give_back_memory
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.room import without_left_out
@@ -175,6 +175,8 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
     folder.save_bill(Bill.model_validate(aligned.bill))
     aligned.save(folder.artifact)
     sitting.over()
+    del aligned
+    give_back_memory()
     return load()
 
 

@@ -1,5 +1,9 @@
 """A metered fit: what a cell, a trial of its tuning and ``dspa-bench fit`` do with a method."""
 
+import ctypes
+import gc
+import sys
+
 from transformers import set_seed
 
 from harness.compute import Meter
@@ -51,3 +55,10 @@ def fit(
     bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
     provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill, encoded=None)
+
+
+def give_back_memory() -> None:
+    """What a fit left behind goes back to the system: gigabytes after a training, in pieces that glibc would keep."""
+    gc.collect()  # trainer, model and optimiser hold each other
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.compute import Meter
 from harness.data.triples import Budget, Conversation, Message, Triple, contaminated, prompt_count, split_budget
-from harness.experiment.fitting import fit
+from harness.experiment.fitting import fit, give_back_memory
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.search import Told, suggest
@@ -117,6 +117,7 @@ class Tuning:
             search = self.suite.file.tune.search
             params = suggest(self._space, search, told, self._trials, lambda attempt, n=number: self._seed(n, attempt))
             trials.append(self._trial(number, params, trials, base))
+            give_back_memory()
             folder.append(trials[-1])
         if all(trial.error is not None for trial in trials):
             folder.restart()
