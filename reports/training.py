@@ -81,6 +81,7 @@ def _draw(axis: Any, name: str, found: Sequence[tuple[Cell, tuple[TrainingStep, 
     axis.set_visible(drawn or name == "loss")  # the variant's name stands at its loss
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=7)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _binned(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
