@@ -257,7 +257,7 @@ class FeatureConstrained(Metered):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step, and behind it, where it is on no bill, what is logged of it."""
         loss = super().training_step(*args, **kwargs)
-        if self.args.logging_strategy != "no":  # type: ignore[attr-defined]
+        if self.args.logging_strategy != "no":
             with self.meter.aside():
                 self._note(*self._latest)
         self._latest = ()
@@ -265,9 +265,8 @@ class FeatureConstrained(Metered):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The warm-up is a share of the training, and no longer than the method says."""
-        args: Any = self.args  # type: ignore[attr-defined]
         if self.meter.flops_limit is None:
-            args.warmup_steps = min(args.get_warmup_steps(num_training_steps), self.method.warmup_steps)
+            self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), self.method.warmup_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from torch import Tensor
 from harness.compute import Meter
 from harness.compute.sitting import WHOLE
 from harness.run_folder.training import TrainingStep
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # what it is mixed into brings the trainer, and transformers' takes seconds to import
 
 _NAMED = {
     "loss": "loss",
@@ -25,7 +30,7 @@ _NAMED = {
 _LEFT_OUT = {"epoch", "num_tokens"}  # a field of its own; what this sitting alone has seen
 
 
-class Resumable:
+class Resumable(_Trainer):
     """Mixin in front of a trainer: `train_through` does what ``trainer.train()`` does, by the meter's sitting if any.
 
     A checkpoint is transformers' own (weights, optimiser, schedule, random numbers) and, written last, so that it is
@@ -49,56 +54,54 @@ class Resumable:
 
         ``followed``: what comes of it is kept like a checkpoint, because another training of the fit builds on it.
         """
-        trainer: Any = self
         meter, sitting = self.meter, self.meter.sitting
         if sitting is None:
-            trainer.train()
+            self.train()
             self._account()
             return
         self._stage = stage
         self._number, folder = sitting.training()
         result = folder / "result"
         if (result / WHOLE).is_file():
-            trainer._load_from_checkpoint(str(result))
+            self._load_from_checkpoint(str(result))
             self._take_up(result)
             return
-        trainer.args.output_dir = str(folder)
-        trainer.add_callback(_curve(self))
+        self.args.output_dir = str(folder)
+        self.add_callback(_curve(self))
         checkpoint = next((one for one in folder.glob("checkpoint-*") if (one / WHOLE).is_file()), None)
         step = 0 if checkpoint is None else self._take_up(checkpoint)
         sitting.begin(self._number, step, self._share(step))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self._account()
         if followed and sitting.minutes:
             with meter.aside():
-                trainer.save_model(str(result))
+                self.save_model(str(result))
             self._complete(result)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's, which is not on the bill."""
         with self.meter.aside():
-            super().log(logs, *args, **kwargs)  # type: ignore[misc]
+            super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL would write one beside every checkpoint."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        trainer: Any = self
         with self.meter.aside():
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self._complete(Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}")
+            super()._save_checkpoint(model, trial)
+        self._complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return _NotedOrder(super()._get_train_sampler(*args, **kwargs), self)  # type: ignore[misc]
+        return _NotedOrder(super()._get_train_sampler(*args, **kwargs), self)
 
     def _account(self) -> None:
-        state = self.state  # type: ignore[attr-defined]
+        state = self.state
         self.meter.optimiser_steps += state.global_step
         self.meter.epochs = state.epoch
 
     def _complete(self, folder: Path) -> None:
         """Add our part to a checkpoint; those before it are no longer needed."""
-        state, sitting = self.state, self.meter.sitting  # type: ignore[attr-defined]
+        state, sitting = self.state, self.meter.sitting
         assert sitting is not None
         saved = {
             "step": state.global_step,
@@ -133,7 +136,7 @@ class Resumable:
         if limit is not None:
             done, whole = self.meter.executed_flops - self._flops_before, limit - self._flops_before
         else:
-            done, whole = step, self.state.max_steps  # type: ignore[attr-defined]
+            done, whole = step, self.state.max_steps
         return min(done / whole, 1.0) if whole > 0 else 0.0
 
     def _note_step(self, logs: dict[str, Any], state: Any) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -181,6 +182,15 @@ def load_json(path: str | Path, what: str) -> Any:
 def read_json(path: str | Path) -> Any | None:
     """`load_json` of a run's file ``path``, or None when there is no such file."""
     return load_json(path, "run") if Path(path).is_file() else None
+
+
+def without_nan(value: Any) -> Any:
+    """``value`` as JSON can hold it: a number that is none (NaN, infinite) becomes null, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -27,7 +27,7 @@ _FEW = 10
 _FONT = 7.0
 _LONGEST = 36
 """Characters of a name that a panel has room for."""
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and small
     "svg.hashsalt": "dspa-bench",  # the same run gives the same bytes
     "font.family": ["DejaVu Sans", "sans-serif"],
@@ -96,7 +96,7 @@ def _draw(
     columns = min(len(metrics), 2)
     rows = ceil(len(metrics) / columns)
     height = 3.2 * max(1.0, len(run.plan.labels) / _FEW)
-    with rc_context(cast(Any, _STYLE)):
+    with rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(6.2 * columns, height * rows), dpi=120, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes[len(metrics) :]:
@@ -109,8 +109,13 @@ def _draw(
             axis.set_axisbelow(True)
             axis.tick_params(labelsize=8)
             panel(axis, run, table, metric)
-        figure.savefig(folder / f"{stem}.png", metadata={"Software": "dspa-bench"})
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None, "Creator": "dspa-bench"})
+        return save(figure, folder, stem)
+
+
+def save(figure: Any, folder: Path, stem: str) -> list[str]:
+    """Write ``figure`` as .png and .svg, under `STYLE`; returns their names."""
+    figure.savefig(folder / f"{stem}.png", metadata={"Software": "dspa-bench"})
+    figure.savefig(folder / f"{stem}.svg", metadata={"Date": None, "Creator": "dspa-bench"})
     return [f"{stem}.png", f"{stem}.svg"]
 
 

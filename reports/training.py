@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.run_folder.training import TrainingStep
+from reports.figures import STYLE, save
 from reports.run import Cell, Run
 
 _PANELS = {
@@ -18,7 +19,6 @@ _PANELS = {
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#7B3FA0")
 _POINTS = 400
 """A longer curve is drawn as the means of so many parts."""
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "dspa-bench"}  # text stays text; the same run gives the same bytes
 
 
 def write_training_figure(run: Run, folder: Path) -> str | None:
@@ -35,7 +35,7 @@ def write_training_figure(run: Run, folder: Path) -> str | None:
     every = [step for found in rows.values() for _, steps in found for step in steps]
     panels = [name for name in _PANELS if any(getattr(step, name) is not None for step in every)]
     folder.mkdir(parents=True, exist_ok=True)
-    with rc_context(cast(Any, _STYLE)):
+    with rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(2.5 * len(panels), 1.5 * len(rows) + 0.5), dpi=110, layout="constrained")
         axes = figure.subplots(len(rows), len(panels), squeeze=False)
         for line, (variant, found) in zip(axes, rows.items(), strict=True):
@@ -46,8 +46,7 @@ def write_training_figure(run: Run, folder: Path) -> str | None:
             axis.set_title(_PANELS[name], fontsize=9, loc="left")
         for axis in axes[-1]:
             axis.set_xlabel("optimiser step", fontsize=8)
-        figure.savefig(folder / "training.png", metadata={"Software": "dspa-bench"})
-        figure.savefig(folder / "training.svg", metadata={"Date": None, "Creator": "dspa-bench"})
+        save(figure, folder, "training")
     longest = max(len(steps) for found in rows.values() for _, steps in found)
     shown = f"; of more than {_POINTS} steps, the means of {_POINTS} parts" if longest > _POINTS else ""
     return (
@@ -81,6 +80,7 @@ def _draw(axis: Any, name: str, found: Sequence[tuple[Cell, tuple[TrainingStep, 
     axis.set_visible(drawn or name == "loss")  # the variant's name stands at its loss
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=7)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _binned(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

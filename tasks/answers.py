@@ -15,7 +15,8 @@ from harness.data.triples import Conversation, Message, Triple, load_triples, re
 from harness.files import read_jsonl
 from harness.judging import Judge, Rating, Verb
 from harness.responder import Completion, Responder
-from tasks.tone import Wanted, agreement, repetition, tone, vader_version
+from tasks.repetition import repetition
+from tasks.tone import Wanted, agreement, tone, vader_version
 
 LOOPING = 0.5
 """More than this share of an answer's sequences of four words occurring before makes it a loop."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -154,10 +155,12 @@ def _suite(wishes: Wishes, looked: Looked, data: Path, budgets: Sequence[int], h
         {
             "triples": " ".join(str(wishes.triples).split()),
             "held_out": f"{HELD_OUT:.0%}",
-            "file": wishes.path.name,
+            "file": _word(wishes.path),
             "name": wishes.name,
             "base": _flow(base),
-            "model": wishes.base.path or wishes.base.id,
+            "model": _word(wishes.base.path or wishes.base.id),
+            "text": _word(data / "train.jsonl"),
+            "saes_to_be": _word(folder / "saes"),
             "saes": saes,
             "train": _place(data / "train.jsonl", folder),
             "heldout": _place(data / "heldout.jsonl", folder),
@@ -220,8 +223,13 @@ def _scalar(value: Any) -> str:
 
 def _place(path: str | Path, folder: Path) -> str:
     """``path`` as the suite names it: from its own folder on where it lies below that, else in full."""
-    whole, home = Path(path).absolute(), folder.absolute()
+    whole, home = (Path(os.path.normpath(Path(one).absolute())) for one in (path, folder))
     return _scalar(whole.relative_to(home).as_posix() if whole.is_relative_to(home) else str(whole))
+
+
+def _word(of: object) -> str:
+    """A word of a command in a comment, for the folder in which ``init`` was run."""
+    return re.sub(r"\s", " ", shlex.quote(str(of)))
 
 
 def suite_path(where: Path) -> Path:

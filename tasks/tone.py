@@ -1,7 +1,6 @@
 """Tone of texts by VADER, a lexicon and rules that nobody here trained (Hutto and Gilbert, ICWSM 2014)."""
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
@@ -12,7 +11,6 @@ from harness.measure.statistics import Measurement, estimate_mean
 
 Wanted = Literal["positive", "negative"]
 """Which tone is the better one."""
-_REPEATED_WORDS = 4
 
 
 class Agreement(NamedTuple):
@@ -84,16 +82,6 @@ def agreement(triples: Sequence[Triple]) -> Agreement:
     means = sum(a for a, _ in tones) / n, sum(b for _, b in tones) / n
     equal = n - n_chosen - n_rejected
     return Agreement(n, 100 * n_chosen / n, 100 * n_rejected / n, 100 * equal / n, share, low, high, means)
-
-
-def repetition(text: str) -> float:
-    """The share of a text's sequences of four words that occur in it before; 0 for texts of fewer words.
-
-    rep-4 of Welleck et al., "Neural text generation with unlikelihood training" (2020), on words up to case.
-    """
-    words = re.findall(r"\w+", text.lower())
-    sequences = [tuple(words[i : i + _REPEATED_WORDS]) for i in range(len(words) - _REPEATED_WORDS + 1)]
-    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 
 
 @cache

@@ -4,11 +4,9 @@ what was found as a page and as data."""
 import csv
 import io
 import json
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +16,7 @@ from dspa.audit.causal_page import causal_data
 from dspa.audit.page import to_markdown
 from dspa.audit.scan import KINDS, read_corpus
 from harness.data.triples import load_triples
-from harness.files import atomic_folder, check_can_make
+from harness.files import atomic_folder, check_can_make, without_nan
 from harness.judging.endpoint import ChatEndpoint
 from harness.markdown import html_page
 from harness.model.aligned import AlignedModel
@@ -141,7 +139,7 @@ def to_json(audit: Audit) -> str:
         "causal": None if audit.causal is None else causal_data(audit.causal, audit.recovered),
         "features": list(audit.records.values()),
     }
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_csv(audit: Audit) -> str:
@@ -158,15 +156,6 @@ def to_csv(audit: Audit) -> str:
             densities = {f"density_{kind}": value for kind, value in record["density_by_kind"].items()}
             own = {"set": name, "rank": rank, "top_tokens": " ".join(record["top_tokens"])}
             judged, effect = record["explanation"] or {}, record["causal"] or {}
-            measured = _finite({column: effect.get(column) for column in _EFFECT})
+            measured = without_nan({column: effect.get(column) for column in _EFFECT})
             writer.writerow(record | {"explanation": None} | densities | measured | judged | own)
     return out.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is missing is null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,6 @@
 """What commands share: options, and how a group of commands is made."""
 
 import json
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -42,15 +41,9 @@ def moved_saes(options: list[str] | None) -> dict[str, str]:
 
 def print_json(value: Any) -> None:
     """``value`` as JSON on stdout; a number that is none (NaN, infinite) becomes null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    from harness.files import without_nan
 
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def without_flag_types() -> None:

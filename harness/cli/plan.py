@@ -21,6 +21,7 @@ PREVIEW_FLOPS = 10**12
 def print_plan(prepared: "Prepared", console: Console) -> None:
     """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
     from harness.experiment.forecast import Forecaster
+    from harness.experiment.tuning import forecast
     from harness.run_folder.plan import budget_text, flops_budget
 
     file, failures = prepared.suite.file, prepared.failures
@@ -37,15 +38,19 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
         row = (point, method, budget_text(budget) if budget else "none")
         table.add_row(*row, *map(str, counts))
         if cells[0].uses_triples:
-            bill = _predicted(prepared, forecaster, cells[0])
-            bills.add_row(*row, *bill)
+            flops, reach = _predicted(prepared, forecaster, cells[0])
+            bills.add_row(*row, _number(flops), reach)
+            parts = [flops]
+            if prepared.suite.tuned(cells[0]):
+                folder, triples = prepared.folder.path, prepared.checked.triples
+                trial_fits, flops, exact = forecast(prepared.suite, cells[0], folder, triples, forecaster)
+                note = "" if flops is None or exact else "an estimate"
+                trials = prepared.suite.variant_of(cells[0]).trials
+                tuning.add_row(*row, str(trials), str(trial_fits), _number(flops), note)
+                parts.append(flops)
             fits += len(left)
-            search = _predicted_tuning(prepared, forecaster, cells[0]) if prepared.suite.tuned(cells[0]) else None
-            if search is not None:
-                tuning.add_row(*row, *search)
-            parts = [bill[0], *([search[2]] if search is not None else [])]
-            todo_flops += len(left) * sum(float(part) for part in parts if part != "-")
-            unknown += len(left) * ("-" in parts)
+            todo_flops += len(left) * sum(part for part in parts if part is not None)
+            unknown += len(left) * (None in parts)
     console.print(table)
     if bills.rows:
         console.print(bills)
@@ -129,8 +134,12 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str]:
-    """The predicted bill of ``cell``, and how far over the data it gets where that bill is its budget."""
+def _number(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops:.4g}"
+
+
+def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[float | None, str]:
+    """The predicted bill of ``cell`` in FLOPs, and how far over the data it gets where that bill is its budget."""
     from harness.experiment.plan import cell_triples
 
     triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
@@ -138,15 +147,15 @@ def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCel
     try:
         forecast = forecaster.of(method, triples, cell.flops_limit)
     except ValueError:  # its fit will fail and say so; the other cells may be worth running
-        return "-", "less than a triple"
+        return None, "less than a triple"
     if forecast.flops is None:
-        return "-", ""
+        return None, ""
     if cell.flops_limit is None:
-        return f"{forecast.flops:.4g}", ""
+        return forecast.flops, ""
     if method.single_pass:
         assert forecast.budget is not None
-        return f"{forecast.flops:.4g}", f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
-    return f"{cell.flops_limit:.4g}", f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
+        return forecast.flops, f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
+    return cell.flops_limit, f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
 
 
 def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
@@ -180,17 +189,6 @@ def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
             text = f"{figure} {value:.3g} on {len(triples.triples)} triples ({method.diagnostics[figure]})"
             lines.setdefault(text, []).append(cell.variant)
     return (f"{', '.join(variants)}: {text}" for text, variants in lines.items())
-
-
-def _predicted_tuning(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[str, str, str, str]:
-    """Trials of ``cell``, their fits at most, what these are predicted to execute, and whether that is an estimate."""
-    from harness.experiment.tuning import forecast
-
-    suite = prepared.suite
-    trials = suite.variant_of(cell).trials
-    fits, flops, exact = forecast(suite, cell, prepared.folder.path, prepared.checked.triples, forecaster)
-    text = "-" if flops is None else f"{flops:.4g}"
-    return str(trials), str(fits), text, "" if flops is None or exact else "an estimate"
 
 
 def reused_text(prepared: "Prepared") -> str:

@@ -23,7 +23,7 @@ __all__ += [
     "draw_budget",
     "in_drawn_order",
 ]
-__all__ += ["load_triples", "normal", "prompt_count", "repetitions", "split_budget", "split_by_prompt", "triples_hash"]
+__all__ += ["load_triples", "normal", "prompt_count", "split_budget", "split_by_prompt", "triples_hash"]
 __all__ += ["with_preferences"]
 
 
@@ -164,14 +164,6 @@ def distinct(triples: Iterable[Triple]) -> list[Triple]:
     for triple in triples:
         first.setdefault(triple.key, triple)
     return list(first.values())
-
-
-def repetitions(path: str | Path) -> str | None:
-    """A sentence on the lines of a triples file that repeat an earlier one, for whoever fits on it; None without any.
-
-    Raises ValueError as `load_triples` does.
-    """
-    return TripleFile.read(path)._repetitions
 
 
 def triples_hash(triples: Iterable[Triple], *, in_order: bool = False) -> str:

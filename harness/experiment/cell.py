@@ -144,7 +144,6 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
             return aligned
         except ValueError:  # it was whole when it was written
             forget_fit(folder, {one.name: one.files for one in context.folder.plan.benchmarks})
-    notify(cell.name, "fit", 0)
     budget = cell_triples(suite, cell, context.triples) if cell.uses_triples else None
     encoding = base.derive(encoded={})  # what the forecast tokenises, the fit need not
     method = suite.method_of(cell, context.folder.path)
@@ -162,6 +161,7 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
             base_scores=context.base_scores,
         ).best(folder.tuning)
         method = suite.method_of(cell, context.folder.path, best.params)
+    notify(cell.name, "fit", 0)
     forecast = context.forecaster.of(method, budget, cell.flops_limit, base=encoding)
     seed, limit = derive_seed(suite.file.seed, cell.name, "fit"), cell.flops_limit
     sitting = Sitting(

@@ -81,6 +81,14 @@ class Comparison:
         return float(np.median(self.seconds[name]))
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came while comparing, after one whole round or more; ``finished`` has these."""
+
+    def __init__(self, finished: Comparison) -> None:
+        super().__init__("stopped")
+        self.finished = finished
+
+
 def compare(
     candidates: Mapping[str, Candidate],
     *,
@@ -95,7 +103,7 @@ def compare(
 
     ``warmup`` rounds before them are not kept. Queued CUDA work is waited for before and after each measurement.
     ``progress`` is called with the number of each finished round. Raises ValueError for an unknown reference or
-    fewer than two rounds.
+    fewer than two rounds, and `Stopped` with what there is where Ctrl-C comes after a whole round.
     """
     if reference not in candidates:
         raise ValueError(f"reference {reference!r} is no candidate; there are: {', '.join(candidates)}")
@@ -105,13 +113,19 @@ def compare(
     entries = {**candidates, control: candidates[reference]}
     order, draw = list(entries), random.Random(seed)
     kept: dict[str, list[float]] = {name: [] for name in entries}
-    for index in range(warmup + rounds):
-        draw.shuffle(order)
-        for name in order:
-            seconds = _measure(entries[name], clock)
-            if index >= warmup:
-                kept[name].append(seconds)
-        progress(index + 1)
+    try:
+        for index in range(warmup + rounds):
+            draw.shuffle(order)
+            for name in order:
+                seconds = _measure(entries[name], clock)
+                if index >= warmup:
+                    kept[name].append(seconds)
+            progress(index + 1)
+    except KeyboardInterrupt as stop:
+        if whole := min(map(len, kept.values())):
+            finished = {name: tuple(values[:whole]) for name, values in kept.items()}
+            raise Stopped(Comparison(finished, reference, control)) from stop
+        raise
     return Comparison({name: tuple(values) for name, values in kept.items()}, reference, control)
 
 

@@ -2,7 +2,10 @@
 lm-eval's ``hf``, which loads the same files by itself."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,8 +19,8 @@ from harness.measure.statistics import Measurement, estimate_mean
 from harness.model.aligned import AlignedModel
 from harness.model.gguf import source_of
 from harness.quiet import silenced
-from harness.speed.compare import Comparison, always, compare
-from harness.speed.report import Figure, Section
+from harness.speed.compare import Comparison, Stopped, Work, compare
+from harness.speed.report import Cut, Figure, Section
 
 OURS, HF = "aligned", "hf"
 TASKS = ("mmlu_local:0", "arc_easy_local:2", "truthfulqa_mc2_local:0", "hellaswag_local:1", "winogrande_local:5")
@@ -51,16 +54,34 @@ class LMEvalOptions:
                 raise ValueError(f"--task {task!r} is not NAME:SHOTS, as in hellaswag_local:1")
 
 
-def measure_lm_eval(options: LMEvalOptions, *, tell: Callable[[str], object]) -> list[Section]:
-    """One section per task, and one for all together; ``tell`` is called with each."""
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure_lm_eval(
+    options: LMEvalOptions, *, tell: Callable[[str], object], progress: Callable[[str], object] = _to_stderr
+) -> list[Section]:
+    """One section per task, and one for all together; ``tell`` is called with each, ``progress`` with what is done.
+
+    Stopped by Ctrl-C or SIGTERM it tells what the whole rounds of the task have shown, and raises `Cut`.
+    """
     sides, about = _sides(options)
-    found = []
+    found: list[_Task] = []
+    stop: KeyboardInterrupt | None = None
     for task in options.tasks:
         name, _, shots = task.rpartition(":")
-        found.append(_measure_task(sides, name, int(shots), options))
+        try:
+            found.append(_measure_task(sides, name, int(shots), options, progress))
+        except KeyboardInterrupt as before_a_round:
+            stop = before_a_round
+            break
         found[-1].section.facts = {"model": about, **found[-1].section.facts}
         tell(found[-1].section.markdown() + "\n")
+        if (stop := found[-1].stop) is not None:
+            break
     sections = [one.section for one in found]
+    if stop is not None:
+        raise Cut(sections) from stop
     if len(found) > 1:
         together = _together([one.comparison for one in found])
         whole = _section("All tasks together", together, GOAL)
@@ -87,22 +108,27 @@ def _sides(options: LMEvalOptions) -> tuple[dict[str, Any], str]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What one task showed; ``differing``: metrics of its items that are not the same on both sides."""
+    """What one task showed; ``differing``: metrics of its items that are not the same on both sides; ``stop``: what
+    ended it after some of its rounds."""
 
     section: Section
     comparison: Comparison
     items: int
     differing: int
     difference: float
+    stop: Stopped | None
 
 
-def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEvalOptions) -> _Task:
+def _measure_task(
+    sides: Mapping[str, Any], task: str, shots: int, options: LMEvalOptions, progress: Callable[[str], object]
+) -> _Task:
     """Tokenise and score the first items of ``task``.
 
     Both sides get the same requests, batch size and threads; building requests and computing metrics from the values is
     lm-eval's and not timed. ``hf`` is the reference, so its second run is the control. There is no round to warm up:
-    the values are those of the last round.
+    the values are those of the last pass of each side. ``progress`` is told of every pass, outside of what is timed.
     """
+    progress(f"{task}: lm-eval makes the requests")
     leaves = _leaves(task, shots, options.limit)
     requests = [request for leaf in leaves for request in leaf.instances]
     scores: dict[str, list[tuple[float, bool]]] = {}
@@ -111,9 +137,22 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
         with silenced():
             scores[side] = sides[side].loglikelihood(requests, disable_tqdm=True)
 
+    passes, begin = iter(range(3 * options.rounds)), time.monotonic()
+
+    @contextmanager
+    def shown(side: str) -> Iterator[Work]:
+        done, whole, spent = next(passes), 3 * options.rounds, time.monotonic() - begin
+        left = f", about {spent / done * (whole - done):.0f} s left" if done else ""
+        progress(f"{task}: pass {done + 1} of {whole} over {len(requests)} requests, {side}{left}")
+        yield partial(score, side)
+
     sides[OURS].cut_tokens.clear()
-    candidates = {side: always(partial(score, side)) for side in (OURS, HF)}
-    comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
+    candidates = {side: partial(shown, side) for side in (OURS, HF)}
+    stop = None
+    try:
+        comparison = compare(candidates, reference=HF, rounds=options.rounds, warmup=0, seed=options.seed)
+    except Stopped as stopped:
+        comparison, stop = stopped.finished, stopped
     metrics = {side: _metrics(leaves, requests, scores[side]) for side in (OURS, HF)}
     pairs = list(zip(scores[OURS], scores[HF], strict=True))
     differences = [abs(ours[0] - theirs[0]) for ours, theirs in pairs]
@@ -126,7 +165,9 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
         f"log-likelihoods further apart than {TOLERANCE}": f"{sum(d > TOLERANCE for d in differences)}",
         "greedy flags that differ": f"{sum(ours[1] != theirs[1] for ours, theirs in pairs)}",
     }
-    if options.exact:
+    if stop is not None:
+        section.facts["stopped"] = f"after {len(comparison.seconds[HF])} of {options.rounds} rounds"
+    if options.exact and stop is None:
         furthest = sorted(range(len(requests)), key=lambda row: -differences[row])[: options.exact]
         true = _in_float64(sides[HF], [requests[row] for row in furthest])
         errors = (
@@ -141,7 +182,7 @@ def _measure_task(sides: Mapping[str, Any], task: str, shots: int, options: LMEv
         section.facts[name] = f"{OURS} {_mean(ours)}, {HF} {_mean(theirs)}; {unequal} of {len(theirs)} items differ"
         differing += unequal
     section.figures = _figures(difference, comparison)
-    return _Task(section, comparison, items, differing, difference)
+    return _Task(section, comparison, items, differing, difference, stop)
 
 
 @torch.no_grad()
@@ -188,8 +229,9 @@ def _figures(difference: float, comparison: Comparison) -> list[Figure]:
 
 def _section(title: str, comparison: Comparison, goal: float | None) -> Section:
     section = Section(title)
-    section.add(comparison, comparison.control, HF)
-    section.add(comparison, OURS, HF, goal)
+    if len(comparison.seconds[HF]) > 1:  # from one round there is no interval
+        section.add(comparison, comparison.control, HF)
+        section.add(comparison, OURS, HF, goal)
     return section
 
 

@@ -72,6 +72,14 @@ class Section:
         return "\n\n".join(part for part in parts if part)
 
 
+class Cut(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came while measuring; ``sections`` are what there is."""
+
+    def __init__(self, sections: list[Section]) -> None:
+        super().__init__("stopped")
+        self.sections = sections
+
+
 def _markdown(title: str, machine: Mapping[str, Any], sections: Sequence[Section]) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
     return "\n\n".join([f"# {title}", facts, *(section.markdown() for section in sections)]) + "\n"
@@ -89,7 +97,10 @@ def _json(title: str, machine: Mapping[str, Any], sections: Sequence[Section]) -
 def measure_and_keep(
     title: str, options: Any, measure: Callable[..., list[Section]], threads: int | None, out: Path | None
 ) -> None:
-    """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass."""
+    """Print on what is measured, then ``measure(options, tell=print)``; ``options`` is a dataclass.
+
+    What a measurement that was `Cut` short has found is kept, too.
+    """
     if out is not None:
         if out.suffix not in (".json", ".md"):
             raise ValueError(f"--out {str(out)!r} must end in .json or .md, which is the format to write")
@@ -106,8 +117,14 @@ def measure_and_keep(
         "options": ", ".join(f"{name}={value}" for name, value in vars(options).items()),
     }
     print(_markdown(title, facts, ()))
-    sections = measure(options, tell=lambda text: print(text, flush=True))
-    if out is not None:
+    cut = None
+    try:
+        sections = measure(options, tell=lambda text: print(text, flush=True))
+    except Cut as stop:
+        cut, sections = stop, stop.sections
+    if out is not None and (sections or cut is None):
         written = _json if out.suffix == ".json" else _markdown
         out.write_text(written(title, facts, sections), encoding="utf-8")
         print(f"kept as {out}")
+    if cut is not None:
+        raise cut

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tasks.formats.forms import words
+from tasks.repetition import different_runs
 
 LEAST_WORDS, MOST_WORDS = 3, 120
 TOO_LONG = 240  # words at which nothing is left
@@ -56,9 +57,7 @@ def shared_words(prompt: str, answer: str) -> list[str]:
 
 def repetition_of(answer: str) -> float:
     """Different three-word sequences among all, 0..1; 1 for fewer than four words. Marks of list items do not count."""
-    said = [word for word in words(answer) if not word.isdigit()]
-    triples = list(zip(said, said[1:], said[2:], strict=False))
-    return len(set(triples)) / len(triples) if len(said) > 3 else 1.0
+    return different_runs([word for word in words(answer) if not word.isdigit()], 3)
 
 
 def _length(answer: str) -> float:

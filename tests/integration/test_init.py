@@ -1,9 +1,12 @@
 """A first suite of a user's own: `init` on a model and a TRL-format file, the plan of what it wrote, and a tiny run."""
 
 import json
+import os
 import re
+import shlex
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +18,7 @@ from tests.integration.test_data_in import as_implicit
 
 SMALL = ("--set", "budgets=[8]", "--set", "seeds=1", "--set", "benchmarks.answers.limit=2")
 SMALL += ("--set", "variants.sft.tune={}", "--set", "variants.dpo.tune={}", "--set", "variants.caa.tune={}")
+COMMENTED = ("run", "train-sae")
 
 
 @pytest.fixture
@@ -58,6 +62,24 @@ def test_what_it_writes_passes_the_checks_and_runs_as_it_is(call, pairs, tiny_fo
     assert "[4/4] " in out
     assert "Preference accuracy (%)" in out
     assert out.endswith("report: runs/mine/report/report.html\n")
+
+
+def test_the_commands_in_its_comments_work_where_init_was_given(call, pairs, tiny_folders, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    base = os.path.relpath(tiny_folders["llama"])
+    code, _, err = call("init", "my own", "--base", base, "--triples", pairs, "--name", "mine")
+    assert (code, err) == (0, "")
+    assert load_suite("my own/suite.yaml").file.base.path == str(tiny_folders["llama"])
+    lines = Path("my own/suite.yaml").read_text().splitlines()
+    run, train = (next(line for line in lines if re.match(rf" *# +dspa-bench {name}", line)) for name in COMMENTED)
+    code, out, err = call(*shlex.split(run.split("     ")[0])[2:], *SMALL)
+    assert (code, err) == (0, "")
+    assert "cells: 4, of which 4 to do" in out
+    code, out, err = call(*shlex.split(train)[2:], "--batch-size", 16, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "for layers 0, 2" in out
+    assert train.endswith("--out 'my own/saes'")
 
 
 def test_what_is_not_given_is_asked_for(call, pairs, tiny_folders, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from harness.data.triples import load_triples
 from tasks.answers import Answers
-from tasks.tone import agreement, repetition, tone
+from tasks.repetition import repetition
+from tasks.tone import agreement, tone
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 
 TURNS = [

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from harness.cli.app import ORDER, app
@@ -326,6 +327,16 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(call, monkeypatch, tmp_
     assert "needs >=99: pip install" in out
     assert "MISSING  no-such-thing: not installed\n         pip install -c constraints.txt 'no-such-thing>=1'" in out
     assert "gone is no folder" in out
+
+
+@pytest.mark.parametrize(("gain", "offered"), [(4.0, True), (0.5, False)])
+def test_doctor_offers_bfloat16_where_it_is_faster(gain, offered, call, monkeypatch):
+    rate = {torch.float32: 1e9, torch.bfloat16: gain * 1e9}
+    monkeypatch.setattr("harness.experiment.outlook.product_rate", lambda width, *, dtype, device: rate[dtype])
+    code, out, _ = call("doctor")
+    assert code == 0
+    assert f"bfloat16: matrix products on this CPU run {gain:.2g} times as fast as in float32" in out
+    assert ("dtype: bfloat16}` in a suite" in out) == offered
 
 
 def test_the_installed_program_is_this_one():

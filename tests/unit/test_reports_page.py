@@ -13,12 +13,13 @@ import pytest
 from harness.files import write_jsonl
 from harness.responder import Completion
 from harness.run_folder import RunFolder
-from reports import comparison, costs, findings, tables
+from reports import findings
 from reports.page import archive, libraries
 from reports.page.build import html_report
 from reports.page.grids import Cell, Grid, diagnostic_grids, folded, grid
 from reports.page.leaderboard import in_short, leaderboard
 from reports.page.points import figure_data, pairs
+from reports.render import tables_of
 from reports.run import read_run
 from reports.tables import Diagnostic, Table
 from tests.unit.synthetic_run import NASTY, write_run
@@ -38,21 +39,6 @@ def found(run):
 @pytest.fixture(scope="module")
 def html(run, found):
     return html_report(run, found)
-
-
-def tables_of(run) -> dict[str, Table]:
-    return {
-        "comparison": comparison.comparison(run),
-        "compute": costs.compute(run),
-        "sweeps": comparison.sweeps(run),
-        "differences": tables.differences(run),
-        "categories": tables.breakdown(run, "category"),
-        "turns": tables.breakdown(run, "turn"),
-        "diagnostics": tables.diagnostics(run),
-        "stages": costs.stages(run),
-        "operators": costs.operators(run),
-        "failures": tables.failures(run),
-    }
 
 
 def unpacked(text: str) -> dict:

@@ -12,7 +12,6 @@ from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import check_can_make, write_json
 from harness.run_folder import CellFolder, CellState, Plan, PlannedBenchmark, PlannedCell, PlannedVariant, RunFolder
-from harness.run_folder.plan import budget_order, budget_text, cell_name, flops_budget, flops_of
 
 METRICS = tuple(Metric(name=name, title=name, unit="%") for name in ("m", "other"))
 PLAN = Plan(
@@ -352,26 +351,6 @@ def test_reading_a_run_needs_neither_torch_nor_pandas():
         "assert not {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("flops", "name"), [(10**11, "1e+11flops"), (123_456_789, "1.23456789e+8flops"), (7, "7e+0flops")]
-)
-def test_a_bill_is_named_exactly(flops, name):
-    assert flops_budget(flops) == name
-    assert flops_of(name) == flops
-    assert flops_of(300) is None
-
-
-def test_bills_come_before_numbers_of_triples_and_each_goes_by_size():
-    names = [300, flops_budget(9 * 10**10), 0, flops_budget(10**11), 20]
-    assert sorted(names, key=budget_order) == ["9e+10flops", "1e+11flops", 0, 20, 300]
-
-
-def test_cells_and_texts_tell_the_two_kinds_apart():
-    assert cell_name("dspa", 300, 0, {"alpha": 0.2}) == "dspa@alpha=0.2__n300__s0"
-    assert cell_name("dspa", "1e+11flops", 2) == "dspa__1e+11flops__s2"
-    assert (budget_text(300), budget_text("1e+11flops")) == ("300 triples", "1e+11 FLOPs")
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_made(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness.speed.compare import Comparison, Goal, Ratio, always, compare
+from harness.speed.compare import Comparison, Goal, Ratio, Stopped, always, compare
 
 
 class DriftingMachine:
@@ -114,3 +114,26 @@ def test_an_unknown_reference_and_a_single_round_are_refused():
         run(DriftingMachine(), {"plain": 1.0}, reference="fast")
     with pytest.raises(ValueError, match="at least 2 of them, got 1"):
         run(DriftingMachine(), {"plain": 1.0}, rounds=1)
+
+
+@pytest.mark.parametrize(("works", "rounds"), [(3 + 3 * 2 + 1, 2), (3 + 3 * 4 - 1, 3)])
+def test_whole_rounds_outlive_being_stopped(works, rounds):
+    machine, left = DriftingMachine(), iter(range(works))
+
+    def work() -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        machine.work(1.0)()
+
+    with pytest.raises(Stopped) as stopped:
+        compare({"a": always(work), "b": always(work)}, reference="a", rounds=9, warmup=1, seed=0, clock=machine.clock)
+    assert {len(seconds) for seconds in stopped.value.finished.seconds.values()} == {rounds}
+
+
+def test_stopped_before_a_whole_round_there_is_nothing():
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        compare({"a": always(work)}, reference="a", rounds=2, warmup=0, seed=0)
+    assert not isinstance(stopped.value, Stopped)

@@ -7,6 +7,7 @@ import pytest
 from harness.files import content_hash
 from harness.model import gguf
 from harness.speed.lm_eval import HF, OURS, TOLERANCE, LMEvalOptions, measure_lm_eval
+from harness.speed.report import measure_and_keep
 from tests.unit.gguf_files import write
 
 YAML = """task: NAME
@@ -92,3 +93,33 @@ def test_the_dtype_is_that_of_both(model):
     (section,) = measure_lm_eval(options(model, tasks=("words:0",), dtype="bfloat16"), tell=lambda _text: None)
     assert section.facts["model"].endswith("bfloat16")
     assert section.figures[0].value < 1
+
+
+@pytest.mark.parametrize(("passes", "sections", "lines"), [(2, 0, 0), (3, 1, 0), (7, 1, 2), (8, 1, 2)])
+def test_being_stopped_loses_no_whole_round_and_ends_as_an_interrupt(
+    model, monkeypatch, tmp_path, capsys, passes, sections, lines
+):
+    from lm_eval.models.huggingface import HFLM
+
+    from harness.evaluators.lm_eval import AlignedLM
+
+    left = iter(range(passes))
+    for kind in (AlignedLM, HFLM):
+
+        def counted(self, requests, right=kind.loglikelihood, **options):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return right(self, requests, **options)
+
+        monkeypatch.setattr(kind, "loglikelihood", counted)
+    path = tmp_path / "kept.json"
+    with pytest.raises(KeyboardInterrupt):
+        measure_and_keep("Title", options(model, rounds=4, exact=3), measure_lm_eval, None, path)
+    out, err = capsys.readouterr()
+    assert f"words: pass {passes + 1} of 12 over 12 requests" in err
+    assert ("s left" in err) == (passes > 0)
+    assert path.exists() == bool(sections)
+    if sections:
+        (section,) = json.loads(path.read_text())["sections"]
+        assert section["facts"]["stopped"] == f"after {passes // 3} of 4 rounds"
+        assert (len(section["lines"]), "## words" in out) == (lines, True)

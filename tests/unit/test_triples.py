@@ -5,12 +5,12 @@ import pytest
 
 from harness.data.triples import (
     Triple,
+    TripleFile,
     contaminated,
     conversation,
     distinct,
     draw_budget,
     load_triples,
-    repetitions,
     split_by_prompt,
 )
 
@@ -121,11 +121,11 @@ def test_a_file_names_the_lines_that_repeat_others(tmp_path):
     same = {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c", "source": "x"}
     rows = [row, {**row, "chosen": "d"}, same, row, row, row]
     path = write(tmp_path, "\n\n".join(map(json.dumps, rows)))
-    assert repetitions(path) == (
+    assert TripleFile.read(path).notes == (
         "triples.jsonl: 4 of 6 triples repeat an earlier one and count once, so that there are 2; "
-        "lines 5 (as 1), 7 (as 1), 9 (as 1) and 1 more"
+        "lines 5 (as 1), 7 (as 1), 9 (as 1) and 1 more",
     )
-    assert repetitions(write(tmp_path, json.dumps(row))) is None
+    assert TripleFile.read(write(tmp_path, json.dumps(row))).notes == ()
 
 
 def test_real_budgets_hold_distinct_triples(data_folder):
@@ -133,5 +133,5 @@ def test_real_budgets_hold_distinct_triples(data_folder):
     assert len(triples) == 836
     for seed in range(3):
         assert len({t.key for t in draw_budget(triples, 250, seed).triples}) == 250
-    said = repetitions(data_folder / "preferences" / "pandalm.jsonl")
-    assert said is not None and "76 of 836 triples repeat an earlier one and count once, so that there are 760" in said
+    (said,) = TripleFile.read(data_folder / "preferences" / "pandalm.jsonl").notes
+    assert "76 of 836 triples repeat an earlier one and count once, so that there are 760" in said
