@@ -1,9 +1,11 @@
-"""The README's suite, commands and Python, as they stand there; commands of the docs pages, too."""
+"""The README's suite, commands and Python as they stand; commands of docs pages, and the method of CONTRIBUTING."""
 
+import importlib
 import json
 import re
 import shlex
 import shutil
+import textwrap
 
 import click
 import pandas as pd
@@ -11,8 +13,11 @@ import pytest
 import typer
 import yaml
 
+from harness.data.refs import ModelRef
 from harness.experiment.reference import suite_schema
 from harness.experiment.suite import load_suite
+from harness.model import AlignedModel
+from harness.model.base import base_shape
 from harness.plugins import HOME, load_plugins
 from tests.conftest import WORDS
 
@@ -94,6 +99,32 @@ def test_a_suite_passes_all_checks_on_small_models(text, home, tiny_folders, cal
     code, out, err = call("run", "my_suite.yaml", "--dry-run", *given)
     assert code == 0, err  # where datasets is new to files, its bars are on stderr
     assert "cells: 13, of which 13 to do" in out
+
+
+def test_the_method_that_shows_how_to_add_one_is_a_method_in_a_file_of_its_own(
+    tmp_path, tiny_base, tiny_folders, triples, monkeypatch
+):
+    from harness.compute import Meter
+    from harness.experiment.reference import described
+    from harness.method import METHODS
+
+    (text,) = blocks(HOME / "CONTRIBUTING.md", "python")
+    (tmp_path / "mean_shift.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("mean_shift")
+    (shown,) = [one for one in described(METHODS) if one.name == "mean_shift"]
+    assert [parameter.name for parameter in shown.parameters if not parameter.about] == []
+    base = tiny_base("llama")
+    method = METHODS["mean_shift"](layer=2)
+    with pytest.raises(ValueError, match="which has layers 0 to 3"):
+        METHODS["mean_shift"](layer=4).check(base_shape(ModelRef(path=str(tiny_folders["llama"]))))
+    meter = Meter(base.model, sample_profile=False)
+    with meter.running():
+        fitted = method.fit(base, triples[:4], meter=meter, seed=0)
+    assert meter.bill(method="mean_shift", n_triples=4).executed_flops > 0
+    assert fitted.fingerprint != base.fingerprint
+    fitted.save(tmp_path / "artifact")
+    assert AlignedModel.load(tmp_path / "artifact").fingerprint == fitted.fingerprint
 
 
 @pytest.mark.parametrize("text", blocks(README, "python"))
