@@ -11,14 +11,12 @@ import click
 import pandas as pd
 import pytest
 import typer
-import yaml
 
 from harness.data.refs import ModelRef
-from harness.experiment.reference import suite_schema
 from harness.experiment.suite import load_suite
 from harness.model import AlignedModel
 from harness.model.base import base_shape
-from harness.plugins import HOME, load_plugins
+from harness.plugins import HOME
 from tests.conftest import WORDS
 
 README = HOME / "README.md"
@@ -65,9 +63,6 @@ def test_commands_are_there_with_these_options(path, words):
 
 @pytest.mark.parametrize("text", SUITES)
 def test_a_suite_is_one_as_it_stands(text, tmp_path):
-    load_plugins()
-    validator = pytest.importorskip("jsonschema").Draft202012Validator(suite_schema())
-    assert [error.message for error in validator.iter_errors(yaml.safe_load(text))] == []
     (tmp_path / "suite.yaml").write_text(text)
     suite = load_suite(tmp_path / "suite.yaml")
     assert suite.file.report.baseline in [variant.name for variant in suite.variants]
