@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from harness.cli.options import Device, command_group
+from harness.plugins import need
 
 commands = command_group()
 perf = command_group("How fast DSPA is, as ratios with intervals from one interleaved run.")
@@ -360,6 +361,8 @@ def lm_eval(
     code does not depend on them.
     """
     from harness.data import data_folder
+
+    need("lm_eval", "`dspa-bench perf lm-eval`")
     from harness.speed.lm_eval import TASKS, LMEvalOptions, measure_lm_eval
     from harness.speed.report import measure_and_keep
 

@@ -116,6 +116,19 @@ def installed(module: str) -> bool:
         return False
 
 
+def need(module: str, what: str) -> None:
+    """Raise ValueError where ``what`` needs a package that is not installed, with the extra of ours that brings it.
+
+    An extra is called like the module that it brings.
+    """
+    if not installed(module):
+        extra = module.replace("_", "-")
+        raise ValueError(
+            f"{what} needs the package {module}, which is not installed; install it: pip install 'dspa-bench[{extra}]' "
+            "('dspa-bench[all]' for everything; in a checkout '.' stands for dspa-bench)"
+        )
+
+
 @cache
 def load_plugins() -> tuple[str, ...]:
     """Import every plugin module once, which fills the registries; returns their names.

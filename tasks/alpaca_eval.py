@@ -18,6 +18,7 @@ from harness.evaluators.alpaca_eval.files import load_outputs
 from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, UnavailableError
 from harness.files import write_text
 from harness.judging import Judge, Verb
+from harness.plugins import need
 from harness.responder import Responder
 from tasks.questions import asked_of, evenly, titled
 
@@ -137,6 +138,7 @@ class AlpacaEval(PromptBenchmark):
         return tuple(found)
 
     def check(self) -> None:
+        need("alpaca_eval", f"benchmark {self.name!r}")
         if self.reference is not None:
             data_file(REFERENCES[self.reference], "alpaca_eval")
         _ = self._asked

@@ -43,14 +43,19 @@ def doctor() -> None:
 def _packages() -> Iterator[Finding]:
     from harness.provenance import DISTRIBUTION
 
+    extras = set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) - {"all", "dev"}
     for text in metadata.requires(DISTRIBUTION) or []:
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        marker = requirement.marker
+        of = "" if marker is None else next((one for one in sorted(extras) if marker.evaluate({"extra": one})), None)
+        if of is None:
             continue
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Finding(requirement.name, "not installed", f"pip install -c constraints.txt '{requirement}'")
+            mend = f"pip install -c constraints.txt '{requirement.name}{requirement.specifier}'"
+            about = f"not installed (extra {of})" if of else "not installed"
+            yield Finding(requirement.name, about, mend, optional=bool(of))
             continue
         wrong = not requirement.specifier.contains(version, prereleases=True)
         mend = f"needs {requirement.specifier}: pip install -c constraints.txt '{requirement}'" if wrong else None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import command_group
-from harness.plugins import installed
+from harness.plugins import installed, need
 
 commands = command_group()
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -25,6 +25,7 @@ def lm_eval(context: typer.Context) -> None:
 
     For lm-eval's own help: `dspa-bench lm-eval -- --help`
     """
+    need("lm_eval", "`dspa-bench lm-eval`")
     from harness.evaluators.lm_eval import main as lm_eval_main
 
     lm_eval_main(context.args)
@@ -53,6 +54,7 @@ def fastchat_command(module: str, arguments: Sequence[str]) -> None:
 
     FastChat writes log files into the current folder by default; here it does so only where LOGDIR says.
     """
+    need("fastchat", "`dspa-bench fastchat`")
     if not module.startswith("fastchat.") or not installed(module):
         raise ValueError(
             f"FastChat has no module {module!r}; for example fastchat.serve.model_worker, fastchat.serve.controller, "

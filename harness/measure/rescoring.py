@@ -16,6 +16,7 @@ from harness.evaluators.alpaca_eval.files import load_annotations
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
 from harness.evaluators.fastchat.files import Judgment, PairJudgment, is_pair_file, load_judgments, load_pair_judgments
 from harness.measure.agreement import EVEN, Kind, Pair
+from harness.plugins import need
 
 J = TypeVar("J", Judgment, PairJudgment)
 Categories = Mapping[int, str]
@@ -129,6 +130,7 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
     """
     import pandas as pd
 
+    need("alpaca_eval", "scoring AlpacaEval's annotations")
     from harness.evaluators.alpaca_eval.evaluate import get_winrate, length_controlled_figures
 
     scores: list[Score] = []

@@ -14,6 +14,7 @@ from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmar
 from harness.data.refs import InputPath
 from harness.files import write_text
 from harness.judging import Judge
+from harness.plugins import need
 from harness.quiet import silenced
 from harness.responder import Responder
 
@@ -131,6 +132,7 @@ class MultipleChoice(BenchmarkConfig):
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         """lm-eval's TaskDict (leaf tasks, groups) of each name."""
+        need("lm_eval", f"benchmark {self.name!r}")
         from harness.evaluators.lm_eval import task_manager
 
         with silenced():

@@ -24,7 +24,7 @@ import yaml
 
 from harness.files import read_text
 from harness.judging.verdicts import Journal
-from harness.plugins import installed
+from harness.plugins import installed, need
 
 CONFIG = "configs.yaml"
 CLIENTS = "OPENAI_CLIENT_CONFIG_PATH"
@@ -177,6 +177,7 @@ def _yaml(path: str | Path, what: str) -> Any:
 
 
 def _named(name: str) -> Path:
+    need("alpaca_eval", f"annotator {name!r}")
     found = importlib.util.find_spec("alpaca_eval")
     assert found is not None and found.submodule_search_locations is not None
     folder = Path(found.submodule_search_locations[0]) / "evaluators_configs"
