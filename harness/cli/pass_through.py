@@ -4,9 +4,10 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from harness.cli.options import command_group
 from harness.plugins import installed
@@ -15,15 +16,23 @@ commands = command_group()
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+class _HandingOver(TyperCommand):
+    """All that follows a word is the other program's, `--help` too; before it the options are ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if not args or args[0].startswith("-") else ["--", *args])
+
+
 @commands.command(
     "lm-eval",
+    cls=_HandingOver,
     context_settings=PASS_THROUGH,
     epilog="Example: `dspa-bench lm-eval run --model aligned --model_args artifact=dspa-300 --tasks arc_easy`",
 )
 def lm_eval(context: typer.Context) -> None:
     """lm-eval with all its own arguments; artifacts are its model type `aligned`.
 
-    For lm-eval's own help: `dspa-bench lm-eval -- --help`
+    For lm-eval's own help: `dspa-bench lm-eval run --help`
     """
     from harness.evaluators.lm_eval import main as lm_eval_main
 
@@ -32,6 +41,7 @@ def lm_eval(context: typer.Context) -> None:
 
 @commands.command(
     "fastchat",
+    cls=_HandingOver,
     context_settings=PASS_THROUGH,
     epilog="Example: `dspa-bench fastchat fastchat.serve.model_worker --model-path dspa-300 --device cpu`",
 )
@@ -43,7 +53,7 @@ def fastchat(
     `fastchat.serve.controller`, `fastchat.serve.model_worker` and `fastchat.serve.openai_api_server`, each in a process
     of its own, serve an artifact under OpenAI's API.
 
-    For a module's own help: `dspa-bench fastchat MODULE -- --help`
+    For a module's own help: `dspa-bench fastchat MODULE --help`
     """
     fastchat_command(module, context.args)
 

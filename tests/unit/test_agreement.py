@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,12 +204,12 @@ def test_a_pair_is_the_same_whichever_model_a_file_names_first(tmp_path):
     turned = write(tmp_path / "b.jsonl", [row(n, winner, True) for n, winner in enumerate(said)])
     mixed = write(tmp_path / "c.jsonl", [row(n, winner, n % 2 == 1) for n, winner in enumerate(said)])
     for second in (turned, mixed):
-        matched = match(straight, second)
+        matched = match(Path(straight), Path(second))
         assert [(p.first, p.second) for p in matched.pairs["a"]] == [(100, 100), (50, 50), (0, 0), (100, 100)]
         assert (matched.failed, matched.alone) == ({"a": 1}, (0, 0))
     twice = write(tmp_path / "d.jsonl", [row(1, "tie"), row(1, "tie", True)])
     with pytest.raises(ValueError, match="the same answer is judged twice"):
-        match(twice, straight)
+        match(Path(twice), Path(straight))
 
 
 def test_published_verdicts_agree_with_themselves_and_failures_stay_failures(data_folder):

@@ -101,7 +101,7 @@ def test_other_settings_have_another_folder_but_how_it_is_run_has_not(settings, 
     label = judge.label
     assert RewardJudge(**settings, score_batch_size=1, tie=0.2).label == label
     assert RewardJudge(**(settings | {"training": {**QUICK, "seed": 1}})).label != label
-    assert RewardJudge.operational == {"score_batch_size", "device"}
+    assert RewardJudge.operational == {"score_batch_size", "device", "too_long"}
 
 
 def test_of_two_answers_the_better_one_wins_in_either_position_and_equal_ones_tie(judge):
@@ -242,9 +242,7 @@ def test_a_triple_that_does_not_fit_is_refused_and_not_cut(settings, tmp_path):
     long = tmp_path / "long.jsonl"
     rows = [{"prompt": f"w{i} w1", "chosen": "w1 " * (300 if i == 20 else 1), "rejected": "w2"} for i in range(39)]
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    where = (
-        r"long\.jsonl: 1 of 39 triples do not fit the reward model's context of 256 tokens: line 21; the longest has"
-    )
+    where = r"long\.jsonl: 1 of 39 triples do not fit the reward model's context of 256 tokens: line 21; the longest"
     with pytest.raises(ValueError, match=f"{where} .*; leave them out with `too_long: skip`"):
         RewardJudge(**(settings | {"triples": long})).check()
     skipping = RewardJudge(**(settings | {"triples": long, "too_long": "skip"}))

@@ -98,7 +98,7 @@ class LengthControl:
             )
         return (
             "Length-controlled win rates are AlpacaEval's own regression without its regularisation: they differ from "
-            "the published figures by a median of 1.1 points against the reference v2 and of 3.2 against v1, at most "
+            "the published figures by a median of 1.1 points against the reference v2 and of 3.1 against v1, at most "
             "by 13.7 and 17.8, and are mostly lower."
         )
 
