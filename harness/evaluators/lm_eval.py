@@ -30,6 +30,7 @@ from tqdm import tqdm
 from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
+from harness.model.chat import with_instruction
 from harness.plugins import load_plugins
 from harness.quiet import silenced
 from harness.responder import Responder
@@ -74,9 +75,7 @@ class AlignedLM(_HFLM):
         """
         named = [one for one in (artifact, pretrained, path) if one is not None]
         if len(named) != 1:
-            raise ValueError(
-                f"model `aligned` takes one artifact, --model_args artifact=FOLDER; got {len(named)}"
-            )
+            raise ValueError(f"model `aligned` takes one artifact, --model_args artifact=FOLDER; got {len(named)}")
         artifact = named[0]
         if isinstance(artifact, str):
             artifact = AlignedModel.load(artifact, device=_device(device))
@@ -150,7 +149,9 @@ class AlignedLM(_HFLM):
         ids, mask = super().tok_batch_encode(strings, **options)
         if left_truncate_len is None or ids.shape[1] <= left_truncate_len:
             return ids, mask
-        cut = int((mask.sum(-1) > left_truncate_len).sum())
+        excess = [int(length) - left_truncate_len for length in mask.sum(-1)]
+        cut = sum(tokens > 0 for tokens in excess)
+        self.cut_tokens |= {(text, ""): tokens for text, tokens in zip(strings, excess, strict=True) if tokens > 0}
         self.truncated_requests += cut
         _log.warning("cut %d prompts on the left to %d tokens, to leave room for the answer", cut, left_truncate_len)
         return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
@@ -162,17 +163,12 @@ class AlignedLM(_HFLM):
             return super()._model_generate(context, max_length, stop, eos_token_id=ends, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The artifact's own chat format as text; refused where the text would not be what the model was aligned in."""
-        if self.aligned.system_prompt is not None:
-            raise ValueError(
-                f"an artifact of method {self.aligned.method!r} carries an instruction that lm-eval's chat "
-                "rendering would leave out; run lm-eval without --apply_chat_template"
-            )
+        """The artifact's own chat format as text, with the instruction that it carries."""
+        turns = with_instruction(conversation(chat_history), self.aligned.system_prompt)  # type: ignore[arg-type]
         if self.aligned.chat.kind == "hh":
             bos = self.tokenizer.bos_token or ""  # HFLM adds none to a text that has it
-            turns = conversation(chat_history)  # type: ignore[arg-type]
             return bos + self.aligned.chat.hh_text(turns, generation_prompt=add_generation_prompt)
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        return super().apply_chat_template(list(self.aligned.chat.writable(turns)), add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """What lm-eval keeps in its results; a name can only choose among a tokenizer's own templates."""
