@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from unittest.mock import patch
 
 from pydantic import Field, model_validator
@@ -83,7 +83,7 @@ class LMEval(BenchmarkConfig):
     batch_size: int = Field(64, ge=1, description="continuations scored, or answers generated, together")
 
     @model_validator(mode="after")
-    def _has_tasks(self) -> "MultipleChoice":
+    def _has_tasks(self) -> Self:
         if not self.tasks:
             raise ValueError("missing 'tasks' (lm-eval names); give them")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
@@ -107,7 +107,7 @@ class LMEval(BenchmarkConfig):
         """The items' own texts, without instructions and few-shot examples."""
         leaves = [(leaf, self._limit(name)) for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
         texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
-        return [text for text in texts if isinstance(text, str)]
+        return [text for text in texts if isinstance(text, str) and text.strip()]  # rolling tasks have none
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         from lm_eval.defaults import DEFAULT_OTHER_SEED

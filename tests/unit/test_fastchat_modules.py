@@ -77,10 +77,7 @@ def test_multi_model_worker_names_no_revision_and_that_is_fine(artifact):
     [
         ("llm_judge.gen_judgment", "it needs openai < 1; use `dspa-bench mt-bench judge ANSWERS`"),
         ("llm_judge.gen_api_answer", r"for an artifact use fastchat\.llm_judge\.gen_model_answer"),
-        (
-            "serve.vllm_worker",
-            r"without steering; serve artifacts with `dspa-bench fastchat fastchat\.serve\.model_w",
-        ),
+        ("serve.vllm_worker", r"without steering; serve artifacts with `dspa-bench fastchat fastchat\.serve\.model_w"),
         ("llm_judge.qa_browser", "needs gradio, which is not installed: `pip install 'gradio<4'`"),
     ],
 )
