@@ -5,6 +5,7 @@ lm-eval computes, in its own form and with standard errors.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -127,7 +128,7 @@ class LMEval(BenchmarkConfig):
         whole: dict[str, Any] = {}
         for name in self.tasks:
             # Standard errors of corpus metrics are bootstrapped, by lm-eval in processes of its own unless told not to.
-            with silenced(), patch.dict(os.environ, DISABLE_MULTIPROC="1"):
+            with silenced(), contextlib.redirect_stdout(io.StringIO()), patch.dict(os.environ, DISABLE_MULTIPROC="1"):
                 for leaf in self._loaded[name]["tasks"].values():
                     leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)  # its command line draws the same examples
                 limit = self._limit(name)

@@ -67,10 +67,7 @@ _INSTEAD = {
     "fastchat.llm_judge.gen_api_answer": "it needs openai < 1; for an artifact use fastchat.llm_judge.gen_model_answer",
     "fastchat.serve.launch_all_serve": f"the processes that it starts know no artifacts; {_SERVE}",
     **dict.fromkeys(
-        (
-            f"fastchat.serve.{name}_worker"
-            for name in ("huggingface_api", "vllm", "lightllm", "sglang", "mlx", "dashinfer")
-        ),
+        (f"fastchat.serve.{name}_worker" for name in ("huggingface_api", "vllm", "lightllm", "sglang", "mlx")),
         f"its backend loads models itself, without steering; {_SERVE}",
     ),
 }
