@@ -205,7 +205,7 @@ class ServedModel:
         (answer,) = batch.completions
         if answer.error is not None:
             raise ValueError(f"{answer.error}; ask for fewer with --max-new-token")
-        return torch.tensor([[*prompt, *answer.tokens]])
+        return torch.tensor([[*prompt, *answer.token_ids]])
 
     def __call__(
         self, input_ids: Tensor, *, use_cache: bool, past_key_values: "_Conversation | None" = None
