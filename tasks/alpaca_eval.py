@@ -35,10 +35,15 @@ _WIN_RATE = Metric(
     sample=Sample(heading="AlpacaEval instruction {number}", count=3, prompt="instruction", reference="reference"),
     note="AlpacaEval's win rate is 100 (preference - 1), against the reference answers.",
 )
-_LENGTH_CONTROLLED = Metric(
-    name="alpaca_eval_lc", title="AlpacaEval length-controlled win rate", unit="%", made_of="predictions"
-)
-FORMS: dict[str, Form] = {"v1": "length_controlled_v1", "noreg": "length_controlled_noreg"}
+_LENGTH_CONTROLLED: dict[Form, Metric] = {
+    form: Metric(name=name, title=f"AlpacaEval length-controlled win rate{more}", unit="%", made_of="predictions")
+    for form, name, more in (
+        ("v1", "alpaca_eval_lc", ""),
+        ("rebuilt", "alpaca_eval_lc_rebuilt", ", regularisation rebuilt"),
+        ("noreg", "alpaca_eval_lc_noreg", ", not regularised"),
+    )
+}
+"""A name for each form: their figures differ."""
 
 
 @register_benchmark("alpaca_eval")
@@ -47,7 +52,9 @@ class AlpacaEval(PromptBenchmark):
 
     Metric ``alpaca_eval_lc``, where AlpacaEval's instructions are answered and the inputs are in the data folder: the
     preference predicted at equal lengths, so its mean is the length-controlled win rate. Its interval, like the
-    package's standard error, takes the fitted regression as given.
+    package's standard error, takes the fitted regression as given. Other forms of the regression have metrics of their
+    own, ``alpaca_eval_lc_rebuilt`` and ``_noreg``. Under ``auto`` a regression that cannot be fitted (too few verdicts)
+    gives no records, and the verdicts' say why.
 
     The folder receives model_outputs.json, annotations.json and leaderboard.csv (with average length and standard
     errors) in AlpacaEval's formats, and what an annotator of the package answered.
@@ -66,9 +73,9 @@ class AlpacaEval(PromptBenchmark):
     annotator_config: InputPath | None = Field(None, description="a configuration of your own in the package's format")
     annotator_url: str | None = Field(None, description="the server an OpenAI-compatible configuration is to ask")
     annotator_model: str | None = Field(None, description="the model's name at that server")
-    length_control: Literal["auto", "v1", "noreg", "off"] = Field(
+    length_control: Literal["auto", "v1", "rebuilt", "noreg", "off"] = Field(
         "auto",
-        description="form of the regression; auto: v1 (the published one), else noreg, where the inputs are there",
+        description="form of the regression; auto: v1 (the published one), else rebuilt, where the inputs are there",
     )
     max_new_tokens: int = Field(1024, ge=1, description="tokens per answer")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
@@ -119,7 +126,9 @@ class AlpacaEval(PromptBenchmark):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        found = (_WIN_RATE,) if self._regression is None else (_WIN_RATE, _LENGTH_CONTROLLED)
+        found = [_WIN_RATE]
+        if self._regression is not None:
+            found.append(_LENGTH_CONTROLLED[self._regression.form])
         return tuple(titled(metric, "AlpacaEval", self._whose, self.limit) for metric in found)
 
     @property
@@ -144,7 +153,7 @@ class AlpacaEval(PromptBenchmark):
         _ = self._asked
         if self._annotator is not None:
             self._annotator.check()
-        if self.length_control in FORMS and self._regression is None:
+        if self._form is not None and self._regression is None:
             raise ValueError(f"length_control: {self.length_control} is not available: {self._length_control}")
 
     def prompts(self) -> list[str]:
@@ -172,7 +181,8 @@ class AlpacaEval(PromptBenchmark):
             batch_size=self.batch_size,
         )
         generator = f"{model.method}-{model.fingerprint[:12]}"
-        rows, outputs, references = [], [], []
+        rows, outputs, references, controlled = [], [], [], []
+        control = self._regression and _LENGTH_CONTROLLED[self._regression.form]
         for (index, reference), completion in zip(self._asked, completions, strict=True):
             if completion.error is None:
                 rows.append((index, completion))
@@ -180,21 +190,27 @@ class AlpacaEval(PromptBenchmark):
                 references.append(reference)
             else:
                 raw = {"instruction": reference["instruction"], "reference": reference["output"]}
-                for metric in self.metrics:
-                    yield _record(index, metric, None, f"no answer: {completion.error}", raw)
-        if not rows:
-            return
-        if folder is not None:
-            write_text(folder / "model_outputs.json", json.dumps(outputs, indent=2) + "\n")
-        found = evaluate(outputs, references, by, folder=folder, length_control=self._regression)
-        for (index, completion), annotation in zip(rows, found.annotations, strict=True):
-            raw = {"instruction": annotation.instruction, "reference": annotation.reference}
-            raw |= {**completion.record_fields, "verdicts": list(annotation.raw)}
-            yield _record(index, _WIN_RATE, annotation.preference, annotation.error, raw)
-            if self._regression is not None:
-                error = annotation.error or found.no_length_control
+                failed = None, f"no answer: {completion.error}", raw
+                yield _record(index, _WIN_RATE, *failed)
+                controlled.append((index, *failed))
+        unavailable = None
+        if rows:
+            if folder is not None:
+                write_text(folder / "model_outputs.json", json.dumps(outputs, indent=2) + "\n")
+            found = evaluate(outputs, references, by, folder=folder, length_control=self._regression)
+            unavailable = found.no_length_control
+            why = {} if unavailable is None else {"no_length_control": unavailable}
+            for (index, completion), annotation in zip(rows, found.annotations, strict=True):
+                raw = {"instruction": annotation.instruction, "reference": annotation.reference}
+                raw |= {**completion.record_fields, "verdicts": list(annotation.raw), **why}
+                yield _record(index, _WIN_RATE, annotation.preference, annotation.error, raw)
                 raw = {"characters": len(annotation.output), "reference_characters": len(annotation.reference)}
-                yield _record(index, _LENGTH_CONTROLLED, annotation.length_controlled, error, raw)
+                error = annotation.error or unavailable
+                controlled.append((index, annotation.length_controlled, error, raw))
+        # Under `auto` nobody asked for a figure that these verdicts do not give.
+        if control is not None and (unavailable is None or self._form is not None):
+            for index, *measured in controlled:
+                yield _record(index, control, *measured)
 
     def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""
@@ -228,9 +244,9 @@ class AlpacaEval(PromptBenchmark):
         if self.length_control == "off":
             return None
         try:
-            found = LengthControl.load(data_folder(), FORMS.get(self.length_control))
+            found = LengthControl.load(data_folder(), self._form)
         except UnavailableError as problem:
-            if self._whose is None or self.reference is not None or self.length_control in FORMS:
+            if self._whose is None or self.reference is not None or self._form is not None:
                 return str(problem)  # with the advice to fetch them
             return f"the difficulties that it needs are those of AlpacaEval's own instructions; these are {self._whose}"
         try:
@@ -238,6 +254,11 @@ class AlpacaEval(PromptBenchmark):
         except UnavailableError as problem:
             return str(problem)
         return found
+
+    @property
+    def _form(self) -> Form | None:
+        """The form that is asked for by name."""
+        return None if self.length_control in ("auto", "off") else self.length_control
 
     @property
     def _regression(self) -> LengthControl | None:

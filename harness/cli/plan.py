@@ -75,6 +75,9 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     console.print(f"judge: {first.label if first else 'none'}")
     if second is not None:
         console.print(f"second judge: {second.label} on {', '.join(prepared.suite.judged_twice)}")
+    for judge in prepared.suite.judges.values():
+        for warning in judge.at(prepared.folder.judging).warnings:
+            console.print(warning, markup=False)
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
     for line in _outlook(prepared, forecaster, todo, fits, todo_flops, unknown):
         console.print(line, markup=False)

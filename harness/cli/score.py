@@ -43,9 +43,17 @@ def mt_bench(
         raise ValueError(f"{judgments}: --baseline is for pairwise judgments, and these are ratings of one answer each")
     categories = _categories(judgments, questions)
     if pairs:
-        _print(pair_scores(load_pair_judgments(judgments), categories, baseline), as_json)
+        compared = load_pair_judgments(judgments)
+        _print(pair_scores(compared, categories, baseline), as_json)
+        judged = [judgment.question_id for judgment in compared]
     else:
-        _print(single_scores(load_judgments(judgments), categories), as_json)
+        rated = load_judgments(judgments)
+        _print(single_scores(rated, categories), as_json)
+        judged = [judgment.question_id for judgment in rated]
+    unknown = [question for question in judged if categories and question not in categories]
+    if unknown:
+        text = f"{len(unknown)} of {len(judged)} judgments are of questions that are not among those given"
+        print(f"{text} (first: {min(unknown)}): they count in no category, and in all other figures", file=sys.stderr)
 
 
 def _print(scores: "Sequence[Score]", as_json: bool) -> None:

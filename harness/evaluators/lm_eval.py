@@ -19,8 +19,10 @@ import lm_eval.tasks
 import torch
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.models import huggingface
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
 from sqlitedict import SqliteDict
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +30,7 @@ from tqdm import tqdm
 from harness.data.triples import conversation
 from harness.evaluators import TASK_FOLDERS
 from harness.model.aligned import AlignedModel
+from harness.model.chat import with_instruction
 from harness.plugins import load_plugins
 from harness.quiet import silenced
 from harness.responder import Responder
@@ -52,21 +55,31 @@ class AlignedLM(_HFLM):
 
     def __init__(
         self,
-        artifact: str | Responder,
+        artifact: str | Responder | None = None,
         *,
+        pretrained: str | None = None,
+        path: str | None = None,
         device: str | None = None,
         batch_size: int | str = 64,
         max_batch_size: int = 64,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
+        **others: Any,
     ) -> None:
         """``artifact``: an artifact folder or a loaded model (then ``device`` is the model's).
 
-        ``batch_size='auto'`` stands for ``max_batch_size``. The last three are as in lm-eval's ``hf``.
+        ``pretrained`` and ``path`` are other names of it. ``batch_size='auto'`` stands for ``max_batch_size``. The last
+        three are as in lm-eval's ``hf``; of its ``others`` those are taken that ask for what an artifact is anyway.
+        Raises ValueError for the rest, and for no artifact or two.
         """
+        named = [one for one in (artifact, pretrained, path) if one is not None]
+        if len(named) != 1:
+            raise ValueError(f"model `aligned` takes one artifact, --model_args artifact=FOLDER; got {len(named)}")
+        artifact = named[0]
         if isinstance(artifact, str):
             artifact = AlignedModel.load(artifact, device=_device(device))
+        _check_others(others, artifact)
         self.aligned = artifact
         self.truncated_requests = 0
         self.cut_tokens: dict[tuple[str, str], int] = {}
@@ -136,7 +149,9 @@ class AlignedLM(_HFLM):
         ids, mask = super().tok_batch_encode(strings, **options)
         if left_truncate_len is None or ids.shape[1] <= left_truncate_len:
             return ids, mask
-        cut = int((mask.sum(-1) > left_truncate_len).sum())
+        excess = [int(length) - left_truncate_len for length in mask.sum(-1)]
+        cut = sum(tokens > 0 for tokens in excess)
+        self.cut_tokens |= {(text, ""): tokens for text, tokens in zip(strings, excess, strict=True) if tokens > 0}
         self.truncated_requests += cut
         _log.warning("cut %d prompts on the left to %d tokens, to leave room for the answer", cut, left_truncate_len)
         return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
@@ -148,17 +163,12 @@ class AlignedLM(_HFLM):
             return super()._model_generate(context, max_length, stop, eos_token_id=ends, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The artifact's own chat format as text; refused where the text would not be what the model was aligned in."""
-        if self.aligned.system_prompt is not None:
-            raise ValueError(
-                f"an artifact of method {self.aligned.method!r} carries an instruction that lm-eval's chat "
-                "rendering would leave out; run lm-eval without --apply_chat_template"
-            )
+        """The artifact's own chat format as text, with the instruction that it carries."""
+        turns = with_instruction(conversation(chat_history), self.aligned.system_prompt)  # type: ignore[arg-type]
         if self.aligned.chat.kind == "hh":
             bos = self.tokenizer.bos_token or ""  # HFLM adds none to a text that has it
-            turns = conversation(chat_history)  # type: ignore[arg-type]
             return bos + self.aligned.chat.hh_text(turns, generation_prompt=add_generation_prompt)
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        return super().apply_chat_template(list(self.aligned.chat.writable(turns)), add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """What lm-eval keeps in its results; a name can only choose among a tokenizer's own templates."""
@@ -171,6 +181,10 @@ class AlignedLM(_HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results file about the model."""
         return {
+            "model_num_parameters": self.aligned.model.num_parameters(),
+            "model_dtype": self.aligned.model.dtype,
+            "model_revision": "",
+            "model_sha": self.aligned.fingerprint,
             "aligned_method": self.aligned.method,
             "aligned_fingerprint": self.aligned.fingerprint,
             "truncated_requests": self.truncated_requests,
@@ -178,6 +192,51 @@ class AlignedLM(_HFLM):
 
 
 register_model("aligned")(AlignedLM)  # not as a decorator: it would hide the class from the type checker
+_usual_name = GeneralConfigTracker._get_model_name
+
+
+def _model_name(model_args: str | dict[str, Any] | None) -> str | None:
+    """What lm-eval calls a model in its files, and their folder; it draws a name where it finds none."""
+    given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args or {}
+    return str(given["artifact"]) if "artifact" in given else _usual_name(model_args)
+
+
+GeneralConfigTracker._get_model_name = staticmethod(_model_name)  # type: ignore[method-assign]
+
+_REFUSED = {
+    "max_gen_toks": "give --gen_kwargs max_gen_toks=N instead",
+    "enable_thinking": "the artifact's own chat format decides",
+    "chat_template_args": "the artifact's own chat format decides",
+    "peft": "an artifact holds its adapter",
+    "tokenizer": "an artifact has its base model's",
+    "parallelize": "an artifact stays on one device",
+}
+
+
+def _check_others(others: dict[str, Any], aligned: Any) -> None:
+    """Raise ValueError for an argument of lm-eval's ``hf`` that asks for something else than the artifact is."""
+    dtype = str(aligned.model.dtype).removeprefix("torch.")
+    same = {
+        "dtype": ("auto", dtype, aligned.model.dtype),
+        "trust_remote_code": (False, None),
+        "revision": ("main", "", None),
+        "backend": ("default", "causal"),
+        "parallelize": (False, None),
+        "use_fast_tokenizer": (True, None),
+    }
+    for name, value in others.items():
+        if value in same.get(name, ()):
+            continue
+        if name == "dtype":
+            why = f"the artifact is {dtype}, which steering and weights were fitted to; leave it out"
+        elif name in same:
+            why = _REFUSED.get(name, "an artifact is loaded as its base model was fitted") + "; leave it out"
+        else:
+            why = _REFUSED.get(name, "leave it out") + (
+                "; it takes artifact (or pretrained, path), device, batch_size, max_batch_size, max_length, "
+                "add_bos_token and prefix_token_id"
+            )
+        raise ValueError(f"model `aligned` does not take {name}={value} in --model_args: {why}")
 
 
 def _device(name: str | None) -> str:

@@ -171,7 +171,10 @@ def _clock(prepared: Prepared) -> Iterator[None]:
     path = prepared.folder.path / "environment.json"
     before = _read_if_whole(Environment, path)
     start, seconds = time.monotonic(), before.seconds if before is not None else 0.0
-    environment = _environment(prepared, _prepared_judges(prepared))
+    judges = _prepared_judges(prepared)
+    for warning in (text for judge in judges.values() for text in judge.warnings):
+        print(warning, file=sys.stderr)
+    environment = _environment(prepared, judges)
     if before is not None:
         environment = environment.model_copy(update={"created": before.created, "seconds": seconds})
     environment.model_copy(update={"files": outside_cells(prepared.folder)}).write(path)

@@ -69,7 +69,7 @@ class ChatEndpoint:
     model: str
     api_key_env: str = "OPENAI_API_KEY"
     temperature: float = 0.0
-    max_tokens: int = 1024
+    max_tokens: int = 2048
     concurrency: int = 8
     attempts: int = 6
     timeout: float = 120.0
@@ -247,7 +247,7 @@ class OpenAIJudge(PromptedJudge):
     model: str = Field(description="the name that the endpoint knows the model by")
     api_key_env: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
     temperature: _Amount = Field(0.0, description="0 for the most likely verdict")
-    max_tokens: PositiveInt = Field(1024, description="of a reply; one that is longer is cut off, which is a failure")
+    max_tokens: PositiveInt = Field(2048, description="of a reply (FastChat asks so many); a longer one fails")
     concurrency: PositiveInt = Field(8, description="requests that are open at once, in each process")
     attempts: PositiveInt = Field(6, description="how often a request is sent before it is given up")
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(120.0, description="seconds for one attempt")

@@ -101,6 +101,11 @@ class Judge(Protocol):
         """One or two plain sentences for every report: who made these numbers and what that means."""
         ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a plan and a run must say of it beforehand, in sentences; `statement` says it in every report."""
+        ...
+
     def check(self) -> None:
         """Raise ValueError, before any work, for settings, files or keys that cannot serve."""
         ...
@@ -148,6 +153,11 @@ class JudgeConfig(BaseModel):
     name: ClassVar[str]
     verbs: ClassVar[frozenset[Verb]] = VERBS
     operational: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None by default."""
+        return ()
 
     def check(self) -> None:
         """Nothing outside its settings to check by default."""

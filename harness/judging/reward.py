@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from harness.data.refs import ModelRef, TriplesPath
-from harness.data.triples import Conversation, Triple, load_triples, split_by_prompt, triples_hash
+from harness.data.triples import Conversation, Triple, TripleFile, split_by_prompt, triples_hash
 from harness.files import atomic_folder, read_text, write_text
 from harness.judging.judge import Answer, Comparison, JudgeConfig, Rating, Verb, Verdict, register_judge
 from harness.judging.reward_model import (
@@ -30,6 +30,8 @@ from harness.model.base import base_identity, check_device, check_weights
 
 LEAST_HELD_OUT = 10
 """Held-out triples below this say nothing about accuracy and give no scale for ratings."""
+_NAMED = 30
+"""So many of the triples that are left out are named."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Calibration:
         values, shares = self._curve
         return float(np.interp(score, values, shares))
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether the interval reaches down to guessing."""
+        return self.low <= 50
+
     @cached_property
     def _curve(self) -> tuple[np.ndarray, np.ndarray]:
         values, first, counts = np.unique(self.scores, return_index=True, return_counts=True)
@@ -101,12 +108,15 @@ class RewardJudge(JudgeConfig):
     """
 
     verbs: ClassVar[frozenset[Verb]] = frozenset({"rate", "compare"})
-    operational: ClassVar[frozenset[str]] = frozenset({"score_batch_size", "device"})
+    operational: ClassVar[frozenset[str]] = frozenset({"score_batch_size", "device", "too_long"})  # triples decide
 
     triples: TriplesPath = Field(description="preference triples that no method is fitted on (see docs/data.md)")
     base: ModelRef | None = Field(None, description="causal LM to train a reward model from")
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
     model: ModelRef | None = Field(None, description="instead of `base`: an existing reward model")
+    too_long: Literal["refuse", "skip"] = Field(
+        "refuse", description="triples that do not fit the reward model's context: refuse them, or leave them out"
+    )
     tie: Annotated[float, Field(ge=0, lt=0.5, description="probabilities this near to 1/2 are ties")] = 0.05
     score_batch_size: Annotated[int, Field(ge=1, description="answers scored together")] = 32
     device: str = Field("cpu", description="torch device for training and scoring")
@@ -129,6 +139,9 @@ class RewardJudge(JudgeConfig):
         else:
             check_scores_answers(self._ref)
         check_classifier(self._ref, new_head=self.base is not None)
+        _, problem = self._fitting
+        if problem is not None and self.too_long == "refuse":
+            raise ValueError(f"{problem}; leave them out with `too_long: skip`, or take a model with a longer context")
         trained, held_out = self._parts
         if len(held_out) < LEAST_HELD_OUT or (self.base is not None and not trained):
             raise ValueError(
@@ -136,7 +149,6 @@ class RewardJudge(JudgeConfig):
                 f"{len(trained)} left to train on; at least {LEAST_HELD_OUT} must be held out and 1 left: give more "
                 "triples, or change `training.held_out`"
             )
-        self._form.rows([*trained, *held_out])
 
     def prompts(self) -> list[str]:
         """The user turns of its triples: no method may be trained on them."""
@@ -188,7 +200,23 @@ class RewardJudge(JudgeConfig):
             f"answer above the rejected one in {s.accuracy:.1f} % [{s.low:.1f}, {s.high:.1f}]. A rating is 1 + 9 x the "
             "share of those triples' answers that score lower, so it ranks answers and is no absolute grade; of two "
             f"answers one is better when its Bradley-Terry probability is above {0.5 + self.tie:g}, otherwise they tie."
+            + "".join(f" {warning}" for warning in self.warnings)
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of triples that are left out, and, once it is prepared, of an accuracy that may be a guess."""
+        found = []
+        if self._fitting[1] is not None:
+            found.append(f"Reward model: {self._fitting[1]} and are left out (too_long: skip).")
+        if self._folder is not None and self._folder.is_dir() and self.calibration.at_chance:
+            s = self.calibration
+            found.append(
+                f"Warning: this reward model is no better than chance as far as {s.prompts} held-out prompts tell "
+                f"({s.accuracy:.1f} % [{s.low:.1f}, {s.high:.1f}], and guessing gives 50 %): its verdicts mean nothing "
+                "unless more triples show otherwise."
+            )
+        return tuple(found)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -260,8 +288,24 @@ class RewardJudge(JudgeConfig):
     @cached_property
     def _parts(self) -> tuple[list[Triple], list[Triple]]:
         """(to train on, held out)."""
-        triples = load_triples(self.triples)
+        triples, _ = self._fitting
         return split_by_prompt(triples, self.training.held_out, self.training.seed) if self.base else ([], triples)
+
+    @cached_property
+    def _fitting(self) -> tuple[list[Triple], str | None]:
+        """The triples that fit the context, and in words how many and which do not."""
+        found, long = TripleFile.read(self.triples), {}
+        for number, triple in found.numbered:
+            tokens = self._form.longest(triple)
+            if tokens > self._form.max_length:
+                long[number] = tokens
+        if not long:
+            return found.triples, None
+        text = (
+            f"{found.rows.name}: {len(long)} of {len(found.numbered)} triples do not fit the reward model's context of "
+            f"{self._form.max_length} tokens: {found.named(list(long), _NAMED)}; the longest has {max(long.values())}"
+        )
+        return [triple for number, triple in found.numbered if number not in long], text
 
     @cached_property
     def _settings(self) -> dict[str, Any]:

@@ -40,8 +40,7 @@ class AnswerFormat:
 
     def ids(self, conversation: Conversation) -> list[int]:
         """Prompt, last answer and the token that ends it. Raises ValueError for more than ``max_length``."""
-        prompt, answer = conversation[:-1], conversation[-1]["content"]
-        ids = [*self.chat.prompt_ids(prompt), *self.chat.response_ids(answer), self.chat.end_id]
+        prompt, ids = conversation[:-1], self._all_ids(conversation)
         if len(ids) > self.max_length:
             raise ValueError(
                 f"the conversation {prompt[-1]['content'][:40]!r}... has {len(ids)} tokens, more than the reward "
@@ -49,13 +48,25 @@ class AnswerFormat:
             )
         return ids
 
+    def longest(self, triple: Triple) -> int:
+        """Tokens of the longer one of a triple's two conversations."""
+        return max(len(self._all_ids(pair)) for pair in _conversations(triple))
+
+    def _all_ids(self, conversation: Conversation) -> list[int]:
+        prompt, answer = conversation[:-1], conversation[-1]["content"]
+        return [*self.chat.prompt_ids(prompt), *self.chat.response_ids(answer), self.chat.end_id]
+
     def rows(self, triples: Sequence[Triple]) -> list[tuple[list[int], list[int]]]:
         """Ids of the chosen and the rejected conversation of each triple; ValueError as `ids`: nothing is cut."""
+        return [(self.ids(chosen), self.ids(rejected)) for chosen, rejected in map(_conversations, triples)]
 
-        def ids(triple: Triple, answer: str) -> list[int]:
-            return self.ids((*triple.prompt, Message(role="assistant", content=answer)))
 
-        return [(ids(triple, triple.chosen), ids(triple, triple.rejected)) for triple in triples]
+def _conversations(triple: Triple) -> tuple[Conversation, Conversation]:
+    """With the chosen and with the rejected answer."""
+    chosen, rejected = (
+        (*triple.prompt, Message(role="assistant", content=answer)) for answer in (triple.chosen, triple.rejected)
+    )
+    return chosen, rejected
 
 
 def check_scores_answers(ref: ModelRef) -> None:

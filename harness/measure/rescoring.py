@@ -45,7 +45,8 @@ def write_scores(scores: Iterable[Score]) -> None:
 def single_scores(judgments: Sequence[Judgment], categories: Categories) -> list[Score]:
     """Per model, in the order of the file: ``mt_bench`` (1-10), ``mt_bench_turn1``, ``_turn2``, one per category.
 
-    Raises ValueError for a turn with two ratings, several judges, or a question without a category.
+    A question without a category is in none, and in all else. Raises ValueError for a turn with two ratings, and for
+    several judges.
     """
     kept = _once(judgments)
     return [
@@ -88,11 +89,8 @@ def _groups(metric: str, judgments: Sequence[J], categories: Categories) -> Iter
     yield metric, list(judgments)
     for turn in (1, 2):
         yield f"{metric}_turn{turn}", [j for j in judgments if j.turn == turn]
-    unknown = {j.question_id for j in judgments} - categories.keys()
-    if categories and unknown:
-        raise ValueError(f"question {min(unknown)} is not among the questions; give those that were judged")
     for category in dict.fromkeys(categories.values()):
-        found = [j for j in judgments if categories[j.question_id] == category]
+        found = [j for j in judgments if categories.get(j.question_id) == category]
         if found:
             yield f"{metric}_{category}", found
 
@@ -151,8 +149,8 @@ def annotation_scores(annotations: Sequence[dict[str, Any]], data: Path) -> tupl
             control = LengthControl.load(data)
             predicted = [p for p, known in zip(control.predict(of_model), judged, strict=True) if known]
             controlled = length_controlled_figures(predicted)
-            found["lc_win_rate"] = controlled["length_controlled_winrate"]
-            found["lc_standard_error"] = controlled["lc_standard_error"]
+            found[f"lc_win_rate{control.suffix}"] = controlled["length_controlled_winrate"]
+            found[f"lc_standard_error{control.suffix}"] = controlled["lc_standard_error"]
             notes.append(f"{model}: {control.statement}")
         except UnavailableError as problem:
             notes.append(f"{model}: no length-controlled win rate: {problem}")
@@ -194,6 +192,8 @@ def match(first: Path, second: Path) -> Matched:
     (kind, mine), (other_kind, others) = _read(first), _read(second)
     if kind != other_kind:
         raise ValueError(f"{first} holds {kind} and {second} {other_kind}; give two of one kind")
+    if kind is _PAIRS:
+        others = dict(_as_named(key, verdict, mine) for key, verdict in others.items())
     found = mine.keys() & others.keys()
     if not found:
         raise ValueError(
@@ -236,9 +236,21 @@ def _ratings(path: Path) -> Iterator[tuple[_Key, _Verdict]]:
 
 
 def _pairs(path: Path) -> Iterator[tuple[_Key, _Verdict]]:
+    """Verdicts on a pair are about the model that the file names first where it has the pair first."""
+    named: dict[frozenset[str], tuple[str, str]] = {}
     for j in load_pair_judgments(path):
-        value = None if j.failed else j.win_rate(j.model_1)
-        yield (j.model_1, j.question_id, j.turn, j.model_2), (j.question_id, value)
+        one, other = named.setdefault(frozenset(j.models), j.models)
+        yield (one, j.question_id, j.turn, other), (j.question_id, None if j.failed else j.win_rate(one))
+
+
+def _as_named(key: _Key, verdict: _Verdict, there: Mapping[_Key, _Verdict]) -> tuple[_Key, _Verdict]:
+    """A pair's verdict as ``there`` has it, where that names the other model first."""
+    one, question, turn, other = key
+    turned: _Key = (str(other), question, turn, one)
+    if key in there or turned not in there:
+        return key, verdict
+    cluster, value = verdict
+    return turned, (cluster, None if value is None else 100 - value)
 
 
 def _annotations(path: Path) -> Iterator[tuple[_Key, _Verdict]]:

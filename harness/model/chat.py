@@ -42,9 +42,11 @@ class ChatFormat:
         if self.kind == "hh":
             bos = self.tokenizer.bos_token_id
             return ([] if bos is None else [int(bos)]) + self._plain_ids(self.hh_text(conversation))  # type: ignore[arg-type]
-        if not self._has_system_turn:
-            conversation = _fold_system(conversation)
-        return self._rendered_ids(conversation, generation_prompt=True)
+        return self._rendered_ids(self.writable(conversation), generation_prompt=True)
+
+    def writable(self, conversation: Conversation) -> Conversation:
+        """As the template can write it: where it has no system turn, the system text opens the first user turn."""
+        return conversation if self.kind == "hh" or self._has_system_turn else _fold_system(conversation)
 
     def hh_text(self, conversation: Conversation, *, generation_prompt: bool = True) -> str:
         """A conversation in the ``hh`` form as text, BOS left to the tokenizer; else it ends with its last turn."""

@@ -105,9 +105,9 @@ class MTBench(PromptBenchmark):
             Item(
                 str(question.question_id),
                 f"question {question.question_id}",
-                conversation(question, ("", ""), 2),
+                conversation(question, [""] * len(question.turns), len(question.turns)),
                 generated=self.max_new_tokens,
-                rounds=2,
+                rounds=len(question.turns),
             )
             for question in self._questions
         ]
@@ -184,17 +184,17 @@ class MTBench(PromptBenchmark):
         if question.category not in known:
             raise ValueError(
                 f"{self.questions}: category {question.category!r} of question {question.question_id} has no "
-                f"temperature; give it in `temperatures:` (known: {', '.join(sorted(known))})"
+                f"temperature; give it in `temperatures:` (FastChat takes 0.7; known: {', '.join(sorted(known))})"
             )
         return known[question.category]
 
     def _ask(self, model: Responder, seed: int) -> Answers:
-        """Both turns of every question, the second in the conversation that holds the first answer."""
+        """Every turn of every question, a second one in the conversation that holds the first answer."""
         turns: dict[int, tuple[str, ...]] = {q.question_id: () for q in self._questions}
         failed: dict[Turn, str] = {}
         stored: dict[Turn, dict[str, str | None]] = {}
         for turn in (1, 2):
-            asked = [q for q in self._questions if len(turns[q.question_id]) == turn - 1]
+            asked = [q for q in self._questions if len(q.turns) >= turn == len(turns[q.question_id]) + 1]
             completions = model.generate(
                 [conversation(q, turns[q.question_id], turn) for q in asked],
                 max_new_tokens=self.max_new_tokens,
@@ -208,7 +208,8 @@ class MTBench(PromptBenchmark):
                     turns[number] += (completion.text,)
                     stored[number, turn] = completion.record_fields
                 else:  # its conversation does not fit the context, and a longer one will not either
-                    failed |= {(number, later): f"no answer to turn {turn}: {completion.error}" for later in (turn, 2)}
+                    reason = f"no answer to turn {turn}: {completion.error}"
+                    failed |= {(number, later): reason for later in range(turn, len(question.turns) + 1)}
         return Answers(f"{model.method}-{model.fingerprint[:12]}", turns, failed, stored)
 
     def _ratings(self, answers: Answers, judging: Judging) -> Iterator[Record]:

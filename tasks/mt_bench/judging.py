@@ -1,4 +1,4 @@
-"""What models answered to both turns of every question, and what a judge makes of it, in FastChat's files.
+"""What models answered to the turns of every question, and what a judge makes of it, in FastChat's files.
 
 An answer is rated by itself, or two models' are compared in both orders; good judgments are kept.
 """
@@ -48,7 +48,7 @@ class Answers:
         """Those of the file ``path``, in which no turn may be missing; ``advice`` goes into the ValueError."""
         found = cls(path.stem, {answer.question_id: answer.turns for answer in answers})
         for question in questions:
-            for turn in (1, 2):
+            for turn in range(1, len(question.turns) + 1):
                 if found.turn(question.question_id, turn) is None:
                     raise ValueError(f"{path}: no answer to turn {turn} of question {question.question_id}; {advice}")
         return found
@@ -169,7 +169,7 @@ class Judging:
         return _kept(path, found, requests), {place: "; ".join(reasons) for place, reasons in failed.items()}
 
     def _answered(self, answers: Answers) -> Iterator[Turn]:
-        turns = ((question.question_id, turn) for question in self.questions for turn in (1, 2))
+        turns = ((q.question_id, turn) for q in self.questions for turn in range(1, len(q.turns) + 1))
         return (turn for turn in turns if answers.turn(*turn) is not None)
 
     def _shown(self, answers: Answers, turn: Turn) -> Conversation:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,29 @@ def test_pairwise_judgments_agree_by_their_winner(tmp_path):
     found = {r[1]: r for r in rows[1:]}
     assert code == 0
     assert (found["equal"][2], found["equal"][5:]) == ("50", ["2", "1"])
+
+
+def test_a_pair_is_the_same_whichever_model_a_file_names_first(tmp_path):
+    other = {"model_1": "model_2", "model_2": "model_1"}
+
+    def row(question, winner, turned=False):
+        a, b = ("b", "a") if turned else ("a", "b")
+        winner = other.get(winner, winner) if turned else winner
+        return {"question_id": question, "model_1": a, "model_2": b, "g1_winner": winner, "g2_winner": winner,
+                "judge": ["j", "pair-v2"], "g1_user_prompt": "", "g1_judgment": "", "g2_user_prompt": "",
+                "g2_judgment": "", "turn": 1, "tstamp": 0.0}  # fmt: skip
+
+    said = ["model_1", "tie", "model_2", "model_1", "error"]
+    straight = write(tmp_path / "a.jsonl", [row(n, winner) for n, winner in enumerate(said)])
+    turned = write(tmp_path / "b.jsonl", [row(n, winner, True) for n, winner in enumerate(said)])
+    mixed = write(tmp_path / "c.jsonl", [row(n, winner, n % 2 == 1) for n, winner in enumerate(said)])
+    for second in (turned, mixed):
+        matched = match(Path(straight), Path(second))
+        assert [(p.first, p.second) for p in matched.pairs["a"]] == [(100, 100), (50, 50), (0, 0), (100, 100)]
+        assert (matched.failed, matched.alone) == ({"a": 1}, (0, 0))
+    twice = write(tmp_path / "d.jsonl", [row(1, "tie"), row(1, "tie", True)])
+    with pytest.raises(ValueError, match="the same answer is judged twice"):
+        match(Path(twice), Path(straight))
 
 
 def test_published_verdicts_agree_with_themselves_and_failures_stay_failures(data_folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.evaluators.alpaca_eval.evaluate import evaluate
+from harness.evaluators.alpaca_eval.length_control import LengthControl
 from tasks.alpaca_eval import AlpacaEval
 from tests.unit.scripted import ScriptedJudge, ScriptedModel
 
@@ -232,9 +233,9 @@ def data(tmp_path, monkeypatch):
 
 
 def test_references_go_by_name_and_lengths_are_controlled_where_the_inputs_are(data, folder):
-    benchmark = AlpacaEval.model_validate({"reference": "v2"})
+    benchmark = AlpacaEval.model_validate({"reference": "v2", "length_control": "noreg"})
     benchmark.check()
-    assert [metric.name for metric in benchmark.metrics] == ["alpaca_eval", "alpaca_eval_lc"]
+    assert [metric.name for metric in benchmark.metrics] == ["alpaca_eval", "alpaca_eval_lc_noreg"]
     assert "without its regularisation" in benchmark.notes[0]
     records = list(
         benchmark.run(
@@ -245,16 +246,16 @@ def test_references_go_by_name_and_lengths_are_controlled_where_the_inputs_are(d
         )
     )
     row = leaderboard(folder)
-    for metric, column in (("alpaca_eval", "win_rate"), ("alpaca_eval_lc", "length_controlled_winrate")):
+    for metric, column in (("alpaca_eval", "win_rate"), ("alpaca_eval_lc_noreg", "length_controlled_winrate_noreg")):
         values = [r.value for r in records if r.metric == metric]
         assert len(values) == 8
         assert sum(values) / 8 == pytest.approx(row[column], abs=1e-9)
-    assert {"standard_error", "lc_standard_error", "avg_length"} <= set(row.index)
+    assert {"standard_error", "lc_standard_error_noreg", "avg_length"} <= set(row.index)
     assert all("glm_preference" in a for a in json.loads((folder / "annotations.json").read_text(encoding="utf-8")))
 
 
 def test_what_fails_has_no_length_controlled_value_either(data, folder):
-    benchmark = AlpacaEval.model_validate({"reference": "v1"})
+    benchmark = AlpacaEval.model_validate({"reference": "v1", "length_control": "noreg"})
 
     def reply(conversation):
         if "Say 2" in conversation[0]["content"]:
@@ -266,29 +267,36 @@ def test_what_fails_has_no_length_controlled_value_either(data, folder):
     )
     records = {(r.metric, r.item): r for r in benchmark.run(ScriptedModel(reply), judge=judge, seed=1, folder=folder)}
     assert len(records) == 16
-    for metric in ("alpaca_eval", "alpaca_eval_lc"):
+    for metric in ("alpaca_eval", "alpaca_eval_lc_noreg"):
         assert records[metric, "2"].error == "no answer: too long"
         assert records[metric, "5"].error == "cannot be parsed"
-    values = [r.value for (metric, _), r in records.items() if metric == "alpaca_eval_lc" and r.value is not None]
-    assert sum(values) / 6 == pytest.approx(leaderboard(folder)["length_controlled_winrate"], abs=1e-9)
+    values = [r.value for (metric, _), r in records.items() if metric == "alpaca_eval_lc_noreg" and r.value is not None]
+    assert sum(values) / 6 == pytest.approx(leaderboard(folder)["length_controlled_winrate_noreg"], abs=1e-9)
 
 
-def test_a_regression_that_cannot_be_fitted_is_the_records_error(data):
-    benchmark = AlpacaEval.model_validate({"reference": "v1"})
+@pytest.mark.parametrize("wanted", ["auto", "noreg"])
+def test_a_regression_that_cannot_be_fitted_is_an_error_only_where_it_was_asked_for(data, monkeypatch, wanted):
+    load = LengthControl.load
+    monkeypatch.setattr(LengthControl, "load", lambda folder, _: load(folder, "noreg"))  # eight instructions suffice
+    benchmark = AlpacaEval.model_validate({"reference": "v1", "length_control": wanted})
     judge = ScriptedJudge(compare=lambda c: None if c.prompt[0]["content"] > "Say 2" else 1.4)
     records = list(benchmark.run(ScriptedModel(lambda _: "xx"), judge=judge, seed=1))
-    reasons = {r.error for r in records if r.metric == "alpaca_eval_lc"}
-    assert "at least 5 verdicts are needed, there are 3" in reasons
+    reasons = {r.error for r in records if r.metric == "alpaca_eval_lc_noreg"}
+    why = "at least 5 verdicts are needed, there are 3"
+    assert (why in reasons) if wanted == "noreg" else not reasons
+    assert {r.raw["no_length_control"] for r in records if r.metric == "alpaca_eval"} == {why}
     assert sum(r.value is not None for r in records if r.metric == "alpaca_eval") == 3
 
 
 def test_without_its_inputs_there_is_no_length_control_and_the_notes_say_why(data, references):
     other = AlpacaEval(references=references)
     assert [metric.name for metric in other.metrics] == ["alpaca_eval"]
-    assert "4 of 4 instructions are not AlpacaEval's own" in other.notes[0]
+    assert "those of AlpacaEval's own instructions; these are own questions" in other.notes[0]
     assert AlpacaEval(references=references, length_control="off").notes == ()
     with pytest.raises(ValueError, match=r"length_control: v1 is not available: .*df_gamed\.csv is missing"):
         AlpacaEval.model_validate({"reference": "v2", "length_control": "v1"}).check()
+    few = AlpacaEval.model_validate({"reference": "v2"})
+    assert "the difficulties are not those of AlpacaEval's 805 instructions" in few.notes[0]
     (data / "instruction_difficulty.csv").unlink()
     missing = AlpacaEval.model_validate({"reference": "v2"})
     missing.check()
@@ -296,11 +304,12 @@ def test_without_its_inputs_there_is_no_length_control_and_the_notes_say_why(dat
 
 
 def test_the_inputs_of_the_length_control_are_part_of_the_identity(data):
-    before = AlpacaEval.model_validate({"reference": "v2"}).model_dump()["length_control_inputs"]
-    assert before.startswith("length_controlled_noreg ")
+    settings = {"reference": "v2", "length_control": "noreg"}
+    before = AlpacaEval.model_validate(settings).model_dump()["length_control_inputs"]
+    assert before.startswith("noreg ")
     text = (data / "instruction_difficulty.csv").read_text().replace("7,1.0", "7,1.5")
     (data / "instruction_difficulty.csv").write_text(text)
-    assert AlpacaEval.model_validate({"reference": "v2"}).model_dump()["length_control_inputs"] != before
+    assert AlpacaEval.model_validate(settings).model_dump()["length_control_inputs"] != before
     assert AlpacaEval.model_validate({"reference": "v2", "length_control": "off"}).length_control_inputs == "none"
 
 

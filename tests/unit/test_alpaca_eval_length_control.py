@@ -11,7 +11,7 @@ import pytest
 import sklearn
 
 from harness.evaluators.alpaca_eval.evaluate import length_controlled_figures
-from harness.evaluators.alpaca_eval.length_control import GAMED, LengthControl, UnavailableError
+from harness.evaluators.alpaca_eval.length_control import GAMED, GAMED_SUMS, LengthControl, UnavailableError
 from harness.measure.rescoring import annotation_scores
 from harness.quiet import silenced
 
@@ -77,9 +77,9 @@ def of_the_package(annotations, path, form):
     return figures["length_controlled_winrate"], list(table["glm_preference"])
 
 
-@pytest.mark.parametrize("form", ["length_controlled_v1", "length_controlled_noreg"])
+@pytest.mark.parametrize("form", ["v1", "noreg"])
 def test_predictions_are_the_packages(folder, annotations, form):
-    expected, predictions = of_the_package(annotations, folder / GAMED, form)
+    expected, predictions = of_the_package(annotations, folder / GAMED, f"length_controlled_{form}")
     found = LengthControl.load(folder, form).predict(annotations)
     assert found == pytest.approx(predictions, abs=1e-9)
     assert 100 * sum(found) / N == pytest.approx(expected, abs=1e-9)
@@ -87,11 +87,13 @@ def test_predictions_are_the_packages(folder, annotations, form):
 
 
 def test_the_published_form_is_taken_where_its_inputs_are(folder):
-    assert LengthControl.load(folder).form == "length_controlled_v1"
+    assert LengthControl.load(folder).form == "v1"
     (folder / GAMED).unlink()
-    assert LengthControl.load(folder).form == "length_controlled_noreg"
     with pytest.raises(UnavailableError, match=r"df_gamed\.csv is missing; get it with"):
-        LengthControl.load(folder, "length_controlled_v1")
+        LengthControl.load(folder, "v1")
+    with pytest.raises(UnavailableError, match="not those of AlpacaEval's 805 instructions"):
+        LengthControl.load(folder)
+    assert LengthControl.load(folder, "noreg").suffix == "_noreg"
 
 
 def test_rows_are_known_by_their_instruction_not_by_their_place(folder, annotations):
@@ -111,7 +113,7 @@ def test_a_longer_answer_of_the_same_worth_gains_nothing(folder, annotations):
     gap = (table["output_1"].str.len() - lengths) / 40
     table["preference"] = [1 + 1 / (1 + math.exp(2 * math.tanh(value))) for value in gap]
     assert table["preference"].mean() - 1 > 0.68
-    found = LengthControl.load(folder, "length_controlled_noreg").predict(table)
+    found = LengthControl.load(folder, "noreg").predict(table)
     assert sum(found) / N < 0.6
 
 
@@ -124,8 +126,9 @@ def test_why_there_is_none(folder, annotations):
     with pytest.raises(UnavailableError, match="by the same length"):
         control.predict(annotations.assign(output_1="aa", output_2="b"))
     with pytest.raises(UnavailableError, match="60 verdicts are too few or too even: the regression"):
-        LengthControl.load(folder, "length_controlled_noreg").predict(annotations.assign(preference=1.5))
-    assert control.predict(annotations.assign(generator_1="mine")) == [0.5] * N
+        LengthControl.load(folder, "noreg").predict(annotations.assign(preference=1.5))
+    itself = annotations.assign(generator_1="mine", output_2=annotations["output_1"])
+    assert control.predict(itself) == [0.5] * N
     with pytest.raises(UnavailableError, match="instruction difficulties are missing"):
         LengthControl.load(folder / "elsewhere")
 
@@ -170,9 +173,34 @@ def test_published_annotations_give_the_published_figures(data_folder, model):
     predictions = published_predictions(data_folder, model, [control.difficulty[r["instruction"]] for r in rows])
     figure = length_controlled_figures(predictions)["length_controlled_winrate"]
     assert figure == pytest.approx(row["length_controlled_winrate"], abs=1e-3)
-    # Fitted anew, without the verdicts that regularise the published form: near, and never passed off as the same.
-    assert found["lc_win_rate"] == pytest.approx(row["length_controlled_winrate"], abs=1)
-    assert notes == [f"{model}: {control.statement}"] and "without its regularisation" in notes[0]
+    # Fitted anew, with rebuilt verdicts: near, and never passed off as the same.
+    assert "lc_win_rate" not in found
+    assert found["lc_win_rate_rebuilt"] == pytest.approx(row["length_controlled_winrate"], abs=0.1)
+    assert notes == [f"{model}: {control.statement}"] and "rebuilt from published weights" in notes[0]
+
+
+def test_the_gamed_sums_are_where_the_published_weights_have_no_gradient(data_folder):
+    """At a model's weights its own verdicts and, at 0.1, the gamed ones balance the penalty, of which the constant says
+    how strong it is."""
+    import numpy as np
+    from scipy.special import expit
+
+    control = LengthControl.load(data_folder, "rebuilt")
+    length = np.tanh(control.gamed["std_delta_len"])
+    gamed = np.stack([length, control.gamed["instruction_difficulty"]], axis=1)
+    weights = pd.read_csv(data_folder / "alpaca_eval/lc_weights_baseline_gpt4_1106_preview.csv", index_col=0)
+    sums = []
+    for model in ("alpaca-7b", "gemma-2b-it"):
+        table = pd.read_json(data_folder / f"alpaca_eval/annotations_v2/{model}.json")
+        gap = table["output_1"].str.len() - table["output_2"].str.len()
+        difficulty = [control.difficulty[text] for text in table["instruction"]]
+        own = np.stack([np.tanh(gap / gap.std()), difficulty, np.ones(len(gap))], axis=1)
+        found = weights.loc[model].to_numpy()
+        gradient = own.T @ (table["preference"].replace({0.0: 1.5}) - 1 - expit(own @ found))
+        penalty = np.sign(found) * abs(gradient[2])
+        sums.append(gamed.T @ expit(gamed @ found[:2]) + 10 * (penalty - gradient)[:2])
+    assert np.mean(sums, axis=0) == pytest.approx(GAMED_SUMS, abs=0.01)
+    assert gamed.T @ control.gamed["preference"] == pytest.approx(GAMED_SUMS, abs=1e-6)
 
 
 def test_the_published_weights_of_all_models_give_their_published_figures(data_folder):

@@ -9,6 +9,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+from harness.data.triples import conversation
 from harness.evaluators import lm_eval as adapter
 from harness.evaluators.lm_eval import AlignedLM
 
@@ -246,12 +247,15 @@ def test_the_cache_holds_what_was_done_before_an_interruption(tiny_base, tmp_pat
     assert CachingLM(Untouchable(base), path).loglikelihood(requests("loglikelihood", PAIRS[:4])) == done
 
 
-def test_chat_rendering_is_refused_where_it_would_differ(tiny_base):
+def test_chat_rendering_is_the_models_own_with_the_instruction_that_it_carries(tiny_base):
     base = tiny_base("llama")
     history = [{"role": "user", "content": "w1"}]
     assert AlignedLM(base).apply_chat_template(history) == "<bos>usr w1 end ast "
-    with pytest.raises(ValueError, match="carries an instruction"):
-        AlignedLM(base.derive(system_prompt="w3")).apply_chat_template(history)
+    instructed = base.derive(system_prompt="w3")
+    lm = AlignedLM(instructed)
+    text = lm.apply_chat_template(history)
+    assert "w3" in text
+    assert lm.tok_encode(text) == instructed.prompt_ids(conversation("w1"))
 
 
 def test_the_hh_format_is_rendered_to_the_ids_the_model_was_aligned_on(tiny_base):

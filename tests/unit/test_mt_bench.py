@@ -313,8 +313,8 @@ def test_prompts_are_both_turns_of_every_question(questions):
         ("[]", "expected a JSON object"),
         ('{"question_id": "a", "category": "math", "turns": ["x", "y"]}', "'question_id' must be an integer"),
         ('{"question_id": 1, "category": "", "turns": ["x", "y"]}', "'category' must be"),
-        ('{"question_id": 1, "category": "math", "turns": ["x"]}', "two non-empty strings"),
-        ('{"question_id": 1, "category": "math", "turns": ["x", " "]}', "two non-empty strings"),
+        ('{"question_id": 1, "category": "math", "turns": ["x", "y", "z"]}', "one or two non-empty strings"),
+        ('{"question_id": 1, "category": "math", "turns": ["x", " "]}', "one or two non-empty strings"),
         ('{"question_id": 81, "category": "math", "turns": ["x", "y"]}', "question_id 81 occurs twice"),
     ],
 )

@@ -2,14 +2,16 @@
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+from lm_eval.utils import make_table
 
 from harness.benchmark import Metric
+from tasks.lm_eval import _record
 from tasks.multiple_choice import MultipleChoice
-from tasks.multiple_choice.benchmark import _record
 from tasks.multiple_choice.local import local_data
 
 YAML = """task: NAME
@@ -117,8 +119,11 @@ def test_results_json_is_lm_evals_and_names_the_model(folder, tiny_base, tmp_pat
     records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), aligned, out)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     mean = sum(r.value for r in records) / len(records)
-    assert results["tasks"]["words_one"]["results"]["words_one"]["acc_norm,none"] == pytest.approx(mean / 100)
-    assert results["model"]["aligned_fingerprint"] == aligned.fingerprint
+    assert results["results"]["words_one"]["acc_norm,none"] == pytest.approx(mean / 100)
+    spread = statistics.stdev(r.value for r in records) / len(records) ** 0.5
+    assert results["results"]["words_one"]["acc_norm_stderr,none"] == pytest.approx(spread / 100)
+    assert results["config"]["aligned_fingerprint"] == aligned.fingerprint
+    assert "|acc_norm|" in make_table(results).replace(" ", "")
 
 
 def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base, monkeypatch):
@@ -136,7 +141,7 @@ def test_an_item_whose_loglikelihood_is_not_finite_is_an_error(folder, tiny_base
 
 
 def test_an_item_whose_metric_is_not_a_number_is_an_error():
-    leaf = SimpleNamespace(task_name="mc2")
+    leaf = SimpleNamespace(task_name="mc2", OUTPUT_TYPE="multiple_choice")
     sample = {"arguments": [("c", " a"), ("c", " b")], "filtered_resps": [(-800.0, False), (-900.0, False)]}
     record = _record("mc2", leaf, "acc", {**sample, "acc": math.nan, "doc_id": 0, "target": 0}, {})
     assert (record.value, record.error) == (None, "acc cannot be computed from the log-likelihoods [-800.0, -900.0]")
@@ -183,7 +188,8 @@ def test_missing_data_is_reported_as_the_tasks_problem(folder):
 def test_a_task_of_another_kind_is_refused(folder):
     text = YAML.replace("NAME", "words_gen").replace("multiple_choice", "generate_until")
     (folder / "gen.yaml").write_text(text.split("metric_list")[0], encoding="utf-8")
-    with pytest.raises(ValueError, match="of type 'generate_until'"):
+    refusal = "of type 'generate_until'; benchmark 'multiple_choice' takes .*; benchmark `lm_eval` takes others"
+    with pytest.raises(ValueError, match=refusal):
         MultipleChoice(tasks=("words_gen",), task_folder=folder).check()
 
 

@@ -128,6 +128,17 @@ def test_without_questions_there_are_no_categories_and_it_says_so(call, tmp_path
     assert err == ""
 
 
+def test_a_question_that_is_not_known_counts_in_no_category_and_everywhere_else(call, tmp_path):
+    write_questions(tmp_path / "q.jsonl")
+    write_judgments(tmp_path / "far.jsonl", [rating(), rating(question_id=999)])
+    code, rows, err = call("score", "mt-bench", tmp_path / "far.jsonl", "--questions", tmp_path / "q.jsonl")
+    assert code == 0
+    assert {row["metric"]: row["n"] for row in rows} == {
+        "mt_bench": "2", "mt_bench_turn1": "2", "mt_bench_turn2": "0", "mt_bench_writing": "1"
+    }  # fmt: skip
+    assert "1 of 2 judgments are of questions that are not among those given (first: 999)" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -137,14 +148,12 @@ def test_without_questions_there_are_no_categories_and_it_says_so(call, tmp_path
         (["list.jsonl"], "list.jsonl:1: 'model' must be a string, got ['m']"),
         (["j.jsonl", "--baseline", "a"], "--baseline is for pairwise judgments"),
         (["p.jsonl", "--baseline", "x"], "the baseline 'x'; there are a, b"),
-        (["far.jsonl", "--questions", "q.jsonl"], "question 999 is not among the questions"),
     ],
 )
 def test_what_cannot_be_scored_is_one_message_and_exit_2(call, tmp_path, monkeypatch, arguments, complaint):
     monkeypatch.chdir(tmp_path)
     write_questions(tmp_path / "q.jsonl")
     write_judgments(tmp_path / "j.jsonl", [rating()])
-    write_judgments(tmp_path / "far.jsonl", [rating(question_id=999)])
     write_judgments(tmp_path / "text.jsonl", [rating(question_id="81")])
     write_judgments(tmp_path / "list.jsonl", [rating(model=["m"])])
     write_judgments(tmp_path / "p.jsonl", [pair()])

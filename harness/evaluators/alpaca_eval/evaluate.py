@@ -128,7 +128,8 @@ class _Metric:
             kept = [None if math.isnan(p) else q for p, q in zip(table["preference"], predicted, strict=True)]
             for row, prediction in zip(annotations, kept, strict=True):
                 row["glm_preference"] = prediction
-            figures |= length_controlled_figures([p for p in kept if p is not None])
+            controlled = length_controlled_figures([p for p in kept if p is not None])
+            figures |= {f"{name}{self._length_control.suffix}": value for name, value in controlled.items()}
         return figures
 
 

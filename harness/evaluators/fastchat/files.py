@@ -40,11 +40,11 @@ def _rating(score: float) -> float:
 
 @dataclass(frozen=True)
 class Question:
-    """One MT-Bench question: two user turns."""
+    """One question: two user turns as in MT-Bench, or one as in FastChat's vicuna_bench."""
 
     question_id: QuestionId
     category: Words
-    turns: Annotated[tuple[Words, Words], "a list of two non-empty strings"]
+    turns: Annotated[tuple[Words, ...], Field(min_length=1, max_length=2), "a list of one or two non-empty strings"]
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,29 @@ mended of its API server and its browser is in __init__.py):
   prompt that just fits; one that does not fit is refused instead of being cut on the left.
 """
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import fastchat.model
 import torch
 from fastchat.conversation import IMAGE_PLACEHOLDER_STR, Conversation, SeparatorStyle
 from fastchat.model import model_adapter
 from jinja2 import TemplateError
 from torch import Tensor
+from transformers import BatchEncoding
 
 from harness.data.refs import ModelRef
 from harness.data.triples import Message
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 from harness.model.chat import ChatFormat
+from harness.model.generation import generate_batches
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
 from harness.model.steering import Steering
@@ -45,7 +51,8 @@ class ArtifactAdapter(model_adapter.BaseModelAdapter):
         Raises ValueError for what an artifact cannot be loaded with: a revision, several GPUs, quantisation.
         """
         known = {"torch_dtype": from_pretrained_kwargs.get("torch_dtype"), "revision": "main"}
-        other = {key: value for key, value in from_pretrained_kwargs.items() if known.get(key) != value}
+        given = {key: value for key, value in from_pretrained_kwargs.items() if value is not None}
+        other = {key: value for key, value in given.items() if known.get(key) != value}
         if other:
             raise ValueError(
                 f"an artifact cannot be served with {other}: it has no revision, stays on one device and in its own "
@@ -98,8 +105,14 @@ class ServedTokenizer:
         self.eos_token_id, self.stop_ids = aligned.tokenizer.eos_token_id, aligned.chat.stop_ids
         self.pad_token = aligned.tokenizer.convert_ids_to_tokens(aligned.chat.pad_id)
 
-    def __call__(self, prompt: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=self._ids(prompt))
+    def __call__(self, prompt: str | list[str], return_tensors: str | None = None) -> BatchEncoding:
+        """``input_ids`` of a prompt, or of several in lists."""
+        ids = self._ids(prompt) if isinstance(prompt, str) else [self._ids(one) for one in prompt]
+        return BatchEncoding({"input_ids": ids}, tensor_type=return_tensors)
+
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        return self._aligned.tokenizer.special_tokens_map
 
     def num_tokens(self, prompt: str) -> int:
         """Stands for the length of a bad prompt, which is then refused where it is to be answered."""
@@ -109,10 +122,11 @@ class ServedTokenizer:
         """Ids of an answer, which FastChat's command line counts."""
         return self._aligned.chat.response_ids(text)
 
-    def decode(self, ids: int | list[int], **_options: Any) -> str:
+    def decode(self, ids: int | list[int] | Tensor, **_options: Any) -> str:
         """Text as `AlignedModel.generate` gives it; FastChat's clean-up of spaces would alter it."""
         if isinstance(ids, int):
             return str(self._aligned.tokenizer.decode([ids]))
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
         return self._aligned.chat.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
     def batch_encode_plus(self, *_args: Any, **_options: Any) -> Any:
@@ -160,12 +174,38 @@ class ServedModel:
         return self._aligned.device
 
     def to(self, device: str) -> "ServedModel":
-        """Move everything, what steers included."""
+        """Move everything, what steers included. Raises ValueError for CUDA where there is none."""
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device on this machine; give --device cpu")
         aligned = self._aligned
         aligned.model.to(device)  # type: ignore[arg-type]
         if aligned.intervention is not None:
             self._aligned = aligned.derive(intervention=aligned.intervention.to(device))
         return self
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int,
+        do_sample: bool,
+        temperature: float = 1.0,
+        repetition_penalty: float = 1.0,
+    ) -> Tensor:
+        """Prompt and answer [1, pos], as `AlignedModel.generate` answers under torch's seed.
+
+        Raises ValueError for a prompt without room for the answer, and for a penalty, which it does not know.
+        """
+        if repetition_penalty != 1:
+            raise ValueError(f"--repetition_penalty {repetition_penalty} is not known to artifacts; leave it out")
+        (prompt,), degrees = input_ids.tolist(), [temperature if do_sample else 0.0]
+        runtime, seed = self._aligned.runtime, torch.initial_seed()
+        with self._turn:
+            (batch,) = generate_batches(runtime, [prompt], degrees, max_new_tokens, seed=seed, batch_size=1)
+        (answer,) = batch.completions
+        if answer.error is not None:
+            raise ValueError(f"{answer.error}; ask for fewer with --max-new-token")
+        return torch.tensor([[*prompt, *answer.token_ids]])
 
     def __call__(
         self, input_ids: Tensor, *, use_cache: bool, past_key_values: "_Conversation | None" = None
@@ -242,6 +282,25 @@ def register() -> None:
 
     model_adapter.get_model_adapter = get_model_adapter  # type: ignore[assignment]
     model_adapter.get_generate_stream_function = get_generate_stream_function
+
+
+@contextmanager
+def answering(arguments: Sequence[str]) -> Iterator[None]:
+    """Let gen_model_answer ask the artifact of its ``--model-path`` in its own format, whatever ``--model-id`` says.
+
+    Where there is no CUDA device, on the CPU, for which it has no option.
+    """
+    path = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    path.add_argument("--model-path", default="")
+    found = path.parse_known_args(list(arguments))[0].model_path
+    with ExitStack() as mended:
+        if ArtifactAdapter().match(found):
+            of_path = fastchat.model.get_conversation_template
+            mended.enter_context(patch.object(fastchat.model, "get_conversation_template", lambda _: of_path(found)))
+            if not torch.cuda.is_available():
+                mended.enter_context(patch.object(Tensor, "cuda", lambda tensor: tensor))
+                mended.enter_context(patch.object(ServedModel, "to", lambda model, _: model))
+        yield
 
 
 def _mark(fingerprint: str) -> str:
