@@ -124,7 +124,7 @@ class StaticSteering(FixedSteering):
         return snippets_of_triples(model, self._sae, self._settings["norm_limit"], triples, latents, count)
 
     def _change(self, residual: Residual, steered: Steered) -> tuple[Tensor, Tensor, Tensor]:
-        """(change of the latents, the latents, the factor that undoes the SAE's normalisation), all tokens in one row."""
+        """(change of the latents, the latents, what undoes the SAE's normalisation), all tokens in one row."""
         # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
         tokens = residual.flatten(0, 1)[None]
         steered_tokens = steered.flatten()[None] & self._sae.fits_norm(tokens, self._settings["norm_limit"])

@@ -56,7 +56,8 @@ def check_report_folder(folder: Path, run: Path) -> None:
         raise ValueError(f"--out {str(folder)!r} is not a report (it has {strange[0]!r}); choose a new folder")
 
 
-def _build(run: Run, folder: Path) -> None:
+def tables_of(run: Run) -> dict[str, tables.Table]:
+    """Every table of a report by the name of its CSV file; those that would be about nothing are left out."""
     found: dict[str, tables.Table] = {
         "comparison": comparison.comparison(run),
         "compute": costs.compute(run),
@@ -77,6 +78,11 @@ def _build(run: Run, folder: Path) -> None:
         found["judging"] = judging
     if run.environment.second_judge is not None:
         found |= {"agreement": tables.agreements(run), "second_judge": tables.second_means(run)}
+    return found
+
+
+def _build(run: Run, folder: Path) -> None:
+    found = tables_of(run)
     (folder / "tables").mkdir(parents=True)
     for name, table in found.items():
         table.write(folder / "tables" / f"{name}.csv")

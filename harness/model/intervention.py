@@ -124,8 +124,8 @@ class Intervention(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LatentEdits:
-    """Edits of latents of an SAE: the ``latents`` of each row that may be edited (-1: none), their activations, and what
-    is added to these."""
+    """Edits of latents of an SAE: the ``latents`` of each row that may be edited (-1: none), their activations, and
+    what is added to these."""
 
     latents: Int[Tensor, "batch k"]
     before: Float[Tensor, "batch pos k"]

@@ -69,8 +69,9 @@ class Recorder:
             if edits is not None:
                 self._latents.append(edits(layer, residual, state, steered))
             added = add(layer, residual, state, steered, tally=tally)
-            length = torch.zeros_like(residual[..., 0]) if added is None else torch.linalg.vector_norm(added, dim=-1)
-            self._sizes.setdefault(layer, []).append(length / torch.linalg.vector_norm(residual, dim=-1).clamp(min=1e-9))
+            whole = torch.linalg.vector_norm(residual, dim=-1).clamp(min=1e-9)
+            length = torch.zeros_like(whole) if added is None else torch.linalg.vector_norm(added, dim=-1)
+            self._sizes.setdefault(layer, []).append(length / whole)
             return added
 
         self.intervention = copy.copy(intervention)
@@ -99,7 +100,7 @@ class Recorder:
 
 @torch.no_grad()
 def trace_answer(runtime: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> Trace:
-    """Trace ``answer`` (token ids) to ``prompt``: one forward over both, steered as it was while the answer was decoded.
+    """Trace ``answer`` (token ids) to ``prompt``: one forward over both, steered as while the answer was decoded.
 
     What is edited follows from the tokens alone, so this is what happened when they were generated, up to rounding:
     where an activation is at its cut, decoding in another batch may have come out on the other side. Raises ValueError

@@ -23,7 +23,7 @@ def made(base, triples, refs, kind):
 
 @pytest.mark.parametrize("kind", ["dspa", "last_turn", "both", "static", "token_active", "caa"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_trace_of_an_answer_is_what_was_edited_while_it_was_generated(tiny_base, triples, sae_refs, kind, temperature):
+def test_a_trace_is_what_was_edited_while_the_answer_was_generated(tiny_base, triples, sae_refs, kind, temperature):
     model = made(tiny_base("llama"), triples, sae_refs, kind)
     edited = 0
     for prompt in PROMPTS:
