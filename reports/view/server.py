@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -81,6 +82,7 @@ class Viewer(ThreadingHTTPServer):
             (number, name, row, dict(zip(one.board.columns, row.entries, strict=True)))
             for number, name, one in boards
             for row in one.board.rows
+            if any(entry.order for entry in row.entries)
         ]
         context = {"boards": boards, "columns": columns, "rows": rows, "brought": [datatables()]}
         context["data"] = {number: snapshot.version for number, snapshot in snapshots.items()}
@@ -194,15 +196,21 @@ def is_loopback(host: str) -> bool:
 
 def differences(snapshots: Mapping[str, Snapshot]) -> list[tuple[str, list[str]]]:
     """(what, its value in each run) of what runs do not have alike, so that their numbers say different things."""
-    found: dict[str, list[str]] = {"judge": [], "base": [], "triples": [], "questions": []}
+    found: dict[str, list[str]] = {"judge": [], "base": [], "triples": []}
+    asked: list[dict[str, set[tuple[str, str]]]] = []
     for snapshot in snapshots.values():
         environment = snapshot.run.environment
         found["judge"].append(environment.judge.label if environment.judge else "none")
         found["base"].append(f"{environment.base.path or environment.base.id} ({environment.base.hash[:8]})")
         found["triples"].append(f"{environment.triples.path} ({environment.triples.hash[:8]})")
-        asked = {(r.metric, r.item) for cell in snapshot.run.cells for rs in cell.records.values() for r in rs}
-        found["questions"].append(f"{len(asked)} items of {len({metric for metric, _ in asked})} metrics")
-    return [(what, values) for what, values in found.items() if len(set(values)) > 1]
+        asked.append({})
+        for record in chain.from_iterable(chain.from_iterable(c.records.values() for c in snapshot.run.cells)):
+            prompt = record.raw.get("prompt", record.raw.get("instruction"))
+            asked[-1].setdefault(record.metric, set()).add((record.item, str(prompt)))
+    for metric in dict.fromkeys(chain.from_iterable(asked)):
+        if len({frozenset(items[metric]) for items in asked if metric in items}) > 1:
+            found[f"questions of {metric}"] = [f"{len(items.get(metric, ()))} of its own" for items in asked]
+    return [(what, values) for what, values in found.items() if len(set(values)) > 1 or what.startswith("questions")]
 
 
 def _different(names: list[str]) -> list[str]:

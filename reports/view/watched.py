@@ -123,19 +123,21 @@ def _progress(cell: CellFolder, benchmarks: list[str]) -> dict[str, str]:
     for name in benchmarks:
         answers = _lines(cell.path / "answers" / f"{name}.jsonl")
         if name not in done and answers:
-            records = _lines(cell.path / "records" / f"{name}.jsonl.partial")
-            said.append(f"{name}: {answers} lines of answers, {records} records")
+            records = len(_lines(cell.path / "records" / f"{name}.jsonl.partial"))
+            written = sum(not line.startswith(b'{"batch"') for line in answers)
+            said.append(f"{name}: {written} answers, {records} records")
     if not said:
-        trials = _lines(cell.path / "tuning" / "trials.jsonl")
+        trials = len(_lines(cell.path / "tuning" / "trials.jsonl"))
         said = ["fitted"] if cell.artifact.is_dir() else [f"{trials} trials done" if trials else "fitting"]
     return {"cell": cell.path.name, "done": "; ".join(said)}
 
 
-def _lines(path: Path) -> int:
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines that are there so far."""
     try:
-        return path.read_bytes().count(b"\n")
+        return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
-        return 0
+        return []
 
 
 def _last_written(cell: CellFolder) -> float:

@@ -14,11 +14,8 @@ async function fromServer(what, asked = {}) {
   return found.stale ? null : found;
 }
 
-function startLive() {
-  look();
-}
-
-async function look() {
+/** Look how far the run is, now and every two seconds. */
+async function startLive() {
   try {
     const found = await fromServer("state");
     tell(found);
@@ -26,7 +23,7 @@ async function look() {
   } catch {
     at("live-text").textContent = "The server does not answer: start dspa-bench view again.";
   }
-  setTimeout(look, EVERY);
+  setTimeout(startLive, EVERY);
 }
 
 function tell(found) {

@@ -166,7 +166,10 @@ function drawBudgets() {
 }
 
 function startFigures() {
-  if (!data.metrics.length) return;
+  if (!data.metrics.length) {
+    at("pareto").textContent = "Nothing is measured yet.";
+    return;
+  }
   options(at("metric"), data.metrics.map((metric) => [metric.name, metric.title]));
   options(at("cost-axis"), Object.entries(data.costs));
   const draw = () => { drawCost(); drawBudgets(); };
