@@ -111,6 +111,11 @@ class StaticSteering(FixedSteering):
             tally.add(tokens=steered.sum(), changed=(change != 0).any(-1).sum())
         return self._sae.encoder.decode_change(change, self._rows, scale).view_as(residual)
 
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE that is edited."""
+        return self._sae.d_sae
+
     def edits(self, layer: int, residual: Residual, state: RowState, steered: Steered) -> LatentEdits:
         """What `delta` edits."""
         change, latents, _ = self._change(residual, steered)

@@ -140,6 +140,11 @@ class DSPASteering:
             tally.edited(change != 0, state["latents"], steered, state["seen"])
         return self._output.encoder.decode_change(change, state, scale)
 
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE that is edited."""
+        return self._output.d_sae
+
     def edits(self, layer: int, residual: Residual, state: RowState, steered: Mask) -> LatentEdits:
         """What `delta` edits: f~ and f~' - f~ of the selected latents."""
         change, latents, _ = self._change(residual, state, steered)

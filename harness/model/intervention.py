@@ -137,6 +137,11 @@ class EditsLatents(Protocol):
     """What an intervention that edits latents of an SAE has beside the rest, so that its edits can be traced and read
     (`harness.model.trace`)."""
 
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE."""
+        ...
+
     def edits(self, layer: int, residual: Residual, state: RowState, steered: Mask) -> LatentEdits:
         """The edits that `Intervention.delta` makes of the same."""
         ...

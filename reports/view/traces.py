@@ -85,6 +85,8 @@ class Tracer:
             if not isinstance(steering, EditsLatents):
                 raise ValueError(f"method {cell.planned.method!r} edits no latents of an SAE")
             triples = [triple for triple in triples_of(run, cell) if _fits(model, triple)]
+            if latent >= steering.d_sae:
+                raise ValueError(f"the SAE of cell {cell.planned.name} has no latent {latent}: {steering.d_sae} in all")
             known = self._snippets.setdefault(cell.folder.path, {})
             if latent not in known:
                 known |= steering.snippets(model, triples, [latent], SNIPPETS)
@@ -131,18 +133,15 @@ class Tracer:
 
 
 def conversation_of(records: Iterable[Record], record: Record, metric: Metric, store: AnswerStore) -> Conversation:
-    """What the model was asked for ``record``: its prompt, behind the earlier turns of the same cluster and the answers
-    to them, where records have a ``turn``."""
-    turns = [record]
+    """What the model was asked for ``record``: its prompt behind the ``earlier`` messages that it keeps, or behind the
+    earlier turns of the same cluster and the answers to them, where records have a ``turn``."""
+    messages: list[Message] = [Message(**message) for message in record.raw.get("earlier", ())]
     if "turn" in record.raw:
         same = [one for one in records if one.cluster == record.cluster and one.raw.get("turn", 0) < record.raw["turn"]]
-        turns = [*sorted(same, key=lambda one: one.raw["turn"]), record]
-    messages: list[Message] = []
-    for turn in turns:
-        messages.append(Message(role="user", content=_prompt(turn, metric)))
-        if turn is not record:
+        for turn in sorted(same, key=lambda one: one.raw["turn"]):
+            messages.append(Message(role="user", content=_prompt(turn, metric)))
             messages.append(Message(role="assistant", content=store[turn.raw["answer_key"]].text))
-    return tuple(messages)
+    return (*messages, Message(role="user", content=_prompt(record, metric)))
 
 
 def _prompt(record: Record, metric: Metric) -> str:

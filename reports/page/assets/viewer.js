@@ -208,9 +208,15 @@ function facts(pairs, heading) {
   const list = element("dl");
   if (heading) list.append(element("dt", heading));
   for (const [key, value] of pairs) {
-    const text = typeof value === "string" ? value : Array.isArray(value) ? value.map((part, index) =>
-      `${index + 1}. ${typeof part === "string" ? part.trim() : typeof part === "number" ? +part.toPrecision(4) : JSON.stringify(part)}`).join("\n") : JSON.stringify(value);
+    const text = typeof value === "string" ? value : Array.isArray(value) ? value.map((part, index) => `${index + 1}. ${partText(part)}`).join("\n")
+      : JSON.stringify(value);
     list.append(element("dt", key.replaceAll("_", " ")), element("dd", text));
   }
   return list;
+}
+
+function partText(part) {
+  if (typeof part === "string") return part.trim();
+  if (typeof part === "number") return +part.toPrecision(4);
+  return part?.role ? `${part.role}: ${part.content}` : JSON.stringify(part);
 }
