@@ -32,7 +32,7 @@ ORDER = (
     "fit",
     "eval",
 )
-ORDER += ("generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
+ORDER += ("eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
