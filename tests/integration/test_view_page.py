@@ -3,7 +3,6 @@
 Runs where tests/integration/test_report_page.py does.
 """
 
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,8 +100,6 @@ def test_an_answer_is_traced_down_to_the_passages_of_a_latent(opened, folder, vi
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     assert seen.said == []
     assert {url.split("/")[2] for url in seen.asked} == {seen.url.split("/")[2]}, "nothing but its own server"
-    page.evaluate("location.hash = '#answers?question=84'")
-    page.wait_for_function("at('v-question').value === '84'")
     (folder / "cells" / CELL / "artifact").rename(folder / "kept")
     try:
         seen = opened(folder, viewport=viewport)  # another server, which has loaded nothing
@@ -120,9 +117,8 @@ def test_nothing_that_a_model_or_a_triple_says_runs(opened, folder):
     edits = [[[0, 1.0, -1.0]] for _ in INJECTIONS]
     trace = {"tokens": INJECTIONS, "sizes": [0.5] * count, "latents": [7], "edits": edits}
     snippets = [{"text": f"[[{t}]] {t}", "token": t, "activation": 1.0, "kind": t} for t in INJECTIONS]
-    for what, found in (("trace", trace), ("latent", {"snippets": snippets, "triples": 1})):
-        body = json.dumps(found)
-        page.route(f"**/{what}?*", lambda route, body=body: route.fulfill(body=body, content_type="application/json"))
+    page.route("**/trace?*", lambda route: route.fulfill(json=trace))
+    page.route("**/latent?*", lambda route: route.fulfill(json={"snippets": snippets, "triples": 1}))
     seen.open("#answers?metric=mt_bench&a=dspa&b=base&question=83")
     page.get_by_role("button", name="Trace the edits").first.click()
     for token in page.locator(".token").all():
@@ -131,7 +127,7 @@ def test_nothing_that_a_model_or_a_triple_says_runs(opened, folder):
     page.locator(".passages li").last.wait_for()
     assert page.locator(".token").all_text_contents() == INJECTIONS
     assert page.locator(".passages mark").count() >= count
-    page.route("**/trace?*", lambda route: route.fulfill(body=json.dumps({"error": INJECTIONS[3]})))
+    page.route("**/trace?*", lambda route: route.fulfill(json={"error": INJECTIONS[3]}))
     page.get_by_role("button", name="Trace the edits").first.click()
     page.locator(".trace .warning").wait_for()
     assert page.evaluate("window.hit") is None and seen.said == []
@@ -151,14 +147,14 @@ def test_the_page_follows_a_run_and_keeps_what_its_reader_chose(opened, tmp_path
     page.locator("#filter").fill("dpo")
     page.locator("#pair-a").select_option("dspa")
     page.locator("#v-seed").select_option("1")
-    page.evaluate("window.before = true")
-    records.rename(done / "records")
-    (done / "cell.json").write_bytes(state.read_bytes())
-    page.wait_for_function("window.before === undefined && document.documentElement.dataset.ready === 'yes'")
+    with page.expect_event("load"):
+        records.rename(done / "records")
+        (done / "cell.json").write_bytes(state.read_bytes())
     page.get_by_text("Complete: 33 of 33 cells over.").wait_for()
+    page.wait_for_selector("html[data-ready]", state="attached")
     assert page.get_by_label("100 triples", exact=True).is_checked()
     assert page.locator("#filter").input_value() == "dpo" and page.locator("#pair-a").input_value() == "dspa"
-    page.wait_for_function("at('v-seed').value === '1'")
+    assert page.locator("#v-seed").input_value() == "1"
     assert page.locator("#board tbody tr").evaluate_all("rows => rows.map(row => row.dataset.variant)") == ["dpo"]
     assert seen.said == []
 
