@@ -69,8 +69,8 @@ class Recorder:
             if edits is not None:
                 self._latents.append(edits(layer, residual, state, steered))
             added = add(layer, residual, state, steered, tally=tally)
-            whole = torch.linalg.vector_norm(residual, dim=-1).clamp(min=1e-9)
-            length = torch.zeros_like(whole) if added is None else torch.linalg.vector_norm(added, dim=-1)
+            whole = torch.linalg.vector_norm(residual.float(), dim=-1).clamp(min=1e-9)
+            length = torch.zeros_like(whole) if added is None else torch.linalg.vector_norm(added.float(), dim=-1)
             self._sizes.setdefault(layer, []).append(length / whole)
             return added
 

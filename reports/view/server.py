@@ -2,6 +2,8 @@
 
 import ipaddress
 import json
+import socket
+import socketserver
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -45,16 +47,22 @@ class Viewer(ThreadingHTTPServer):
         self.runs = {
             str(number): Watched(folder, {"runs": places, "run": number}) for number, folder in enumerate(folders, 1)
         }
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
         except OSError as problem:
             raise ValueError(f"cannot listen at {host}:{port}: {problem}; give another --port or --host") from None
 
+    def server_bind(self) -> None:
+        """As every TCP server; an HTTP server of the standard library asks a name server what it is called, too."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
     @property
     def url(self) -> str:
         """Where a browser on this machine finds it."""
-        host = "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host
-        return f"http://{host}:{self.server_address[1]}/"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{_in_url(host)}:{self.server_port}/"
 
     def answer(self, path: str, asked: Mapping[str, str]) -> tuple[str, str]:
         """(content type, content) of a path and its query; NotThere for any that is not served."""
@@ -178,12 +186,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the Host header names this server: by --host, as loopback, or by the address connected to."""
         given = self.headers.get_all("Host") or []
         address, port = self.connection.getsockname()[:2]
-        numeric = f"[{address}]" if ":" in address else address
-        names = {*_LOCAL, numeric, self.server.host}
+        names = {*_LOCAL, _in_url(address), _in_url(self.server.host)}
         return len(given) == 1 and given[0].lower() in {f"{name.lower()}:{port}" for name in names}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:

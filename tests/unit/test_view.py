@@ -180,6 +180,11 @@ def test_the_command_prints_its_address_and_warns_where_others_can_reach_it(call
     assert code == 2 and "write NAME=FOLDER" in err
 
 
+def test_an_address_of_ipv6_is_written_in_brackets(folder):
+    with Viewer([folder], Tracer(), host="::1", port=0) as server:
+        assert server.url == f"http://[::1]:{server.server_port}/"
+
+
 def test_a_port_that_is_taken_is_refused(client, folder):
     with pytest.raises(ValueError, match="give another --port or --host"):
         Viewer([folder], Tracer(), host="127.0.0.1", port=client.port)
