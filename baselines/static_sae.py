@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.direction import FixedSteering, Residual, Steered
+from dspa.audit.snippets import snippets_of_triples
 from dspa.density import measure_densities, predict_densities
 from dspa.saes.sae import check_sae, load_sae
 from dspa.steering import Mode, Scale, latent_change, latent_sets, movable_latents
@@ -17,7 +18,7 @@ from harness.data.refs import SAERef
 from harness.data.triples import Triple
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model.aligned import AlignedModel
-from harness.model.intervention import Positions, RowState, Sums, register_intervention
+from harness.model.intervention import LatentEdits, Positions, RowState, Sums, register_intervention
 
 _ONLINE = frozenset({"alpha", "scale", "active_only", "positions"})
 
@@ -105,16 +106,37 @@ class StaticSteering(FixedSteering):
         self, layer: int, residual: Residual, state: RowState, steered: Steered, *, tally: Sums | None = None
     ) -> Residual:
         """Decoder rows times the change of the fixed latents."""
+        change, _, scale = self._change(residual, steered)
+        if tally is not None:
+            tally.add(tokens=steered.sum(), changed=(change != 0).any(-1).sum())
+        return self._sae.encoder.decode_change(change, self._rows, scale).view_as(residual)
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE that is edited."""
+        return self._sae.d_sae
+
+    def edits(self, layer: int, residual: Residual, state: RowState, steered: Steered) -> LatentEdits:
+        """What `delta` edits."""
+        change, latents, _ = self._change(residual, steered)
+        shape = *residual.shape[:2], len(self._latents)
+        return LatentEdits(self._latents.expand(len(residual), -1), latents.view(shape), change.view(shape))
+
+    def snippets(
+        self, model: AlignedModel, triples: Sequence[Triple], latents: Sequence[int], count: int
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Where the latents fire in ``triples``."""
+        return snippets_of_triples(model, self._sae, self._settings["norm_limit"], triples, latents, count)
+
+    def _change(self, residual: Residual, steered: Steered) -> tuple[Tensor, Tensor, Tensor]:
+        """(change of the latents, the latents, what undoes the SAE's normalisation), all tokens in one row."""
         # One set for all rows: the whole batch is one row with many tokens, and the set need not be copied.
         tokens = residual.flatten(0, 1)[None]
         steered_tokens = steered.flatten()[None] & self._sae.fits_norm(tokens, self._settings["norm_limit"])
         latents, scale = self._sae.encoder.encode_selected(tokens, self._rows)
         movable = movable_latents(latents, self._sign, steered_tokens, active_only=self._settings["active_only"])
         strongest = self._sae.encoder.strongest(tokens[0])[None] if self._settings["scale"] == "max" else None
-        change = latent_change(latents, self._sign, strongest, movable, alpha=self._settings["alpha"])
-        if tally is not None:
-            tally.add(tokens=steered.sum(), changed=(change != 0).any(-1).sum())
-        return self._sae.encoder.decode_change(change, self._rows, scale).view_as(residual)
+        return latent_change(latents, self._sign, strongest, movable, alpha=self._settings["alpha"]), latents, scale
 
     def tensors(self) -> dict[str, Tensor]:
         return {"latents": self._latents, "sign": self._sign[0]}

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from dspa.audit.snippets import snippets_of_triples
 from dspa.controls import Control, other_prompt, random_latents
 from dspa.density import density_of
 from dspa.diagnostics import SelectionTally, selection_figures
@@ -19,7 +20,17 @@ from dspa.map.score_map import ScoreMap, Scores
 from dspa.map.sparse import SparseRows, pack, unpack
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.data.refs import SAERef
-from harness.model.intervention import Condition, Mask, Positions, Residual, RowState, register_intervention
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
+from harness.model.intervention import (
+    Condition,
+    LatentEdits,
+    Mask,
+    Positions,
+    Residual,
+    RowState,
+    register_intervention,
+)
 
 _BANK = "bank."
 Scale = Literal["max", "own"]
@@ -124,15 +135,35 @@ class DSPASteering:
         self, layer: int, residual: Residual, state: RowState, steered: Mask, *, tally: SelectionTally | None = None
     ) -> Residual:
         """W~_dec (f~' - f~): zero, to the bit, for tokens on which no selected latent is active."""
+        change, _, scale = self._change(residual, state, steered)
+        if tally is not None:
+            tally.edited(change != 0, state["latents"], steered, state["seen"])
+        return self._output.encoder.decode_change(change, state, scale)
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE that is edited."""
+        return self._output.d_sae
+
+    def edits(self, layer: int, residual: Residual, state: RowState, steered: Mask) -> LatentEdits:
+        """What `delta` edits: f~ and f~' - f~ of the selected latents."""
+        change, latents, _ = self._change(residual, state, steered)
+        return LatentEdits(state["latents"].masked_fill(state["sign"] == 0, -1), latents, change)
+
+    def snippets(
+        self, model: AlignedModel, triples: Sequence[Triple], latents: Sequence[int], count: int
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Where output latents fire in ``triples``."""
+        return snippets_of_triples(model, self._output, self.settings.norm_limits[1], triples, latents, count)
+
+    def _change(self, residual: Residual, state: RowState, steered: Mask) -> tuple[Tensor, Tensor, Tensor]:
+        """(f~' - f~, f~, the factor that undoes the SAE's normalisation), for the selected latents."""
         limit = self.settings.norm_limits[1]
         allowed = steered if limit is None else steered & self._output.fits_norm(residual, limit)
         latents, scale = self._output.encoder.encode_selected(residual, state)
         movable = movable_latents(latents, state["sign"], allowed)
         strongest = self._strongest(residual, movable) if self.settings.scale == "max" else None
-        change = latent_change(latents, state["sign"], strongest, movable, alpha=self.settings.alpha)
-        if tally is not None:
-            tally.edited(change != 0, state["latents"], steered, state["seen"])
-        return self._output.encoder.decode_change(change, state, scale)
+        return latent_change(latents, state["sign"], strongest, movable, alpha=self.settings.alpha), latents, scale
 
     def _strongest(self, residual: Residual, movable: Bool[Tensor, "batch pos k"]) -> Float[Tensor, "batch pos"]:
         """M of each token with an active selected latent, from the full encode; other tokens do not need it."""

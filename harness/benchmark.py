@@ -112,6 +112,13 @@ class Record:
             raise ValueError(f"record {self.item!r}: value must be None exactly when error is set")
 
 
+def prompt_fields(conversation: "Conversation") -> dict[str, Any]:
+    """What a record's ``raw`` says of what the model was asked: ``prompt``, the last turn's text, and where there are
+    turns before it ``earlier``, these messages. Without them nobody could look into the answer again."""
+    *earlier, last = conversation
+    return {"prompt": last["content"], **({"earlier": [dict(message) for message in earlier]} if earlier else {})}
+
+
 class BenchmarkConfig(BaseModel):
     """One evaluation, whose settings come from a suite file: unknown keys are refused.
 

@@ -141,7 +141,8 @@ class Run:
         seen: dict[tuple[BudgetName, int], dict[str, set[str | None]]] = {}
         for cell in self.cells:
             planned = cell.planned
-            if cell.done and planned.uses_triples and isinstance(planned.budget, int):
+            known = cell.done and planned.name not in self.unfinished
+            if known and planned.uses_triples and isinstance(planned.budget, int):
                 like = seen.setdefault((planned.budget, planned.seed), {})
                 like.setdefault(self.controls.get(planned.variant, "given"), set()).add(cell.state.triples_hash)
         return [place for place, like in seen.items() if any(len(hashes) > 1 for hashes in like.values())]
@@ -166,8 +167,9 @@ class Run:
         return dict(Counter(cell.state.origin for cell in self.cells if cell.state.origin is not None))
 
 
-def read_run(folder: Path) -> Run:
-    """Read the run in ``folder``.
+def read_run(folder: Path, *, at_work: bool = False) -> Run:
+    """Read the run in ``folder``; with ``at_work`` also what cells have measured that are not over yet, benchmark by
+    benchmark. These are among ``unfinished`` all the same.
 
     Paths in what it holds are as a report shows them (see `reports.places`), but for the cells' hyper-parameters and
     what the records keep of prompts and answers. Raises ValueError naming the file (and line) for a folder that is not
@@ -180,7 +182,10 @@ def read_run(folder: Path) -> Run:
         home = run.cell(planned.name)
         if (state := home.state) is None:
             unfinished.append(planned.name)
-            continue
+            if not at_work or home.bill is None or not any(home.records(b.name) for b in run.plan.benchmarks):
+                continue
+            git = run.environment.git
+            state = CellState(status="done", error=None, commit=git and git.commit)
         twice = [benchmark for benchmark in run.plan.benchmarks if benchmark.judged_twice]
         records, second = _records(home, run.plan.benchmarks), _records(home.second, twice)
         trials = tuple(map(document_shown, home.tuning.trials))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, prompt_fields, register_benchmark
 from harness.data.refs import InputPath
 from harness.data.triples import Conversation, Message, Triple, load_triples, read_prompt
 from harness.files import read_jsonl
@@ -193,5 +193,5 @@ def _record(
         metric=metric,
         value=value,
         error=error,
-        raw={"prompt": asked.prompt[-1]["content"], **chosen, **answer.record_fields, **raw},
+        raw={**prompt_fields(asked.prompt), **chosen, **answer.record_fields, **raw},
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.benchmark import Item, Metric, PromptBenchmark, Record, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, prompt_fields, register_benchmark
 from harness.data.refs import InputPath
 from harness.data.transcripts import is_transcript_prompt, transcript_prompt
 from harness.data.triples import Conversation, read_prompt
@@ -133,5 +133,5 @@ def _record(request: _Request, answer: Completion, value: float | None, error: s
         metric=(_SAFETY_RATE if request.kind == "harmful" else _OVER_REFUSAL).name,
         value=value,
         error=error,
-        raw={"prompt": request.prompt[-1]["content"], **answer.record_fields, **raw},
+        raw={**prompt_fields(request.prompt), **answer.record_fields, **raw},
     )

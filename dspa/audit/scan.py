@@ -1,7 +1,7 @@
 """What an audit reads: texts as token ids, passed once as far as the deepest layer needed; memory stays flat."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dspa.saes.quality import reconstruct
 from dspa.saes.sae import ResidualSAE
-from harness.data.triples import Conversation, load_triples
+from harness.data.triples import Conversation, Triple, load_triples
 from harness.files import read_jsonl, read_text
 from harness.model.aligned import AlignedModel
 from harness.model.batching import pad_rows
@@ -59,20 +59,22 @@ def read_corpus(path: Path, model: AlignedModel) -> Corpus:
         return _plain(lines, model)
     rows = read_jsonl(path, "texts")
     if "chosen" in rows[0][1]:
-        return _triples(path, model)
+        triples = load_triples(path)
+        try:
+            return corpus_of(triples, model)
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
     for number, row in rows:
         if not isinstance(row.get("text"), str) or not row["text"].strip():
             raise ValueError(f"{path}:{number}: needs a non-empty 'text', or prompt, chosen and rejected on every line")
     return _plain([row["text"] for _, row in rows], model)
 
 
-def _triples(path: Path, model: AlignedModel) -> Corpus:
+def corpus_of(triples: Iterable[Triple], model: AlignedModel) -> Corpus:
+    """Both answers of every triple, each behind its prompt; ValueError for one that does not fit the context."""
     texts, prompts = [], {}
-    for triple in load_triples(path):
-        try:
-            prompt, chosen, rejected = model.triple_ids(triple)
-        except ValueError as problem:
-            raise ValueError(f"{path}: {problem}") from None
+    for triple in triples:
+        prompt, chosen, rejected = model.triple_ids(triple)
         key = json.dumps(triple.prompt, sort_keys=True)
         # A prompt's tokens count once, however many answers follow it.
         first = NOT_COUNTED if key in prompts else KINDS.index("prompt")

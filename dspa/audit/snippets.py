@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os.path import commonprefix
+from typing import Any
 
 import torch
 
-from dspa.audit.scan import KINDS, Batch
+from dspa.audit.scan import KINDS, Batch, corpus_of, residual_batches
 from dspa.saes.sae import ResidualSAE
+from harness.data.triples import Triple
+from harness.model.aligned import AlignedModel
 
 WINDOW = 16  # tokens shown to either side of the strongest one
 _SPACE = " \n\t"
@@ -83,6 +86,23 @@ class SnippetCollector:
                 token = tokenizer.decode([peak]).strip(_SPACE) or str(tokenizer.convert_ids_to_tokens(peak))
                 result[latent].append(Snippet(text, token, f.activation, KINDS[f.kind]))
         return result
+
+
+def snippets_of_triples(
+    model: AlignedModel,
+    sae: ResidualSAE,
+    limit: float | None,
+    triples: Sequence[Triple],
+    latents: Sequence[int],
+    count: int,
+) -> dict[int, list[dict[str, Any]]]:
+    """Latent -> the fields of its `count` strongest snippets in ``triples``; ``limit``: the norm that the SAE's filter
+    allows. ValueError for a triple that does not fit the model's context."""
+    collector = SnippetCollector(sae, sorted(set(latents)), count, limit)
+    for batch in residual_batches(model, corpus_of(triples, model).texts, {sae.layer}):
+        collector.add(batch)
+    found = collector.snippets(model.tokenizer)
+    return {latent: [asdict(snippet) for snippet in snippets] for latent, snippets in found.items()}
 
 
 def bracketed(tokenizer, ids: list[int], active: Sequence[bool]) -> str:

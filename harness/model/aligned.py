@@ -31,6 +31,7 @@ from harness.model.generation import Batch, generate_batches
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
 from harness.model.steering import Runtime, Steering
+from harness.model.trace import Trace, trace_answer
 from harness.references import references
 from harness.responder import Completion
 
@@ -270,6 +271,14 @@ class AlignedModel:
             raise ValueError("temperature must be >= 0, max_new_tokens and batch_size >= 1")
         prompts = [self.prompt_ids(c) for c in conversations]
         return generate_batches(self.runtime, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
+
+    def trace(self, asked: str | Conversation, answer: str | Sequence[int] | Completion) -> Trace:
+        """What steering edits, token by token, where the model answers ``asked`` (a text is one user turn) with
+        ``answer``: text, token ids, or what `generate` gave. See `harness.model.trace.trace_answer`."""
+        if isinstance(answer, Completion):
+            answer = answer.token_ids
+        ids = self.chat.response_ids(answer) if isinstance(answer, str) else answer
+        return trace_answer(self.runtime, self.prompt_ids(conversation(asked)), ids)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[tuple[float, bool]]:
         """(log p(continuation | context), is greedy) of raw text pairs; steering conditions on the context alone.

@@ -1,12 +1,14 @@
 """What an inference-time edit of the residual stream is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from harness.data.triples import Triple
 from harness.plugins import Registry
 
 Positions = Literal["generation", "all"]
@@ -116,6 +118,41 @@ class Intervention(Protocol):
 
         Without tallies only what the fit itself found out. The method declares a sentence for each figure
         (`MethodConfig.diagnostics`).
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LatentEdits:
+    """Edits of latents of an SAE: the ``latents`` of each row that may be edited (-1: none), their activations, and
+    what is added to these."""
+
+    latents: Int[Tensor, "batch k"]
+    before: Float[Tensor, "batch pos k"]
+    change: Float[Tensor, "batch pos k"]
+
+
+@runtime_checkable
+class EditsLatents(Protocol):
+    """What an intervention that edits latents of an SAE has beside the rest, so that its edits can be traced and read
+    (`harness.model.trace`)."""
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of the SAE."""
+        ...
+
+    def edits(self, layer: int, residual: Residual, state: RowState, steered: Mask) -> LatentEdits:
+        """The edits that `Intervention.delta` makes of the same."""
+        ...
+
+    def snippets(
+        self, model: Any, triples: Sequence[Triple], latents: Sequence[int], count: int
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Latent -> the ``count`` passages of ``triples`` on which it fires most, strongest first: text with the active
+        tokens in [[ ]], strongest token, activation, and kind (prompt, chosen or rejected).
+
+        ``model`` is the `AlignedModel` that is steered; ValueError for a triple that does not fit its context.
         """
         ...
 

@@ -46,22 +46,37 @@ class Archive(NamedTuple):
         return sum(len(chunk.packed) for chunk in (self.questions, *self.cells))
 
 
+class Packer:
+    """What the viewer reads of the done cells of ``run``, document by document (see `Archive`)."""
+
+    def __init__(self, run: Run) -> None:
+        self.cells = {cell.planned.name: cell for cell in run.cells if cell.done}
+        self._shared = _shared(self.cells.values())
+        self._numbers = {place: {item: n for n, item in enumerate(items)} for place, items in self._shared.items()}
+
+    def questions(self) -> dict[str, dict[str, list]]:
+        """What all cells' records share."""
+        found: dict[str, dict[str, list]] = {}
+        for (benchmark, metric), items in self._shared.items():
+            found.setdefault(benchmark, {})[metric] = [[item, *about] for item, about in items.items()]
+        return found
+
+    def cell(self, name: str) -> dict[str, Any]:
+        """Answers and records of one cell."""
+        return _cell(self.cells[name], self._shared, self._numbers)
+
+
 def archive(run: Run, limit: int = LIMIT) -> Archive:
     """Pack the done cells of ``run``: by seeds, each from the largest budget down, as long as they fit ``limit``.
 
     So every variant has its answers to the same questions in before any has a second repeat of them.
     """
-    done = [cell for cell in run.cells if cell.done]
-    shared = _shared(done)
-    numbers = {place: {item: number for number, item in enumerate(items)} for place, items in shared.items()}
-    questions: dict[str, dict[str, list]] = {}
-    for (benchmark, metric), items in shared.items():
-        questions.setdefault(benchmark, {})[metric] = [[item, *about] for item, about in items.items()]
-    first = Chunk("questions", _packed(questions))
+    packer = Packer(run)
+    first = Chunk("questions", _packed(packer.questions()))
     packed: list[Chunk] = []
-    size, order = len(first.packed), sorted(done, key=_priority)
+    size, order = len(first.packed), sorted(packer.cells.values(), key=_priority)
     for cell in order:
-        chunk = Chunk(cell.planned.name, _packed(_cell(cell, shared, numbers)))
+        chunk = Chunk(cell.planned.name, _packed(packer.cell(cell.planned.name)))
         if size + len(chunk.packed) > limit:
             break
         packed.append(chunk)

@@ -19,26 +19,20 @@ from reports.tables import Table
 _MEGA = 1e6
 
 
-def html_report(run: Run, found: dict[str, Table[Any]], *, limit: int = LIMIT) -> str:
+def html_report(
+    run: Run, found: dict[str, Table[Any]], *, limit: int = LIMIT, served: dict[str, Any] | None = None
+) -> str:
     """The report of ``run`` as one HTML file; ``found`` are its tables by the names of their CSV files.
 
-    ``limit`` is the most characters of packed answers that it holds (see `archive`). ValueError where one of the
-    packages that bring the scripts is not installed as it should be.
+    ``limit`` is the most characters of packed answers that it holds (see `archive`). With ``served``, which its scripts
+    can read, it holds none and asks the server it came from (`reports.view`). ValueError where one of the packages that
+    bring the scripts is not installed as it should be.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("reports.page", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": md.words, "budget": budget_text, "mib": md.bytes_}
     budget, compared, differences = run.plan.budgets[-1], found["comparison"], found["differences"]
-    answers, drops = archive(run, limit), findings.drops(run, compared)
+    answers, drops = None if served else archive(run, limit), findings.drops(run, compared)
     effects = findings.effects(run, compared, differences, budget)
-    brought, own = [libraries.datatables(), libraries.plotly()], libraries.own("page.js", "compare.js", "viewer.js")
+    brought = [libraries.datatables(), libraries.plotly()]
+    own = libraries.own("common.js", "page.js", "compare.js", "viewer.js", *(("live.js", "trace.js") if served else ()))
     context = {
         "run": run,
         "plan": run.plan,
@@ -55,15 +49,36 @@ def html_report(run: Run, found: dict[str, Table[Any]], *, limit: int = LIMIT) -
         "diagnostics": grids.diagnostic_grids(run, found["diagnostics"]),
         "failures": found["failures"],
         "archive": answers,
-        "megabytes": answers.size / _MEGA,
+        "served": served,
+        "megabytes": answers.size / _MEGA if answers else 0,
         "limit": limit / _MEGA,
+        "brought": brought,
+        "data": _data(run, found, answers) | ({"served": served} if served else {}),
+    }
+    return filled("report.html.j2", own, context, served=served is not None)
+
+
+def filled(template: str, own: libraries.Script, context: dict[str, Any], *, served: bool) -> str:
+    """A page of assets/ with our styles, the script ``own``, those ``brought``, and the policy for them; ``data`` of
+    the context as JSON in which nothing ends the element that it stands in."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("reports.page", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": md.words, "budget": budget_text, "mib": md.bytes_}
+    text = json.dumps(context["data"], allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+    context = context | {
+        "data": Markup(text),
         "style": Markup(libraries.own("page.css").text),
         "script": Markup(own.text),
-        "brought": brought,
-        "policy": _policy([*brought, own]),
-        "data": _data(run, found, answers),
+        "policy": policy([*context["brought"], own], served=served),
     }
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context)
 
 
 def _grids(run: Run, found: dict[str, Table[Any]]) -> dict[str, Grid]:
@@ -94,10 +109,10 @@ def _costs_of(found: dict[str, Table[Any]]) -> tuple[str, ...]:
     return ("method", "n_seeds", "train_params", "formula_flops", "paper_flops", "peak_bytes", *counts)
 
 
-def _data(run: Run, found: dict[str, Table[Any]], answers: Archive) -> Markup:
-    """What the page's scripts read, as JSON in which nothing ends the element that it stands in."""
-    held = {chunk.name for chunk in answers.cells}
-    document = points.figure_data(run, found["comparison"]) | {
+def _data(run: Run, found: dict[str, Table[Any]], answers: Archive | None) -> dict[str, Any]:
+    """What the page's scripts read."""
+    held = {chunk.name for chunk in answers.cells} if answers else {cell.planned.name for cell in run.cells}
+    return points.figure_data(run, found["comparison"]) | {
         "pairs": points.pairs(run, found),
         "cells": [
             {
@@ -117,13 +132,13 @@ def _data(run: Run, found: dict[str, Table[Any]], answers: Archive) -> Markup:
         "judges": [judge and judge.label for judge in (run.environment.judge, run.environment.second_judge)],
         "significant": SIGNIFICANT,
     }
-    return Markup(json.dumps(document, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
-def _policy(scripts: Iterable[libraries.Script]) -> str:
-    """Nothing from anywhere, and of scripts those alone that are known by their hash."""
+def policy(scripts: Iterable[libraries.Script], *, served: bool) -> str:
+    """Nothing from anywhere but, for a served page, its server; of scripts those alone that are known by their hash."""
     allowed = " ".join(script.source for script in scripts)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        + "connect-src 'self'; " * served
+        + "base-uri 'none'; form-action 'none'"
     )

@@ -20,9 +20,9 @@ ALLOWED = {
     "baselines": {"baselines", "harness", "dspa"},
 }
 SHARED_SAE_CODE = ("dspa.saes", "dspa.saes.sae", "dspa.saes.encoder", "dspa.map.sparse", "dspa.density", "dspa.density")
-SHARED_SAE_CODE += ("dspa.steering",)
-"""What methods other than DSPA may use of it: reading SAEs, measuring densities, and (steering) choosing and editing
-latents."""
+SHARED_SAE_CODE += ("dspa.steering", "dspa.audit.snippets")
+"""What methods other than DSPA may use of it: reading SAEs, measuring densities, (steering) choosing and editing
+latents, and (snippets) showing where latents fire."""
 LIGHT = ("harness.run_folder", "reports")
 """Packages that read a finished run anywhere, so they name none of the libraries that a run needs."""
 HEAVY = ("torch", "transformers", "pandas")

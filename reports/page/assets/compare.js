@@ -26,13 +26,6 @@ function tested(a, b, budget, metric) {
   return { ...row, difference: turned(row.difference), low: turned(row.high), high: turned(row.low) };
 }
 
-function element(name, text, attributes = {}) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
 function comparePair() {
   const [a, b, budget] = ["pair-a", "pair-b", "pair-budget"].map((id) => at(id).value);
   const table = at("pair");

@@ -1,65 +1,8 @@
-"use strict";
-// The page as a whole: its data, the libraries it brings along, the leaderboard and the figures.
+// The page as a whole: its data, the leaderboard and the figures.
 
-const at = (id) => document.getElementById(id);
 const data = JSON.parse(at("page-data").textContent);
 const metrics = Object.fromEntries(data.metrics.map((metric) => [metric.name, metric]));
 const variants = Object.keys(data.labels);
-const EMPTY = "–";
-
-/** Text that was packed as gzip and base64. */
-async function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text.trim()), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
-
-/** Run a library of the page. The policy lets it run by the hash of its text. */
-async function library(id) {
-  const script = document.createElement("script");
-  script.textContent = await unpacked(at(id).textContent);
-  document.head.append(script);
-}
-
-function options(select, pairs) {
-  select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
-}
-
-function number(value, digits, signed = false) {
-  if (value === null || value === undefined) return EMPTY;
-  const text = Math.abs(value).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  return (value < 0 ? "-" : signed ? "+" : "") + text;
-}
-
-function interval(low, high, digits) {
-  return low === null || low === undefined ? "" : `[${number(low, digits)}, ${number(high, digits)}]`;
-}
-
-// Tables
-
-const LAYOUT = { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null };
-const SEARCHED = 15; // a table with more rows has a search field
-
-function sortable(table, more = {}) {
-  const searched = table.tBodies[0].rows.length > SEARCHED && !more.layout;
-  const made = new DataTable(table, {
-    paging: false, info: false, autoWidth: false, order: [], orderMulti: false,
-    layout: { ...LAYOUT, topEnd: searched ? "search" : null },
-    columnDefs: [...table.tHead.rows[0].cells].flatMap((cell, index) =>
-      cell.classList.contains("num") ? [{ targets: index, type: "num", orderSequence: ["desc", "asc", ""] }] : []),
-    ...more,
-  });
-  table.classList.add("sortable");
-  return made;
-}
-
-/** Every other table; one that is folded away when it is opened, for some have thousands of rows. */
-function startTables() {
-  for (const table of document.querySelectorAll("table.grid")) {
-    const fold = table.closest("details:not([open])");
-    if (fold) fold.addEventListener("toggle", () => sortable(table), { once: true });
-    else sortable(table);
-  }
-}
 
 /** The leaderboard with its filter and its budget switch, which the figure follows. */
 function startBoard(changed) {
@@ -223,7 +166,10 @@ function drawBudgets() {
 }
 
 function startFigures() {
-  if (!data.metrics.length) return;
+  if (!data.metrics.length) {
+    at("pareto").textContent = "Nothing is measured yet.";
+    return;
+  }
   options(at("metric"), data.metrics.map((metric) => [metric.name, metric.title]));
   options(at("cost-axis"), Object.entries(data.costs));
   const draw = () => { drawCost(); drawBudgets(); };
@@ -233,6 +179,7 @@ function startFigures() {
 }
 
 async function start() {
+  if (data.served) startLive();
   startCompare();
   startViewer();
   await library("datatables");
@@ -241,6 +188,7 @@ async function start() {
   await library("plotly");
   startFigures();
   await show();
+  if (data.served) restore();
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
   document.documentElement.dataset.ready = "yes";
 }

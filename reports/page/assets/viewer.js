@@ -5,11 +5,12 @@ const loaded = new Map();
 const field = (name) => at(`v-${name}`);
 const FIELDS = ["metric", "category", "a", "b", "budget", "seed", "order", "question"];
 
-/** A packed document of the page, unpacked once; null where the page does not hold it. */
-function chunk(selector) {
+/** A packed document of the page, unpacked once; null where the page does not hold it. A served page asks for it. */
+function chunk(selector, ...where) {
   if (!loaded.has(selector)) {
     const held = document.querySelector(selector);
-    loaded.set(selector, held ? unpacked(held.textContent).then(JSON.parse) : Promise.resolve(null));
+    loaded.set(selector, held ? unpacked(held.textContent).then(JSON.parse)
+      : data.served ? fromServer(...where) : Promise.resolve(null));
   }
   return loaded.get(selector);
 }
@@ -73,8 +74,9 @@ async function show() {
   if (!metric || !data.cells.length) return;
   const sides = ["a", "b"].map((side) => cellOf(field(side).value));
   const [questions, ...contents] = await Promise.all(
-    [chunk("#questions"), ...sides.map((cell) => (cell?.held ? chunk(`[data-cell="${CSS.escape(cell.name)}"]`) : null))]);
-  if (turn !== latest) return;
+    [chunk("#questions", "questions"), ...sides.map((cell) =>
+      (cell?.held ? chunk(`[data-cell="${CSS.escape(cell.name)}"]`, "answers", { cell: cell.name }) : null))]);
+  if (turn !== latest || !questions) return;
   const benchmark = data.benchmarks[metric.name];
   const asked = questions[benchmark]?.[metric.name] ?? [];
   const [left, right] = contents.map((content) => sideOf(content, benchmark, metric.name));
@@ -160,12 +162,12 @@ function turnOf(item, [name, , raw], found, cells, metric) {
   asked.append(element("p", promptOf(raw, metric), { class: "said" }));
   if (rest.length) asked.append(facts(rest));
   const sides = element("div", undefined, { class: "sides" });
-  sides.append(...found.map((side, index) => answerOf(item, side, cells[index], metric, field(index ? "b" : "a"))));
+  sides.append(...found.map((side, index) => answerOf(item, name, side, cells[index], metric, field(index ? "b" : "a"))));
   made.append(element("h3", title), asked, sides);
   return made;
 }
 
-function answerOf(item, side, cell, metric, select) {
+function answerOf(item, name, side, cell, metric, select) {
   const made = element("section", undefined, { class: "side" });
   const record = side?.records.get(item);
   const heading = element("h4", select.selectedOptions[0]?.textContent ?? "");
@@ -178,6 +180,7 @@ function answerOf(item, side, cell, metric, select) {
   heading.append(element("span", error === null ? `${number(value, metric.digits)} ${metric.unit}` : "no value"));
   if (error !== null) made.append(element("p", error, { class: "warning said" }));
   if (answer !== null) made.append(...written(side.answers[answer]));
+  if (answer !== null && data.served && side.answers[answer][2]) made.append(traceOf(cell.name, metric.name, name));
   const said = Object.entries(raw).filter(([key]) => key !== "judge");
   if (said.length) made.append(facts(said, raw.judge ?? (metric.made_of === "choices" ? null : data.judges[0])));
   if (second) {
@@ -205,9 +208,15 @@ function facts(pairs, heading) {
   const list = element("dl");
   if (heading) list.append(element("dt", heading));
   for (const [key, value] of pairs) {
-    const text = typeof value === "string" ? value : Array.isArray(value) ? value.map((part, index) =>
-      `${index + 1}. ${typeof part === "string" ? part.trim() : typeof part === "number" ? +part.toPrecision(4) : JSON.stringify(part)}`).join("\n") : JSON.stringify(value);
+    const text = typeof value === "string" ? value : Array.isArray(value) ? value.map((part, index) => `${index + 1}. ${partText(part)}`).join("\n")
+      : JSON.stringify(value);
     list.append(element("dt", key.replaceAll("_", " ")), element("dd", text));
   }
   return list;
+}
+
+function partText(part) {
+  if (typeof part === "string") return part.trim();
+  if (typeof part === "number") return +part.toPrecision(4);
+  return part?.role ? `${part.role}: ${part.content}` : JSON.stringify(part);
 }
