@@ -52,6 +52,8 @@ _REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
 """The folder beside report/ that a report is built in."""
 _CELL_TEMPORARY = re.compile(r"\..+\.adopted")
 """The folder beside a cell's that another run's cell is copied to."""
+CELL_FOLDERS = ("answers", "artifact", "diagnostics", "fitting", "records", "second", "tuning")
+"""What a cell has beside the folders of its benchmarks."""
 _UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|^fitting/|\.partial(/|$)|(^|/)\.")
 """Files of a cell that its manifest leaves out: itself, logs, checkpoints, and what is not finished."""
 
