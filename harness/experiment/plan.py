@@ -206,10 +206,10 @@ def decisive_settings(thing: Any) -> dict[str, Any]:
     return thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())), context={"contents": True})
 
 
-def differences(there: Identity, here: Identity) -> list[str]:
+def differences(there: Identity, here: Identity, *, whose: tuple[str, str] = ("there", "here")) -> list[str]:
     """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, SAEs, a second judge do not.
 
-    What was made so far calls no SAE by a name that was not there.
+    What was made so far calls no SAE by a name that was not there. ``whose`` is what the two are called.
     """
     found = []
     for unit, content in there.items():
@@ -217,7 +217,8 @@ def differences(there: Identity, here: Identity) -> list[str]:
             old, new = _flat(content), _flat(here[unit])
             more = {key for key in new.keys() - old.keys() if unit == "suite" and key.startswith("saes.")}
             keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in {*more, "saes"}]
-            found += [f"{unit}.{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys]
+            texts = [[f"{_short(side.get(key))} {name}" for side, name in zip((old, new), whose)] for key in keys]
+            found += [f"{unit}.{key}: {', '.join(text)}" for key, text in zip(keys, texts)]
         else:
             found.append(f"{unit}: there, not in this suite")
     return found

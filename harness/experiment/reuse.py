@@ -22,8 +22,8 @@ class Donor:
         self.folder = RunFolder.open(path)
         there = identity_of(path)
         shared = [name for name in identity if name.startswith("benchmarks.") or name == "second_judge"]
-        here = {"suite": _start(identity), **{name: identity[name] for name in shared}}
-        found = differences({**{name: there.get(name, "missing") for name in shared}, "suite": _start(there)}, here)
+        here = {"suite": start_of(identity), **{name: identity[name] for name in shared}}
+        found = differences({**{name: there.get(name, "missing") for name in shared}, "suite": start_of(there)}, here)
         if found:
             shown = "".join(f"\n  {line}" for line in found[:10])
             raise ValueError(f"--reuse {path}: none of its cells would be the same here; these differ:{shown}")
@@ -42,11 +42,13 @@ def identity_of(run: Path) -> Identity:
     """identity.json of a run; ValueError where it is missing or damaged."""
     found = read_sealed(run / "identity.json")
     if found is None:
-        raise ValueError(f"{str(run)!r} has no identity.json, so what its cells depend on is not known; rerun its suite")
+        raise ValueError(
+            f"{str(run)!r} has no identity.json, so what its cells depend on is not known; rerun its suite"
+        )
     return found
 
 
-def _start(identity: Identity) -> Identity:
+def start_of(identity: Identity) -> Identity:
     """What all cells of a suite start from; which SAEs matters to those variants alone that name them."""
     return {key: value for key, value in identity["suite"].items() if key not in ("name", "saes")}
 

@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -369,7 +369,7 @@ class CellFolder:
         state = other.state
         assert state is not None
         partial = self.path.with_name(f".{self.path.name}.adopted")
-        shutil.copytree(other.path, partial)
+        shutil.copytree(other.path, partial, copy_function=_copied)
         rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
         marks = state.files and CellFolder(partial).marks()
         state.model_copy(update={"origin": state.origin or run, "files": marks}).write(partial / "cell.json")
@@ -377,6 +377,15 @@ class CellFolder:
 
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"
+
+
+def _copied(source: str, target: str) -> None:
+    """Copy a file; weights, which nobody writes to, are linked where the disk can, because there may be much of them."""
+    if source.endswith(".safetensors"):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def _read_records(path: Path) -> Iterator[Record]:
