@@ -16,6 +16,7 @@ from harness.data.triples import Triple, distinct, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
+from harness.experiment.kept import Kept
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
@@ -184,7 +185,7 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
 
 
 def evaluate(
-    aligned: AlignedModel,
+    aligned: AlignedModel | Kept,
     name: str,
     benchmark: BenchmarkConfig,
     *,

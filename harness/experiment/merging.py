@@ -16,6 +16,7 @@ from harness.experiment.suite import load_suite
 from harness.files import atomic_folder, check_can_make, write_sealed, write_text
 from harness.provenance import git_state
 from harness.references import relative_to, starting_at, with_paths
+from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import CellFolder, RunFolder
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan, PlannedCell, PlannedVariant, budget_order, cell_name, point_name
@@ -78,7 +79,7 @@ class Merged:
 
     @property
     def cells(self) -> dict[str, tuple[PlannedCell, CellFolder, str]]:
-        """Name -> what is planned, where it lies and what its run is called; of equal ones the first that is complete."""
+        """Name -> what is planned, where it lies, what its run is called; of equal ones the first that is complete."""
         found: dict[str, tuple[PlannedCell, CellFolder, str]] = {}
         for part in self.parts:
             for planned in part.plan.cells:
@@ -207,7 +208,7 @@ class Merged:
         planned = sum(whole.seeds * (len(whole.budgets) if v.uses_triples else 1) for v in whole.variants)
         if len(cells) < planned:
             found.append(
-                f"{planned - len(cells)} of {planned} combinations of variant, budget and seed are in none of these runs."
+                f"{planned - len(cells)} of {planned} combinations of variant, budget and seed are in none of them."
             )
         every = dict.fromkeys(name for part in self.parts for name in part.plan.benchmark_names)
         if lacking := [name for name in every if name not in self.benchmarks]:
@@ -230,7 +231,7 @@ class Merged:
             (folder / "cells").mkdir()
             for cell, source, origin in self.cells.values():
                 if source.state is not None:
-                    run.cell(cell.name).adopt(source, origin)
+                    adopt(run.cell(cell.name), source, origin)
             write_text(folder / "suite.yaml", sealed_text(yaml.safe_dump(self.suite, sort_keys=False)))
             known = {f"variants.{name}" for name in _points(folder / "suite.yaml")}
             # Points of a sweep that no one suite can plan are in the plan, and no part of what `run` would go on with.

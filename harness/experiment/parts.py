@@ -34,7 +34,7 @@ class Part:
 
     @classmethod
     def open(cls, given: str, whole: Path) -> "Part":
-        """The run that a user names as ``RUN`` or ``LABEL=RUN``; ValueError for a folder that is none, or is damaged."""
+        """The run that a user gives as ``RUN`` or ``LABEL=RUN``; ValueError for a folder that is none, or damaged."""
         label, equals, folder = given.partition("=")
         if not equals or Path(given).is_dir():
             label, folder = None, given

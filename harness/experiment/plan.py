@@ -207,9 +207,9 @@ def decisive_settings(thing: Any) -> dict[str, Any]:
 
 
 def differences(there: Identity, here: Identity, *, whose: tuple[str, str] = ("there", "here")) -> list[str]:
-    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, SAEs, a second judge do not.
+    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, a second judge do not.
 
-    What was made so far calls no SAE by a name that was not there. ``whose`` is what the two are called.
+    Nor do more SAEs: no cell so far calls one by a name that was not there. ``whose`` is what the two are called.
     """
     found = []
     for unit, content in there.items():
@@ -217,8 +217,8 @@ def differences(there: Identity, here: Identity, *, whose: tuple[str, str] = ("t
             old, new = _flat(content), _flat(here[unit])
             more = {key for key in new.keys() - old.keys() if unit == "suite" and key.startswith("saes.")}
             keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in {*more, "saes"}]
-            texts = [[f"{_short(side.get(key))} {name}" for side, name in zip((old, new), whose)] for key in keys]
-            found += [f"{unit}.{key}: {', '.join(text)}" for key, text in zip(keys, texts)]
+            first, second = whose
+            found += [f"{unit}.{key}: {_short(old.get(key))} {first}, {_short(new.get(key))} {second}" for key in keys]
         else:
             found.append(f"{unit}: there, not in this suite")
     return found

@@ -42,9 +42,7 @@ def identity_of(run: Path) -> Identity:
     """identity.json of a run; ValueError where it is missing or damaged."""
     found = read_sealed(run / "identity.json")
     if found is None:
-        raise ValueError(
-            f"{str(run)!r} has no identity.json, so what its cells depend on is not known; rerun its suite"
-        )
+        raise ValueError(f"{str(run)!r} has no identity.json, which says what its cells depend on; rerun its suite")
     return found
 
 

@@ -89,7 +89,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
 
 
 def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> Key:
-    """Set the value at ``keys``, where a list's entry has its number or ``name`` (a benchmark's ``as``); returns the full key."""
+    """Set the value at ``keys``, where a list's entry has its number, ``name`` or ``as``; returns the full key."""
     here: Any = data
     path: list[str | int] = []
     for step, name in enumerate(keys):

@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,6 @@ from pydantic import Field, model_validator
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
-from harness.references import rebase
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.marks import Mark, differences, marks_of
@@ -364,28 +363,8 @@ class CellFolder:
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
         return marks_of(self.path, [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())])
 
-    def adopt(self, other: "CellFolder", run: str) -> None:
-        """Become a copy of ``other``, a complete cell of the run called ``run``; this folder must not exist."""
-        state = other.state
-        assert state is not None
-        partial = self.path.with_name(f".{self.path.name}.adopted")
-        shutil.copytree(other.path, partial, copy_function=_copied)
-        rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
-        marks = state.files and CellFolder(partial).marks()
-        state.model_copy(update={"origin": state.origin or run, "files": marks}).write(partial / "cell.json")
-        partial.rename(self.path)
-
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"
-
-
-def _copied(source: str, target: str) -> None:
-    """Copy a file; weights, which nobody writes to, are linked where the disk can, because there may be much of them."""
-    if source.endswith(".safetensors"):
-        with suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copy2(source, target)
 
 
 def _read_records(path: Path) -> Iterator[Record]:

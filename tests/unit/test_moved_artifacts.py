@@ -71,7 +71,7 @@ def test_a_cell_that_another_run_takes_over_still_finds_them(home, tmp_path):
     cell.finish(CellState(status="done", error=None))
     taken = CellFolder(tmp_path / "other" / "cells" / "mine")
     taken.path.parent.mkdir(parents=True)
-    taken.adopt(cell, "there")
+    adopt(taken, cell, "there")
     assert AlignedModel.load(taken.artifact).fingerprint == AlignedModel.load(cell.artifact).fingerprint
 
 
