@@ -18,6 +18,7 @@ from harness.run_folder import RunFolder
 from harness.run_folder.verify import verify
 from reports.run import read_run
 from tests.integration.test_second_judge import CELLS, make_suite, run
+from tests.judged_toys import ToyRule
 from tests.toys import NoProgress, outcome
 
 
@@ -148,7 +149,6 @@ def test_the_dry_run_counts_verdicts_and_writes_nothing(finished, tmp_path):
             {"settings": [*LENGTH, 'judge.made_from=["w3 w20"]']},
             "1 of the judge's own prompts also occur among the training prompts",
         ),
-        ("toy_judge", {}, "'toy_judge' cannot judge everything here: toy_rated asks for rate; give another judge"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(finished, tmp_path, judge, more, complaint):
@@ -157,11 +157,17 @@ def test_bad_input_is_refused_before_any_work(finished, tmp_path, judge, more, c
     assert not (tmp_path / "again").exists()
 
 
+def test_a_judge_that_cannot_give_what_is_asked_for_is_refused(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyRule, "verbs", frozenset({"compare"}))
+    with pytest.raises(ValueError, match="cannot judge everything here: toy_rated asks for rate; give another judge"):
+        Rejudging.of(finished, "toy_rule", LENGTH, out=tmp_path / "again")
+
+
 def test_folders_that_cannot_be_it_are_refused(finished, tmp_path, tiny_folders):
     with pytest.raises(ValueError, match="is the run itself"):
         Rejudging.of(finished, "toy_rule", LENGTH, out=finished)
+    shutil.copytree(finished, tmp_path / "other")
     with pytest.raises(ValueError, match="belongs to another suite; these differ:"):
-        shutil.copytree(finished, tmp_path / "other")
         Rejudging.of(finished, "toy_rule", LENGTH, out=tmp_path / "other")
     with pytest.raises(ValueError, match="is not a run folder"):
         Rejudging.of(tmp_path, "toy_rule", LENGTH)
