@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,20 @@ class Merged:
             has = "".join(f"\n  {part.path}: {', '.join(part.plan.benchmark_names)}" for part in parts)
             raise ValueError(f"no benchmark is in all of these runs, so nothing can be compared:{has}")
         judges = [part.identity.get("second_judge") for part in parts]
-        twice = [n for n in benchmarks if all(n in p.plan.judged_twice for p in parts) and judges.count(judges[0]) > 1]
-        same = all(judge == judges[0] for judge in judges)
+        same = judges[0] is not None and all(judge == judges[0] for judge in judges)
+        second = [name for name in benchmarks if same and all(name in part.plan.judged_twice for part in parts)]
         labels = dict.fromkeys(name for part in parts for name in part.variants.values())
         if baseline is not None and baseline not in labels:
             raise ValueError(f"no variant is called {baseline!r}; the runs have: {', '.join(labels)}")
         found = baseline or first.variants[first.plan.baseline]
-        return cls(parts, out, found, tuple(benchmarks), tuple(twice) if same else ())
+        return cls(parts, out, found, tuple(benchmarks), tuple(second))
 
     @property
     def name(self) -> str:
         """The names of the suites, each once."""
         return "-and-".join(dict.fromkeys(part.plan.name for part in self.parts))
 
-    @property
+    @cached_property
     def cells(self) -> dict[str, tuple[PlannedCell, CellFolder, str]]:
         """Name -> what is planned, where it lies, what its run is called; of equal ones the first that is complete."""
         found: dict[str, tuple[PlannedCell, CellFolder, str]] = {}
@@ -114,7 +115,7 @@ class Merged:
                 found.setdefault(changes["name"], variant.model_copy(update=changes))
         return found
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         plans, cells = [part.plan for part in self.parts], self.cells
         budgets = {budget for plan in plans for budget in plan.budgets}
