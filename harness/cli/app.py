@@ -18,20 +18,8 @@ from harness.cli.score import score
 from harness.cli.signals import exit_code_of_sigterm
 from harness.plugins import COMMANDS, declared
 
-ORDER = (
-    "init",
-    "run",
-    "report",
-    "compare",
-    "verify",
-    "methods",
-    "benchmarks",
-    "judges",
-    "describe",
-    "schema",
-    "fit",
-    "eval",
-)
+ORDER = ("init", "run", "report", "compare", "rejudge", "verify", "methods", "benchmarks", "judges", "describe")
+ORDER += ("schema", "fit", "eval")
 ORDER += ("generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
