@@ -10,6 +10,7 @@ from harness.compute import Meter
 from harness.data.refs import ModelRef, SAERef
 from harness.model.aligned import AlignedModel
 from harness.references import references
+from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import CellFolder, CellState
 from tests.unit.trained import PROMPTS
 
