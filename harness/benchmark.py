@@ -122,6 +122,9 @@ def prompt_fields(conversation: "Conversation") -> dict[str, Any]:
 class BenchmarkConfig(BaseModel):
     """One evaluation, whose settings come from a suite file: unknown keys are refused.
 
+    A suite may have the same one several times, each under a name of its own; it then writes records of its `metrics`
+    as ever, and they are kept as `columns` of that name.
+
     ``files`` is the folder of a cell that the evaluator's own files go to (None: the benchmark's name),
     ``needs_judge`` is False for one that can run in a suite without a judge.
     """
@@ -145,6 +148,25 @@ class BenchmarkConfig(BaseModel):
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that every report must say about its numbers; asked for after `check`."""
         return ()
+
+    def column(self, metric: str, name: str) -> str:
+        """What its ``metric`` is called where a suite calls it ``name``: ``mt_bench_win`` becomes ``hard_win``."""
+        if name == self.name:
+            return metric
+        return name if metric == self.name else f"{name}_{metric.removeprefix(f'{self.name}_')}"
+
+    def columns(self, name: str) -> tuple[Metric, ...]:
+        """Its `metrics` where a suite calls it ``name``."""
+        if name == self.name:
+            return self.metrics
+        return tuple(
+            metric.model_copy(update={"name": self.column(metric.name, name), "title": f"{metric.title} ({name})"})
+            for metric in self.metrics
+        )
+
+    def folder(self, name: str) -> str:
+        """Where in a cell its `files` go where a suite calls it ``name``."""
+        return (self.files if name == self.name else None) or name
 
     def check(self) -> None:
         """Raise ValueError, before any work, when the inputs (task files, question files) are missing or bad."""

@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import artifacts, doctor, pass_through, publish, reference, run, talk, verify
+from harness.cli import algebra, artifacts, doctor, pass_through, publish, reference, run, talk, verify
 from harness.cli.data import data
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
 from harness.cli.signals import exit_code_of_sigterm
 from harness.plugins import COMMANDS, declared
 
-ORDER = ("init", "run", "report", "view", "verify", "methods", "benchmarks", "judges", "describe", "schema", "fit")
-ORDER += ("eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval", "fastchat", "doctor")
+ORDER = ("init", "run", "report", "view", "compare", "rejudge", "verify", "methods", "benchmarks", "judges", "describe")
+ORDER += ("schema", "fit", "eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval")
+ORDER += ("fastchat", "doctor")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,7 +45,7 @@ app = typer.Typer(
     epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
 without_flag_types()
-for module in (run, verify, artifacts, talk, publish, reference, pass_through, doctor):
+for module in (run, algebra, verify, artifacts, talk, publish, reference, pass_through, doctor):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")

@@ -1,6 +1,6 @@
 """What ``dspa-bench run --dry-run`` prints: cells and their state, predicted bills, and what all of it may take."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,9 @@ from harness.cli.progress import duration
 
 if TYPE_CHECKING:
     from harness.experiment.forecast import Forecaster
+    from harness.experiment.outlook import Asked
     from harness.experiment.run import Prepared
+    from harness.judging import Judge
     from harness.run_folder.plan import PlannedCell
 
 PREVIEW_FLOPS = 10**12
@@ -89,7 +91,7 @@ def _outlook(
     """Estimates of what ``cells`` and the ``fits`` among them may take; ``unknown`` of those predict no ``flops``."""
     import torch
 
-    from harness.experiment.outlook import asked, disk, most_money, product_rate
+    from harness.experiment.outlook import asked, disk, product_rate
     from harness.experiment.room import Room
 
     if not cells:
@@ -121,11 +123,33 @@ def _outlook(
         f"less); free there: {free / 1e6:,.0f} MB"
     )
     for key, judge in suite.judges.items():
-        mine = [one for name, one in known.items() if key == "judge" or name in suite.judged_twice]
-        verdicts, read = cells * sum(one.verdicts for one in mine), cells * sum(one.judged_tokens for one in mine)
-        money = most_money(judge, verdicts, read)
-        price = "" if money is None else f", at most {money:.2f} by its prices, if all are as long as they may be"
-        yield f"{key.replace('_', ' ')}: {verdicts:,} verdicts{price}"
+        yield _asked_of(
+            key, judge, cells, [one for n, one in known.items() if key == "judge" or n in suite.judged_twice]
+        )
+
+
+def judge_lines(prepared: "Prepared", cells: int, judged: Collection[str]) -> Iterator[str]:
+    """What the judge is asked about the benchmarks ``judged`` in so many ``cells``, and what that may cost."""
+    from harness.experiment.forecast import Forecaster
+    from harness.experiment.outlook import asked
+    from harness.experiment.room import Room
+
+    base, suite = prepared.suite.file.base, prepared.suite
+    room, rates = Room.of(base), Forecaster(base).rates
+    found = {name: asked(suite.benchmarks[name], room, rates) for name in judged}
+    assert suite.judge is not None
+    yield _asked_of("judge", suite.judge, cells, [one for one in found.values() if one is not None])
+    if unknown := [name for name, one in found.items() if one is None]:
+        yield f"not counted, because they do not say what they ask: {', '.join(unknown)}"
+
+
+def _asked_of(key: str, judge: "Judge", cells: int, asked: "Sequence[Asked]") -> str:
+    from harness.experiment.outlook import most_money
+
+    verdicts, read = cells * sum(one.verdicts for one in asked), cells * sum(one.judged_tokens for one in asked)
+    money = most_money(judge, verdicts, read)
+    price = "" if money is None else f", at most {money:.2f} by its prices, if all are as long as they may be"
+    return f"{key.replace('_', ' ')}: {verdicts:,} verdicts{price}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,7 +1,7 @@
 """``dspa-bench run``: what stands around harness.experiment on the terminal, from the plan to the leaderboard."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,12 +123,17 @@ def run_command(
             print(f"failed: {cell}: {reason}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {cells} cells are not complete; the same command tries them again", file=sys.stderr)
+    show_reports(reports, prepared.folder.path, console)
+    return 1 if failures else 0
+
+
+def show_reports(reports: Sequence[Callable[[Path], Report]], run: Path, console: Console) -> None:
+    """Make the reports of ``run`` and say where they are."""
     for report in reports:
-        made: Report = report(prepared.folder.path)
+        made = report(run)
         if made.summary is not None:
             console.print(made.summary)
         console.print(f"report: {made.page}", markup=False)
-    return 1 if failures else 0
 
 
 def _cap(suite: "Suite", max_cost: float) -> list[str]:

@@ -16,6 +16,7 @@ from harness.data.triples import Triple, distinct, load_triples
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit, give_back_memory
 from harness.experiment.forecast import Forecaster
+from harness.experiment.kept import Kept
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
@@ -188,7 +189,7 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
 
 
 def evaluate(
-    aligned: AlignedModel,
+    aligned: AlignedModel | Kept,
     name: str,
     benchmark: BenchmarkConfig,
     *,
@@ -218,17 +219,18 @@ def evaluate(
     run: Callable[..., Iterator[Record]] = benchmark.judge_again if again else benchmark.run
 
     def measured() -> Iterator[Record]:
-        yield from run(model, judge=judge, seed=seed, folder=home.path / (benchmark.files or name))
+        for record in run(model, judge=judge, seed=seed, folder=home.path / benchmark.folder(name)):
+            yield replace(record, metric=benchmark.column(record.metric, name))
         if not again:
             # The records are renamed into place after this: wherever they are, the diagnostics are too.
             folder.save_diagnostics(name, model.figures())
 
     notify(0)
     set_seed(seed)
-    for count, _ in enumerate(home.write_records(name, benchmark.metrics, measured()), 1):
+    for count, _ in enumerate(home.write_records(name, benchmark.columns(name), measured()), 1):
         notify(max(count, answered))
     if again and not folder.judged_alike(name):
         raise ValueError(
             "the second judge was shown other answers than the first; remove records, answers, second and "
-            f"{benchmark.files or name} from {folder.path} and rerun"
+            f"{benchmark.folder(name)} from {folder.path} and rerun"
         )

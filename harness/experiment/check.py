@@ -1,6 +1,6 @@
 """Everything that can be wrong with a suite, found before any work is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.benchmark import BenchmarkConfig, Metric
+from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
 from harness.experiment.plan import decisive_settings
@@ -21,6 +21,7 @@ from harness.model.base import base_shape, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
+from harness.run_folder.layout import CELL_FOLDERS
 from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")
@@ -68,6 +69,7 @@ def check_suite(suite: Suite) -> Checked:
     owners: dict[str, str] = {}
     for index, (name, benchmark) in enumerate(suite.benchmarks.items()):
         before = len(problems.texts)
+        problems.of(("benchmarks", index), _check_folder, name, benchmark, list(suite.benchmarks.items())[:index])
         problems.of(("benchmarks", index), benchmark.check)
         if benchmark.needs_judge and suite.judge is None:
             problems.add(("benchmarks", index), f"benchmark {name!r} needs a judge; add `judge:` to the suite")
@@ -140,14 +142,26 @@ class _Problems:
             return None
 
 
+def _check_folder(name: str, benchmark: BenchmarkConfig, others: Iterable[tuple[str, BenchmarkConfig]]) -> None:
+    """What a suite calls a benchmark is no other one's name, and names no folder that a cell has anyway."""
+    taken = dict.fromkeys(CELL_FOLDERS, "every cell has a folder of this name")
+    taken |= {other.folder(one): f"benchmark {one!r} keeps its files under this name" for one, other in others}
+    if name != benchmark.name:
+        taken |= dict.fromkeys(BENCHMARKS, "this is another benchmark's name")
+    folder = benchmark.folder(name)
+    if folder in taken:
+        raise ValueError(f"benchmark {name!r} cannot use {folder!r}: {taken[folder]}; give another `as: NAME`")
+
+
 def _check_metrics(name: str, benchmark: BenchmarkConfig, owners: dict[str, str]) -> None:
     """A metric is one column, so it belongs to one benchmark; adds those of ``name`` to ``owners``."""
     for metric in benchmark.metrics:
         if not isinstance(metric, Metric):
             raise ValueError(f"benchmark {name!r} declares {metric!r}; declare a harness.benchmark.Metric")
-        owner = owners.setdefault(metric.name, name)
+        column = benchmark.column(metric.name, name)
+        owner = owners.setdefault(column, name)
         if owner != name:
-            text = f"benchmark {name!r} declares the metric {metric.name!r}, which {owner!r} declares too"
+            text = f"benchmark {name!r} declares the metric {column!r}, which {owner!r} declares too"
             raise ValueError(f"{text}; leave one of them out")
 
 

@@ -91,6 +91,11 @@ class Forecaster:
         except ValueError:  # what is wrong with the triples, the fit will say
             return None
 
+    @property
+    def fingerprint(self) -> str:
+        """The base model's: it depends on its files, chat format and dtype, and not on what the weights are."""
+        return self._base.fingerprint
+
     @cached_property
     def rates(self) -> Rates:
         """Those of the base's architecture."""

@@ -62,9 +62,9 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
         benchmarks=tuple(
             PlannedBenchmark(
                 name=name,
-                metrics=benchmark.metrics,
+                metrics=benchmark.columns(name),
                 judged_twice=name in suite.judged_twice,
-                files=benchmark.files or name,
+                files=benchmark.folder(name),
             )
             for name, benchmark in suite.benchmarks.items()
         ),
@@ -165,7 +165,7 @@ def identify(
         settings.pop("batch_size", None)
         # What does not fit is left out or refused; which items that are, `left_out` says.
         settings.pop("too_long", None)
-        units[f"benchmarks.{name}"] = settings
+        units[f"benchmarks.{name}"] = settings if name == benchmark.name else {"name": benchmark.name, **settings}
         if getattr(benchmark, "too_long", None) == "skip" and left_out is not None:
             names = [item.name for item in left_out.benchmarks.get(name, ())]
             units[f"left_out.{name}"] = {"prompts": names}
@@ -206,14 +206,19 @@ def decisive_settings(thing: Any) -> dict[str, Any]:
     return thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())), context={"contents": True})
 
 
-def differences(there: Identity, here: Identity) -> list[str]:
-    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, a second judge do not."""
+def differences(there: Identity, here: Identity, *, whose: tuple[str, str] = ("there", "here")) -> list[str]:
+    """How ``here`` contradicts an existing run's identity; more benchmarks, variants, cells, a second judge do not.
+
+    Nor do more SAEs: no cell so far calls one by a name that was not there. ``whose`` is what the two are called.
+    """
     found = []
     for unit, content in there.items():
         if unit in here:
             old, new = _flat(content), _flat(here[unit])
-            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-            found += [f"{unit}.{key}: {_short(old.get(key))} there, {_short(new.get(key))} here" for key in keys]
+            more = {key for key in new.keys() - old.keys() if unit == "suite" and key.startswith("saes.")}
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in {*more, "saes"}]
+            first, second = whose
+            found += [f"{unit}.{key}: {_short(old.get(key))} {first}, {_short(new.get(key))} {second}" for key in keys]
         else:
             found.append(f"{unit}: there, not in this suite")
     return found

@@ -1,7 +1,8 @@
 """Cells of other runs that this one would make in the same way: they are copied instead of made again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.experiment.plan import Identity, differences
 from harness.files import read_sealed
@@ -13,21 +14,20 @@ class Donor:
     """The run in ``path``, whose cells may serve the run that ``identity`` is of.
 
     A cell is the same when its name (the fit's seed is derived from it), its variant, what both suites start from
-    (seed, base, SAEs, triples, judges) and every benchmark of this run are: by content, as when a run is resumed.
-    Raises ValueError for a folder that is no run and for one that starts from something else.
+    (seed, base, triples, judges), the SAEs that it names and every benchmark of this run are: by content, as when a
+    run is resumed. Raises ValueError for a folder that is no run and for one that starts from something else.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.folder = RunFolder.open(path)
-        there = read_sealed(path / "identity.json") or {}
+        there = identity_of(path)
         shared = [name for name in identity if name.startswith("benchmarks.") or name == "second_judge"]
-        here = {"suite": identity["suite"], **{name: identity[name] for name in shared}}
-        found = differences({name: there.get(name, "missing") for name in here}, here)
-        found = [line for line in found if not line.startswith("suite.name:")]
+        here = {"suite": start_of(identity), **{name: identity[name] for name in shared}}
+        found = differences({**{name: there.get(name, "missing") for name in shared}, "suite": start_of(there)}, here)
         if found:
             shown = "".join(f"\n  {line}" for line in found[:10])
             raise ValueError(f"--reuse {path}: none of its cells would be the same here; these differ:{shown}")
-        self._points = {name for name in there if name in identity and there[name] == identity[name]}
+        self._points = {name for name in there if name in identity and same_made(name, there, identity)}
         self._names = {cell.name for cell in self.folder.plan.cells}
 
     def gives(self, cell: PlannedCell, plan: Plan) -> bool:
@@ -36,6 +36,36 @@ class Donor:
             return False
         twice = [benchmark.name for benchmark in plan.benchmarks if benchmark.judged_twice]
         return not self.folder.cell(cell.name).failures([one.name for one in plan.benchmarks], twice)
+
+
+def identity_of(run: Path) -> Identity:
+    """identity.json of a run; ValueError where it is missing or damaged."""
+    found = read_sealed(run / "identity.json")
+    if found is None:
+        raise ValueError(f"{str(run)!r} has no identity.json, which says what its cells depend on; rerun its suite")
+    return found
+
+
+def start_of(identity: Identity) -> Identity:
+    """What all cells of a suite start from; which SAEs matters to those variants alone that name them."""
+    return {key: value for key, value in identity["suite"].items() if key not in ("name", "saes")}
+
+
+def same_made(unit: str, there: Identity, here: Identity) -> bool:
+    """Whether a variant, or a point of a sweep, is the same in both, the SAEs that it calls by name included."""
+    if there[unit] != here[unit]:
+        return False
+    saes, others = there["suite"]["saes"], here["suite"]["saes"]
+    named = set(_texts(here[unit])) & (saes.keys() | others.keys())
+    return all(saes.get(name) == others.get(name) for name in named)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def reusable(donors: Sequence[Donor], run: RunFolder, plan: Plan) -> dict[str, Donor]:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from harness.judging import Judge
 from harness.judging.ledger import MEND
 from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
+from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, Plan
 from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, mend_outside_cells, outside_cells, verify
@@ -83,8 +84,12 @@ def prepare(
     return Prepared(suite, checked, plan, identity, folder, reusable(others, folder, plan))
 
 
-def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]:
+def run_suite(
+    prepared: Prepared, progress: Progress, work: Callable[[list[str]], object] | None = None
+) -> Mapping[str, list[str]]:
     """Run every cell that is missing, failed or damaged; returns {cell: reasons} of those still not all there.
+
+    ``work`` brings the cells with these names to their end; by default it fits, evaluates and judges.
 
     What is damaged is removed first, with what was made from it. A complete run is left untouched. May be interrupted
     at any moment: the next call goes on from the folder.
@@ -100,7 +105,7 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
             plan.write(folder.path / "plan.json")
         for name, donor in prepared.reused.items():
             if not folder.cell(name).path.exists():
-                folder.cell(name).adopt(donor.folder.cell(name), donor.folder.plan.name)
+                adopt(folder.cell(name), donor.folder.cell(name), donor.folder.plan.name)
         if prepared.checked.left_out:
             prepared.checked.left_out.write(folder.path / "left_out.json")
         mended = mend_outside_cells(folder)
@@ -112,7 +117,9 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
         # Where every cell was copied, or something else was damaged, there is still something to be described.
         if todo or before is None or described is None or mended:
             with _clock(prepared):
-                if todo:
+                if todo and work is not None:
+                    work(todo)
+                elif todo:
                     how = suite.file.execution
                     run_local(folder.path, todo, workers=how.workers, threads=how.threads, progress=progress)
     return prepared.failures

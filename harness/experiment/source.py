@@ -89,7 +89,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
 
 
 def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> Key:
-    """Set the value at ``keys``, where a list's entry has its number or ``name``; returns the full key."""
+    """Set the value at ``keys``, where a list's entry has its number, ``name`` or ``as``; returns the full key."""
     here: Any = data
     path: list[str | int] = []
     for step, name in enumerate(keys):
@@ -107,7 +107,7 @@ def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str)
 
 
 def _entry(entries: list[Any], name: str, where: str) -> int:
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    names = [entry.get("as", entry.get("name")) if isinstance(entry, dict) else None for entry in entries]
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(entries):

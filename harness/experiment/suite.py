@@ -45,10 +45,11 @@ class TriplesSection(_Section):
 
 
 class BenchmarkSection(_Section):
-    """``name`` is the registered benchmark; every other key is a setting of it."""
+    """``name`` is the registered benchmark, ``as`` what it is called here; every other key is a setting of it."""
 
     model_config = ConfigDict(extra="allow")
     name: str
+    as_: Name | None = Field(None, alias="as", description="its name here, so that one benchmark can be there twice")
 
 
 class JudgeSection(_Section):
@@ -207,7 +208,7 @@ class Suite:
     def to_yaml(self, folder: Path) -> str:
         """The suite as it was run (overrides applied); paths are relative to ``folder``, its future home."""
         resolved = dumped(self.file, folder)
-        resolved["benchmarks"] = [{"name": name, **dumped(one, folder)} for name, one in self.benchmarks.items()]
+        resolved["benchmarks"] = [{"name": one.name, **dumped(one, folder)} for one in self.benchmarks.values()]
         for section, variant in zip(resolved["variants"], self.variants, strict=True):
             section["params"] = dumped(variant.method, folder)
             section["tune"] = moved_values(variant, folder)
@@ -238,7 +239,8 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     benchmarks: dict[str, BenchmarkConfig] = {}
     for index, entry in enumerate(file.benchmarks):
         key: Key = ("benchmarks", index)
-        benchmarks[entry.name] = _build(source, BENCHMARKS, entry.name, entry.model_extra, context, key, (*key, "name"))
+        name, place = entry.name, (*key, "name")
+        benchmarks[entry.as_ or name] = _build(source, BENCHMARKS, name, entry.model_extra, context, key, place)
     judges: list[Judge | None] = [
         section and _build(source, JUDGES, section.kind, section.model_extra, context, (key,), (key, "kind"))
         for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
@@ -267,11 +269,12 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
 
 
 def _check_names(source: Source, file: SuiteFile) -> None:
-    names = {"benchmarks": [b.name for b in file.benchmarks], "variants": [v.name for v in file.variants]}
+    names = {"benchmarks": [b.as_ or b.name for b in file.benchmarks], "variants": [v.name for v in file.variants]}
     for section, taken in names.items():
         for index, name in enumerate(taken):
             if name in taken[:index]:
-                raise source.error((section, index), f"the name {name!r} is taken by another entry of {section}")
+                more = "; give one of them another, `as: NAME`" if section == "benchmarks" else ""
+                raise source.error((section, index), f"the name {name!r} is taken by another entry of {section}{more}")
     for index, name in enumerate((file.second_judge and file.second_judge.benchmarks) or ()):
         if name not in names["benchmarks"]:
             text = f"no benchmark is called {name!r}; the suite has: {', '.join(names['benchmarks'])}"

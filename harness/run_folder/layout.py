@@ -37,7 +37,6 @@ from pydantic import Field, model_validator
 from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
-from harness.references import rebase
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.marks import Mark, differences, marks_of
@@ -52,6 +51,8 @@ _REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
 """The folder beside report/ that a report is built in."""
 _CELL_TEMPORARY = re.compile(r"\..+\.adopted")
 """The folder beside a cell's that another run's cell is copied to."""
+CELL_FOLDERS = ("answers", "artifact", "diagnostics", "fitting", "records", "second", "tuning")
+"""What a cell has beside the folders of its benchmarks."""
 _UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|^fitting/|\.partial(/|$)|(^|/)\.")
 """Files of a cell that its manifest leaves out: itself, logs, checkpoints, and what is not finished."""
 
@@ -361,17 +362,6 @@ class CellFolder:
         """Those of all files as they are now, but for logs and cell.json itself."""
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
         return marks_of(self.path, [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())])
-
-    def adopt(self, other: "CellFolder", run: str) -> None:
-        """Become a copy of ``other``, a complete cell of the run called ``run``; this folder must not exist."""
-        state = other.state
-        assert state is not None
-        partial = self.path.with_name(f".{self.path.name}.adopted")
-        shutil.copytree(other.path, partial)
-        rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
-        marks = state.files and CellFolder(partial).marks()
-        state.model_copy(update={"origin": state.origin or run, "files": marks}).write(partial / "cell.json")
-        partial.rename(self.path)
 
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"

@@ -166,6 +166,11 @@ class Plan(Document):
         return {metric.name: metric for benchmark in self.benchmarks for metric in benchmark.metrics}
 
     @property
+    def benchmark_names(self) -> tuple[str, ...]:
+        """Those of all benchmarks."""
+        return tuple(benchmark.name for benchmark in self.benchmarks)
+
+    @property
     def judged_twice(self) -> tuple[str, ...]:
         """The benchmarks whose answers a second judge judges too."""
         return tuple(benchmark.name for benchmark in self.benchmarks if benchmark.judged_twice)
@@ -221,6 +226,7 @@ class Environment(Document):
     installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
     time of all sittings so far. An SAE under a public name has no hash. ``files`` are the marks, at the end of the last
     sitting, of what lies outside the cells and has no checksum of its own; None in a run of an older version.
+    ``compared`` names the runs that `dspa-bench compare` made this one of.
     """
 
     sealed: ClassVar[bool] = True
@@ -244,3 +250,4 @@ class Environment(Document):
     triples: TriplesEntry
     seconds: float = 0.0
     files: dict[str, Mark] | None = None
+    compared: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ Not looked at: the report, which is made anew from the rest, logs, and what some
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from harness.compute.bill import Bill
@@ -60,7 +61,12 @@ def opened(path: str | Path) -> RunFolder:
 
 
 def repair_command(run: RunFolder) -> str:
-    """What makes damaged files again; with the folder's own suite.yaml where that is whole."""
+    """What makes damaged files again; with the folder's own suite.yaml where that is whole. A comparison of runs is
+    made again from those."""
+    with suppress(ValueError):
+        environment = Environment.read(run.path / "environment.json")
+        if environment.compared:
+            return environment.command
     whole = not any(line.startswith("suite.yaml") for line in _documents(run))
     suite = str(run.path / "suite.yaml") if whole else "SUITE"
     return f"dspa-bench run {suite} --out {run.path}"

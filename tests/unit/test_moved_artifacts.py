@@ -10,6 +10,7 @@ from harness.compute import Meter
 from harness.data.refs import ModelRef, SAERef
 from harness.model.aligned import AlignedModel
 from harness.references import references
+from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import CellFolder, CellState
 from tests.unit.trained import PROMPTS
 
@@ -71,7 +72,7 @@ def test_a_cell_that_another_run_takes_over_still_finds_them(home, tmp_path):
     cell.finish(CellState(status="done", error=None))
     taken = CellFolder(tmp_path / "other" / "cells" / "mine")
     taken.path.parent.mkdir(parents=True)
-    taken.adopt(cell, "there")
+    adopt(taken, cell, "there")
     assert AlignedModel.load(taken.artifact).fingerprint == AlignedModel.load(cell.artifact).fingerprint
 
 

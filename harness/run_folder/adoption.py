@@ -1,0 +1,49 @@
+"""Cells that are copied from another run: whole, or as far as no judge had a word in them."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from harness.references import rebase
+from harness.run_folder.layout import CellFolder
+
+
+def adopt(cell: CellFolder, other: CellFolder, run: str) -> None:
+    """Make ``cell``, which must not exist, a copy of ``other``, a cell that is over of the run called ``run``."""
+    state = other.state
+    assert state is not None
+    copy = _copy(cell, other)
+    marks = state.files and copy.marks()
+    state.model_copy(update={"origin": state.origin or run, "files": marks}).write(copy.path / "cell.json")
+    copy.path.rename(cell.path)
+
+
+def adopt_answers(cell: CellFolder, other: CellFolder, judged: Mapping[str, str]) -> None:
+    """The same without cell.json, the second judge's verdicts, and the records and files of the benchmarks ``judged``
+    (name -> its folder in a cell): what is left is a cell that is to be judged."""
+    copy = _copy(cell, other)
+    copy.reopen()
+    shutil.rmtree(copy.second.path, ignore_errors=True)
+    for name, folder in judged.items():
+        (copy.path / "records" / f"{name}.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(copy.path / folder, ignore_errors=True)
+    copy.path.rename(cell.path)
+
+
+def _copy(cell: CellFolder, other: CellFolder) -> CellFolder:
+    """A copy beside ``cell``, under the name that a killed process's is swept by."""
+    partial = cell.path.with_name(f".{cell.path.name}.adopted")
+    shutil.copytree(other.path, partial, copy_function=_copy_file)
+    rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
+    return CellFolder(partial)
+
+
+def _copy_file(source: str, target: str) -> None:
+    """Weights, which nobody writes to, are linked where the disk can, because there may be much of them."""
+    if Path(source).suffix == ".safetensors":
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
