@@ -170,12 +170,12 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
     """Everything a run says about its models: all cell files but times, logs, bills, commits and origins."""
 
     def timeless(line: str) -> dict:
-        return {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc")}
+        return {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc", "checksum")}
 
     found: dict[str, bytes | dict] = {}
     for path in sorted((run / "cells").rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.name in ("log.txt", "compute.json"):
+        if path.is_dir() or path.name in ("log.txt", "compute.json", "files.json"):
             continue
         if path.name == "aligned.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "bill"}

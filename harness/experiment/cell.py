@@ -173,6 +173,7 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
     folder.save_bill(Bill.model_validate(aligned.bill))
     aligned.save(folder.artifact)
     sitting.over()
+    folder.manifest.seal()
     return load()
 
 
@@ -221,6 +222,9 @@ def evaluate(
 
     notify(0)
     set_seed(seed)
+    # What was marked by an earlier evaluation is about to change.
+    made = (benchmark.files or name, f"records/{name}.jsonl", f"diagnostics/{name}.json")
+    folder.manifest.drop(*(f"second/{place}" if again else place for place in made))
     for count, _ in enumerate(home.write_records(name, benchmark.metrics, measured()), 1):
         notify(max(count, answered))
     if again and not folder.judged_alike(name):
@@ -228,3 +232,4 @@ def evaluate(
             "the second judge was shown other answers than the first; remove records, answers, second and "
             f"{benchmark.files or name} from {folder.path} and rerun"
         )
+    folder.manifest.seal()

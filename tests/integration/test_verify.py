@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from harness.experiment.run import prepare, run_suite
+from harness.files import locked
 from harness.judging.ledger import Ledger
 from harness.judging.verdicts import Replies
 from harness.run_folder import Environment, RunFolder
 from harness.run_folder import marks as marks_module
-from harness.run_folder.verify import LEDGER, outside_cells, unverified, verify
+from harness.run_folder.sweep import REPORT_LOCK
+from harness.run_folder.verify import LEDGER, outside_cells, undisturbed, unverified, verify
 from harness.seals import read_document, read_line, sealed_document, sealed_line
 from reports.run import read_run
 from tests.toys import NoProgress, outcome, write_suite
@@ -182,6 +184,70 @@ def test_a_rerun_makes_what_is_damaged_again_and_nothing_else(suite, finished, c
             told = {stage for cell, stage, *_ in progress.told if cell == name.split("/")[1]} - {"over"}
             expected = stages | ({"toy_rated, second judge"} if "fit" in stages else set())
             assert {stage for stage in told if "trial" not in stage} == expected
+
+
+LOST = {
+    "records/toy_bench.jsonl": {"toy_bench"},
+    "records/toy_rated.jsonl": {"toy_rated"},
+    "second/records/toy_rated.jsonl": {"toy_rated, second judge"},
+    "answers/toy_rated.jsonl": {"toy_rated"},
+    "diagnostics/toy_bench.json": {"toy_bench"},
+    "tuning/best.json": {"fit", "tuning, base", "toy_rated", "toy_bench", "toy_rated, second judge"},
+    "compute.json": set(),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_lost_of_a_cell_that_is_not_over_is_noticed_and_made_again(suite, finished, copy, name):
+    cell = RunFolder(copy).cell("caa__n8__s0")
+    (cell.path / "cell.json").unlink()  # as a kill before the end of the cell leaves it
+    path = cell.path / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1] if path.suffix == ".jsonl" else [line.replace(b"0", b"1") for line in lines]))
+    assert any(name in line for line in verify(RunFolder(copy), thorough=False))
+    progress = NoProgress()
+    assert run_suite(prepare(suite, copy), progress) == {}
+    assert outcome(copy) == outcome(finished)
+    assert {stage for _, stage, *_ in progress.told if "trial" not in stage} - {"over"} == LOST[name]
+    assert verify(RunFolder(copy), thorough=True) == []
+
+
+def test_records_that_nothing_vouches_for_are_made_again(suite, finished, copy):
+    cell = RunFolder(copy).cell("base__n0__s0")
+    for name in ("cell.json", "files.json"):
+        (cell.path / name).unlink()
+    records = cell.path / "records" / "toy_bench.jsonl"
+    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:-1]))
+    progress = NoProgress()
+    assert run_suite(prepare(suite, copy), progress) == {}
+    assert outcome(copy) == outcome(finished)
+    told = {stage for _, stage, *_ in progress.told}
+    assert told == {"toy_rated", "toy_bench", "toy_rated, second judge", "over"}
+
+
+def test_a_reader_copes_with_a_run_that_begins_to_work(copy):
+    cell, reads = RunFolder(copy).cell("base__n0__s0"), []
+
+    def read() -> int:
+        reads.append(1)
+        if len(reads) == 1:
+            cell.reopen()
+            raise ValueError("half of it is gone")
+        return len(verify(RunFolder(copy), thorough=False))
+
+    assert undisturbed(copy, read) == 0
+    assert len(reads) == 2
+    with pytest.raises(ValueError, match="nothing was changed"):
+        undisturbed(copy, lambda: (_ for _ in ()).throw(ValueError("nothing was changed")))
+
+
+def test_a_run_that_starts_leaves_the_report_alone_that_is_being_made(copy):
+    making = copy / ".report-abcdefgh"
+    making.mkdir()
+    with locked(copy / REPORT_LOCK, "run folder", busy=None, mend=""), RunFolder(copy).lock():
+        assert making.is_dir()
+    with RunFolder(copy).lock():
+        assert not making.exists()
 
 
 def test_a_ledger_that_lost_lines_is_refused_with_what_to_do(suite, copy):
