@@ -92,8 +92,11 @@ class Failures:
             return None
 
 
-def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
-    """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
+def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str | None = None) -> None:
+    """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised.
+
+    ``hung`` says how an earlier attempt hung, if one did.
+    """
     code_commit()  # asked before the work, because the checkout may change during it
     suite, folder = context.suite, context.folder.cell(cell.name)
     folder.reopen()
@@ -124,6 +127,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
         triples_hash=_triples_hash(context, cell, aligned),
         fingerprint=aligned and aligned.fingerprint,
         commit=code_commit(),
+        hung=hung,
         diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     )
     folder.finish(state, "\n".join(first.tracebacks + second.tracebacks) or None)

@@ -115,7 +115,8 @@ def run_suite(prepared: Prepared, progress: Progress) -> Mapping[str, list[str]]
             with _clock(prepared):
                 if todo:
                     how = suite.file.execution
-                    run_local(folder.path, todo, workers=how.workers, threads=how.threads, progress=progress)
+                    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
+                    run_local(folder.path, todo, **settings, progress=progress)
     return prepared.failures
 
 

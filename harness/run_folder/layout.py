@@ -131,7 +131,8 @@ class CellState(Document):
     the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
     that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
     made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
-    their names relative to the cell; None in a cell of an older version, whose files cannot be verified.
+    their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
+    how a worker hung at the cell and was ended before this attempt; None where none did.
     """
 
     sealed: ClassVar[bool] = True
@@ -143,6 +144,7 @@ class CellState(Document):
     commit: str | None = None
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
+    hung: str | None = None
     files: dict[str, Mark] | None = None
 
     @model_validator(mode="after")

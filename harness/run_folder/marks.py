@@ -88,7 +88,7 @@ class Manifest:
         return marks
 
     def drop(self, *places: str) -> None:
-        """Forget the marks of ``places``, of what is below them, and of files that are not there: they are made again."""
+        """Forget the marks of ``places``, of what is below them, and of files that are gone: they are made again."""
         before = self.marks
         gone = [*places, *(name for name in before if not (self._folder / name).is_file())]
         marks = {name: mark for name, mark in before.items() if not any(_is_at(name, place) for place in gone)}
