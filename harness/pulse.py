@@ -18,7 +18,7 @@ def beat() -> None:
 
 @contextmanager
 def heard_by(listener: Callable[[], object]) -> Iterator[None]:
-    """In the block ``listener`` is called at each step of this process, in the thread that did it; it should be quick."""
+    """In the block ``listener`` is called at each step of this process, in the thread that did it; be it quick."""
     _listeners.append(listener)
     try:
         yield

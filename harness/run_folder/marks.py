@@ -13,8 +13,11 @@ LARGE = 16 * 2**20
 """Bytes from which on a file's content is looked at only when its time differs, or when asked for."""
 
 
-_UNMARKED = re.compile(r"^(cell\.json|files\.json|log\.txt|traceback\.txt)$|^fitting/|\.partial(/|$)|(^|/)\.")
-"""Files of a cell that its manifest leaves out: cell.json and itself, logs, checkpoints, and what is not finished."""
+_UNMARKED = re.compile(
+    r"^(cell|files|identity)\.json$|^(log|traceback)\.txt$|^(fitting|judging)/|\.partial(/|$)|(^|/)\."
+)
+"""What a manifest leaves out: cell.json and itself, logs, checkpoints, what is not finished, and of the folder of an
+`eval` what it is of and what its judge keeps."""
 
 
 class Mark(Document):

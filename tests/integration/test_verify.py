@@ -3,67 +3,31 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.experiment.run import prepare, run_suite
 from harness.files import locked
-from harness.judging.ledger import Ledger
 from harness.judging.verdicts import Replies
-from harness.run_folder import Environment, RunFolder
+from harness.run_folder import RunFolder
 from harness.run_folder import marks as marks_module
 from harness.run_folder.sweep import REPORT_LOCK
 from harness.run_folder.verify import LEDGER, outside_cells, undisturbed, unverified, verify
 from harness.seals import read_document, read_line, sealed_document, sealed_line
 from reports.run import read_run
-from tests.toys import NoProgress, outcome, write_suite
-
-UNCHECKED = ("log.txt", ".lock")
-CAA = {"name": "caa", "method": "caa", "params": {"layer": 1}, "tune": {"scale": [0.5, 1.0]}}
-SETTINGS = {
-    "plugins": ["tests.toys", "tests.judged_toys"],
-    "budgets": [8],
-    "seeds": 1,
-    "judge": {"kind": "toy_rule"},
-    "second_judge": {"kind": "toy_rule", "rule": "length"},
-    "benchmarks": [{"name": "toy_rated"}, {"name": "toy_bench", "questions": "questions.jsonl"}],
-    "variants": [
-        {"name": "base", "method": "toy_base"},
-        CAA,
-        {"name": "noise", "method": "toy_noise", "params": {"scale": 0.2}},
-    ],
-    "tune": {"trials": 2},
-}
+from tests.attack.damages import damage_suite, finished_run, flip, noticed
+from tests.toys import NoProgress, outcome
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory, tiny_folders) -> Path:
-    folder = tmp_path_factory.mktemp("suite")
-    path = write_suite(folder, tiny_folders["llama"], **SETTINGS)
-    rows = [{"prompt": f"w{i} w20", "chosen": f"w{i}", "rejected": "w3 w4"} for i in range(12)]
-    (folder / "triples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return damage_suite(tmp_path_factory.mktemp("suite"), tiny_folders["llama"])
 
 
 @pytest.fixture(scope="module")
 def finished(suite, tmp_path_factory) -> Path:
-    """A complete run, with what a paid judge and a reward model would have left in it."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    assert run_suite(prepare(suite, out), NoProgress()) == {}
-    replies, ledger = Replies(out / "judging"), Ledger(out / "judging")
-    for number in range(3):
-        replies.keep(f"{number}", "judge", f"[[{number}]]")
-        ledger.end(ledger.send("judge", "http://x", most=1.0, cap=None), "answered", cost=0.5)
-    (out / "judging" / "reward-0").mkdir()
-    (out / "judging" / "reward-0" / "reward.json").write_text("{}")
-    (out / "judging" / "reward-0" / "model.safetensors").write_bytes(b"weights")
-    (out / "left_out.json").write_text("{}")
-    environment = Environment.read(out / "environment.json")
-    environment.model_copy(update={"files": outside_cells(RunFolder(out))}).write(out / "environment.json")
-    assert verify(RunFolder(out), thorough=True) == []
-    return out
+    return finished_run(suite, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture
@@ -71,45 +35,8 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def damaged(content: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """(what was done, what is then in the file; None: it is gone)."""
-    for place in sorted({0, len(content) // 3, len(content) // 2, len(content) - 2, len(content) - 1}):
-        flipped = bytearray(content)
-        flipped[place] ^= 1
-        yield f"byte {place} flipped", bytes(flipped)
-    digits = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
-    if digits:
-        place = digits[len(digits) // 2]
-        other = b"7" if content[place : place + 1] != b"7" else b"3"
-        yield "a digit changed", content[:place] + other + content[place + 1 :]
-    yield "truncated", content[: len(content) // 2]
-    yield "last byte cut", content[:-1]
-    yield "last line cut", content[: content[:-1].rfind(b"\n") + 1]
-    yield "zeroed", bytes(len(content))
-    yield "emptied", b""
-    yield "deleted", None
-
-
 def test_every_damage_to_every_file_is_noticed_and_named(copy):
-    files = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name not in UNCHECKED]
-    kinds = {path.relative_to(copy).as_posix().replace("cells/", "").partition("/")[2] or path.name for path in files}
-    assert len(kinds) > 20, "there must be a file of every kind"
-    missed, tried = [], 0
-    for path in files:
-        content, stat = path.read_bytes(), path.stat()
-        name = path.relative_to(copy).as_posix()
-        for what, now in damaged(content):
-            path.unlink() if now is None else path.write_bytes(now)
-            if now is not None:  # not even its time gives it away
-                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-            marks_module._hash_once.cache_clear()
-            tried += 1
-            noticed = [line for line in verify(RunFolder(copy), thorough=False) if name in line]
-            # A cell without cell.json is not over: it is made to its end again, and no report counts it as done.
-            if not noticed and not (name.endswith("cell.json") and now is None):
-                missed.append((name, what))
-            path.write_bytes(content)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    tried, missed = noticed(copy)
     assert missed == []
     assert tried > 300
     assert verify(RunFolder(copy), thorough=True) == []
@@ -133,12 +60,6 @@ def test_a_copied_folder_has_other_times_and_the_same_content(copy):
     for path in copy.rglob("*"):
         os.utime(path)
     assert verify(RunFolder(copy), thorough=False) == []
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 DAMAGES = {
