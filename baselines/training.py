@@ -92,6 +92,11 @@ class TrainedMethod(MethodConfig):
                 "installed; install it or set report_to to 'none'"
             )
 
+    @property
+    def keeps_weights(self) -> bool:
+        """With full fine-tuning."""
+        return self.tuning == "full"
+
     def arguments(self, config_class: type, scratch: str, seed: int, *, on_cpu: bool, **own: Any) -> Any:
         """An instance of TRL's ``config_class`` with these options; ``own`` are the method's and win."""
         shared = {

@@ -49,6 +49,11 @@ class MethodConfig(BaseModel):
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether its artifact is sure to hold all weights of the model."""
+        return False
+
+    @property
     def instructions(self) -> tuple[str, ...]:
         """What its artifact puts in front of prompts, which then have to fit the context with it."""
         return ()

@@ -1,14 +1,16 @@
 """Writes the report of a run: report.md, report.html, tables (.csv, .tex), figures (.png, .svg), all or nothing."""
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from harness import markdown
 from harness.compute.bill import PAPER_NOTE
-from harness.files import check_can_make
+from harness.files import check_can_make, locked
 from harness.measure.statistics import SIGNIFICANT
 from harness.run_folder.plan import budget_text
+from harness.run_folder.sweep import REPORT_LOCK
 from reports import comparison, cost_sections, costs, findings, sections, tables, tuning
 from reports.answers import Prompt, sample_answers
 from reports.figures import write_figures
@@ -33,13 +35,20 @@ def write_report(run: Path | Run, out: Path | None = None) -> Path:
         check_report_folder(out, data.folder)
         target = out
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=target.parent) as scratch:
+    with _alone(data.folder, target), tempfile.TemporaryDirectory(prefix=".report-", dir=target.parent) as scratch:
         built, replaced = Path(scratch, "report"), Path(scratch, "replaced")
         _build(data, built)
         if target.exists():
             target.rename(replaced)
         built.rename(target)
     return target / "report.md"
+
+
+def _alone(run: Path, target: Path) -> AbstractContextManager[None]:
+    """In the run folder: nobody makes another report meanwhile, and no run that starts takes this one's parts away."""
+    if target.parent.resolve() != run.resolve():
+        return nullcontext()
+    return locked(run / REPORT_LOCK, "run folder", busy=None, mend="give --out")
 
 
 def check_report_folder(folder: Path, run: Path) -> None:

@@ -12,7 +12,7 @@ from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.run_folder import Best, CellFolder, CellState, Environment, Plan, PlannedBenchmark, PlannedCell, Trial
 from harness.run_folder.plan import BudgetName, budget_order
-from harness.run_folder.verify import opened
+from harness.run_folder.verify import opened, undisturbed
 from reports.places import document_shown, shown
 
 
@@ -174,8 +174,13 @@ def read_run(folder: Path, *, at_work: bool = False) -> Run:
     Paths in what it holds are as a report shows them (see `reports.places`), but for the cells' hyper-parameters and
     what the records keep of prompts and answers. Raises ValueError naming the file (and line) for a folder that is not
     a run, a file that cannot be read or is not what was written (with the command that makes it again), an item
-    recorded twice, or a record of a metric that its benchmark does not declare.
+    recorded twice, or a record of a metric that its benchmark does not declare. What a run that works in the folder
+    changes meanwhile is read again.
     """
+    return undisturbed(folder, lambda: _read(folder))
+
+
+def _read(folder: Path) -> Run:
     run = opened(folder)
     cells, unfinished = [], []
     for planned in run.plan.in_table_order:

@@ -31,7 +31,10 @@ class ToyBase(MethodConfig):
 
 @register_method("toy_noise")
 class ToyNoise(MethodConfig):
-    """Adds noise that depends on the seed and on which triples came in which order."""
+    """Adds noise that depends on the seed and on which triples came in which order.
+
+    ``stop_until``: a file; while it does not exist the fit makes it and stops its process. "never": it sleeps.
+    """
 
     diagnostics: ClassVar = {"wobble": "how much the toy wobbles"}
 
@@ -39,6 +42,7 @@ class ToyNoise(MethodConfig):
     sae: SAERef | None = None
     layer: int = 0
     shape: Literal["flat", "round"] = "flat"
+    stop_until: str = ""
 
     def check(self, base: BaseShape) -> None:
         if self.layer >= base.n_layers:
@@ -49,6 +53,11 @@ class ToyNoise(MethodConfig):
             raise RuntimeError("the toy method was asked to fail")
         if self.scale > 100:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.stop_until == "never":
+            time.sleep(10**6)
+        if self.stop_until and not Path(self.stop_until).exists():
+            Path(self.stop_until).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         text = "\n".join(t.key for t in triples)
         generator = torch.Generator().manual_seed(seed ^ int(hashlib.sha256(text.encode()).hexdigest()[:8], 16))
         model = copy.deepcopy(base.model)
@@ -170,12 +179,12 @@ def outcome(run: Path) -> dict[str, bytes | dict]:
     """Everything a run says about its models: all cell files but times, logs, bills, commits and origins."""
 
     def timeless(line: str) -> dict:
-        return {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc")}
+        return {k: v for k, v in json.loads(line).items() if k not in ("seconds", "crc", "checksum")}
 
     found: dict[str, bytes | dict] = {}
     for path in sorted((run / "cells").rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.name in ("log.txt", "compute.json"):
+        if path.is_dir() or path.name in ("log.txt", "compute.json", "files.json"):
             continue
         if path.name == "aligned.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "bill"}

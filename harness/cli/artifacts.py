@@ -3,8 +3,9 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,8 +18,9 @@ from harness.cli.options import AsJSON, Device, MovedSAEs, Overrides, command_gr
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
-    from harness.benchmark import Record
+    from harness.benchmark import BenchmarkConfig, Record
     from harness.experiment.source import Key
+    from harness.experiment.suite import Suite
     from harness.method import MethodConfig
 
 commands = command_group()
@@ -139,7 +141,7 @@ def fit(
 def eval(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as written by fit or run.")],
     suite: Annotated[Path, typer.Option(help="Suite whose benchmarks, judge and base model are used.")],
-    out: Annotated[Path, typer.Option(help="Folder for the records; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder for the records; new, or of the same evaluation, which goes on.")],
     benchmark: Annotated[
         list[str] | None, typer.Option(help="Only this benchmark of the suite; may be repeated.", show_default="all")
     ] = None,
@@ -152,6 +154,9 @@ def eval(
     Sampled answers are drawn with eval's own seed, so metrics that rest on them differ from those of a run.
     Contamination is not checked: the triples that an artifact was fitted on are not kept in it.
 
+    One that was interrupted goes on when the same command is given again: what was answered and judged is used, and
+    failed records are tried again.
+
     Exit code 1 when some records failed.
     """
     from harness.experiment.cell import evaluate
@@ -161,12 +166,14 @@ def eval(
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
     from harness.model.artifact import read_description
-    from harness.run_folder.layout import CellFolder
+    from harness.run_folder.layout import CellFolder, RunFolder
+    from harness.run_folder.sweep import sweep_cell
+    from harness.run_folder.verify import mend_cell
 
     without_progress_bars()
     loaded = load_suite(suite, set_ or [])
-    if out.exists():
-        raise ValueError(f"--out {str(out)!r} exists already; give a new folder")
+    if out.exists() and not (out / "identity.json").is_file():
+        raise ValueError(f"--out {str(out)!r} exists already and is no evaluation; give a new folder")
     check_can_make(out)
     for name in benchmark or ():
         if name not in loaded.benchmarks:
@@ -187,14 +194,20 @@ def eval(
     how = {"base": loaded.file.base, "device": loaded.file.execution.device}
     aligned = AlignedModel.load(artifact, **how, saes=moved_saes(sae))
     console, folder = Console(soft_wrap=True, highlight=False), CellFolder(out)
-    judge = loaded.judge and loaded.judge.at(out / "judging")
-    if judge is not None:
-        judge.prepare()
-    for name, asked in chosen.items():
-        if not as_json:
-            console.print(f"{name} ...")
-        seed = derive_seed(loaded.file.seed, "eval", name)
-        evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
+    with RunFolder(out).lock():
+        _begin_or_go_on(out, loaded, chosen, aligned.fingerprint)
+        sweep_cell(out)
+        mend_cell(folder, {name: asked.files or name for name, asked in chosen.items()})
+        judge = loaded.judge and loaded.judge.at(out / "judging")
+        if judge is not None:
+            judge.prepare()
+        for name, asked in chosen.items():
+            there = folder.settled(name)
+            if not as_json:
+                console.print(f"{name}: there already" if there else f"{name} ...")
+            if not there:
+                seed = derive_seed(loaded.file.seed, "eval", name)
+                evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
     statement = loaded.judge.statement if loaded.judge else None
     if as_json:
@@ -207,6 +220,22 @@ def eval(
         console.print(table)
         console.print(f"judge: {statement or 'none'}\nrecords: {out / 'records'}")
     raise typer.Exit(1 if any(record.error is not None for record in records) else 0)
+
+
+def _begin_or_go_on(out: Path, suite: "Suite", benchmarks: "Mapping[str, BenchmarkConfig]", fingerprint: str) -> None:
+    """Write down what is evaluated and by what; ValueError where ``out`` has another evaluation."""
+    from harness.experiment.plan import differences, identify
+    from harness.files import read_sealed, write_sealed
+
+    units = identify(replace(suite, variants=(), benchmarks=dict(benchmarks)), (), ())
+    units.pop("second_judge", None)
+    del units["suite"]["triples"], units["suite"]["name"]
+    here = {"artifact": {"fingerprint": fingerprint}, **units}
+    there = read_sealed(out / "identity.json") or {}
+    if found := differences({name: unit for name, unit in there.items() if name in here}, here):
+        shown = "".join(f"\n  {line}" for line in found[:10])
+        raise ValueError(f"--out {str(out)!r} is of another evaluation; these differ:{shown}\ngive a new folder")
+    write_sealed(out / "identity.json", there | here)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def run_command(
     verbose: bool = False,
 ) -> int:
     """What `run` does; returns the exit code."""
+    from harness.experiment.outlook import needs
     from harness.experiment.run import prepare, run_suite
     from harness.experiment.suite import load_suite
 
@@ -106,12 +107,18 @@ def run_command(
         console.print(f"note: {line}; it is made again", markup=False)
     if dry_run or verbose:
         print_plan(prepared, console)
+    left = [c for c in prepared.plan.cells if c.name not in prepared.reused and prepared.failures_of(c.name)]
+    need = needs(prepared.suite, left, prepared.folder.path) if left else None
+    if need is not None:
+        need.check()
     if dry_run:
         return 0
-    cells, todo = len(prepared.plan.cells), len(prepared.failures) - len(prepared.reused)
+    cells, todo = len(prepared.plan.cells), len(left)
     if not quiet:
         to_do = f"{todo} to do{reused_text(prepared)}"
         console.print(f"{prepared.plan.name}: {cells} cells, {to_do}, in {prepared.folder.path}")
+        if need is not None:
+            console.print(need.text, markup=False)
     try:
         with nullcontext(Silent()) if quiet else display(prepared, todo, console, lines=verbose) as progress:
             failures = run_suite(prepared, progress)

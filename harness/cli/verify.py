@@ -20,7 +20,7 @@ def verify(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     command that makes it again). 2: not a run folder.
     """
     from harness.run_folder import RunFolder
-    from harness.run_folder.verify import repair_command, unverified
+    from harness.run_folder.verify import repair_command, undisturbed, unverified
     from harness.run_folder.verify import verify as verified
 
     if not (run / "cells").is_dir():
@@ -28,7 +28,7 @@ def verify(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
             f"{str(run)!r} is not a run folder: it has no cells; give the --out folder of `dspa-bench run`"
         )
     folder = RunFolder(run)
-    found = verified(folder, thorough=True)
+    found = undisturbed(run, lambda: verified(RunFolder(run), thorough=True))
     for line in found:
         print(line)
     if found:

@@ -29,6 +29,7 @@ from harness.compute.forms import Counts, Form
 from harness.compute.profile import Profiler, Tally, step_name
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
+from harness.pulse import beat
 
 _SLACK_BYTES = 16 * 2**20
 Kind = Literal["forward", "train"]
@@ -257,6 +258,7 @@ class Meter:
                     yield
         finally:
             self._in_step = False
+        beat()
         tally.add(known, sample)
         stage.executed_flops += sum(known.values())
         stage.steps += 1

@@ -94,8 +94,11 @@ class Failures:
             return None
 
 
-def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
-    """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised."""
+def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str | None = None) -> None:
+    """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised.
+
+    ``hung`` says how an earlier attempt hung, if one did.
+    """
     code_commit()  # asked before the work, because the checkout may change during it
     suite, folder = context.suite, context.folder.cell(cell.name)
     folder.reopen()
@@ -126,6 +129,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
         triples_hash=_triples_hash(context, cell, aligned),
         fingerprint=aligned and aligned.fingerprint,
         commit=code_commit(),
+        hung=hung,
         diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     )
     folder.finish(state, "\n".join(first.tracebacks + second.tracebacks) or None)
@@ -176,6 +180,7 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
     folder.save_bill(Bill.model_validate(aligned.bill))
     aligned.save(folder.artifact)
     sitting.over()
+    folder.manifest.seal()
     del aligned
     give_back_memory()
     return load()
@@ -227,6 +232,9 @@ def evaluate(
 
     notify(0)
     set_seed(seed)
+    # What was marked by an earlier evaluation is about to change.
+    made = (benchmark.folder(name), f"records/{name}.jsonl", f"diagnostics/{name}.json")
+    folder.manifest.drop(*(f"second/{place}" if again else place for place in made))
     for count, _ in enumerate(home.write_records(name, benchmark.columns(name), measured()), 1):
         notify(max(count, answered))
     if again and not folder.judged_alike(name):
@@ -234,3 +242,4 @@ def evaluate(
             "the second judge was shown other answers than the first; remove records, answers, second and "
             f"{benchmark.folder(name)} from {folder.path} and rerun"
         )
+    folder.manifest.seal()

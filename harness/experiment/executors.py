@@ -1,13 +1,15 @@
 """Who runs the cells: this process, or a handful of worker processes on this machine."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,10 +18,18 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 from harness.provenance import code_commit
+from harness.pulse import heard_by
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
+from harness.run_folder.sweep import sweep_cell
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
+LOOK_SECONDS = 5.0
+"""How often workers are looked at that say nothing."""
+START_SECONDS = 1800.0
+"""How long a worker may at least take to begin with its first cell: it may have to download the model."""
+BEAT_SECONDS = 0.5
+"""Between two signs of life of a worker, at least."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # glibc keeps freed training memory in pieces it cannot reuse, so that large blocks should go back to the system. Each
 # that does is paid for in page faults: from 512 KiB on, a sandbox DPO took 12.9 s and 0.84 GB, from 32 MiB on, glibc's
@@ -35,17 +45,20 @@ class Progress(Protocol):
     def over(self, cell: str) -> None: ...
 
 
-def run_local(folder: Path, cells: Sequence[str], *, workers: int, threads: int, progress: Progress) -> None:
+def run_local(
+    folder: Path, cells: Sequence[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
+) -> None:
     """Run ``cells`` of the run in ``folder``; a cell that fails leaves its reason in the folder.
 
     One worker means this very process. Otherwise ``workers`` processes are spawned, each with ``threads``
-    torch threads; they end with this process, however it ends.
+    torch threads; they end with this process, however it ends. One that gives no sign of progress (`harness.pulse`)
+    for ``hung_minutes`` (0: for ever) is ended, and its cell begun once more; the second time it failed.
     """
     folder = folder.absolute()  # lm-eval changes the working directory while it reads tasks
     if workers == 1 or len(cells) == 1:
         _run_here(folder, cells, threads, progress)
     else:
-        _run_in_processes(folder, cells, min(workers, len(cells)), threads, progress)
+        _Pool(folder, min(workers, len(cells)), threads, progress, 60 * hung_minutes).run(cells)
 
 
 def _run_here(folder: Path, cells: Sequence[str], threads: int, progress: Progress) -> None:
@@ -68,42 +81,121 @@ def _run_here(folder: Path, cells: Sequence[str], threads: int, progress: Progre
 
 @dataclass
 class _Worker:
+    """``silent``: seconds since its last sign of life. ``stage`` is what it said last, "" before its first cell."""
+
     process: BaseProcess
     pipe: Connection
     cell: str | None = None
+    stage: str = ""
+    silent: float = 0.0
 
 
-def _run_in_processes(folder: Path, cells: Sequence[str], workers: int, threads: int, progress: Progress) -> None:
-    todo = list(cells)[::-1]
-    running: list[_Worker] = []
-    try:
-        while todo or running:
-            while todo and len(running) < workers:
-                running.append(_start(folder, threads))
-                _give(running[-1], todo)
-            ready = wait([worker.pipe for worker in running])
-            for worker in [w for w in running if w.pipe in ready]:
-                try:
-                    message = worker.pipe.recv()
-                except (EOFError, ConnectionError):
-                    _fail_cell(worker, folder, progress)
-                    running.remove(worker)
-                    continue
-                if message == "over":
-                    assert worker.cell is not None
-                    progress.over(worker.cell)
-                    if not _give(worker, todo):
-                        worker.process.join()
-                        running.remove(worker)
-                else:
-                    progress.stage(*message)
-    finally:
-        for worker in running:
-            worker.process.terminate()
-        for worker in running:
-            worker.process.join(GRACE_SECONDS)
-            worker.process.kill()
-            worker.process.join()
+@dataclass
+class _Pool:
+    """Worker processes and the cells that they are given; with ``hung_seconds`` of 0 they may be silent for ever."""
+
+    folder: Path
+    size: int
+    threads: int
+    progress: Progress
+    hung_seconds: float
+    todo: list[str] = field(default_factory=list)
+    running: list[_Worker] = field(default_factory=list)
+    hung: dict[str, str] = field(default_factory=dict)  # cell -> how its worker hung
+
+    def run(self, cells: Sequence[str]) -> None:
+        """Give ``cells`` to workers until all are over."""
+        self.todo = list(cells)[::-1]
+        looked = time.monotonic()
+        try:
+            while self.todo or self.running:
+                while self.todo and len(self.running) < self.size:
+                    self.running.append(_start(self.folder, self.threads))
+                    self._give(self.running[-1])
+                ready = wait([worker.pipe for worker in self.running], LOOK_SECONDS if self.hung_seconds else None)
+                before, looked = looked, time.monotonic()
+                for worker in list(self.running):
+                    # No more than was waited for: all of the run may have been stopped, and be going on again.
+                    worker.silent += min(looked - before, 2 * LOOK_SECONDS)
+                    if worker.pipe in ready:
+                        worker.silent = 0.0
+                        self._hear(worker)
+                    elif self.hung_seconds and worker.silent >= self._patience(worker):
+                        self._end_hung(worker)
+        finally:
+            for worker in self.running:
+                worker.process.terminate()
+            for worker in self.running:
+                _end(worker.process)
+
+    def _patience(self, worker: _Worker) -> float:
+        return self.hung_seconds if worker.stage else max(self.hung_seconds, START_SECONDS)
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.running.remove(worker)
+            self._died(worker)
+            return
+        if message == "over":
+            assert worker.cell is not None
+            self.progress.over(worker.cell)
+            if not self._give(worker):
+                worker.process.join()
+                self.running.remove(worker)
+        elif message != "alive":
+            worker.stage = message[1]
+            self.progress.stage(*message)
+
+    def _give(self, worker: _Worker) -> bool:
+        """Hand the next cell to ``worker``, or tell it to go home when there is none."""
+        worker.cell = self.todo.pop() if self.todo else None
+        with suppress(ConnectionError):  # it died in between: reading its pipe will tell
+            worker.pipe.send(worker.cell and (worker.cell, self.hung.get(worker.cell)))
+        return worker.cell is not None
+
+    def _died(self, worker: _Worker) -> None:
+        """A worker that died (killed for memory, crashed in native code) fails its cell and no other."""
+        worker.process.join()
+        code = worker.process.exitcode
+        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
+        self._fail(worker, f"worker process died ({cause}{hint})")
+
+    def _end_hung(self, worker: _Worker) -> None:
+        """End a worker in which nothing goes on; where it was stands in the cell's log. Its cell gets one more try."""
+        self.running.remove(worker)
+        if worker.process.pid is not None and worker.stage:
+            os.kill(worker.process.pid, signal.SIGUSR1)
+            worker.process.join(0.5)
+        worker.process.terminate()
+        _end(worker.process)
+        how = f"no progress for {self.hung_seconds / 60:g} minutes in {worker.stage or 'its beginning'}"
+        cell = worker.cell
+        if cell is None or cell in self.hung:
+            self._fail(worker, f"worker process hung twice ({how}) and was ended")
+            return
+        self.hung[cell] = how
+        self.todo.append(cell)
+        sweep_cell(RunFolder(self.folder).cell(cell).path)
+        self.progress.stage(cell, f"{how}; its worker was ended, and it is begun once more", 0)
+
+    def _fail(self, worker: _Worker, error: str) -> None:
+        if worker.cell is None:
+            return
+        cell = RunFolder(self.folder).cell(worker.cell)
+        sweep_cell(cell.path)
+        state = CellState(status="failed", error=f"{error}; see {cell.log}", commit=code_commit())
+        cell.finish(state.model_copy(update={"hung": self.hung.get(worker.cell)}))
+        self.progress.over(worker.cell)
+
+
+def _end(process: BaseProcess) -> None:
+    """Wait for a process that was told to leave off, and kill it when it does not."""
+    process.join(GRACE_SECONDS)
+    process.kill()
+    process.join()
 
 
 def _start(folder: Path, threads: int) -> _Worker:
@@ -123,28 +215,6 @@ def _start(folder: Path, threads: int) -> _Worker:
     return _Worker(process, here)
 
 
-def _give(worker: _Worker, todo: list[str]) -> bool:
-    """Hand the next cell to ``worker``, or tell it to go home when there is none."""
-    worker.cell = todo.pop() if todo else None
-    with suppress(ConnectionError):  # it died in between: reading its pipe will tell
-        worker.pipe.send(worker.cell)
-    return worker.cell is not None
-
-
-def _fail_cell(worker: _Worker, folder: Path, progress: Progress) -> None:
-    """A worker that died (killed for memory, crashed in native code) fails its cell and no other."""
-    worker.process.join()
-    if worker.cell is None:
-        return
-    code = worker.process.exitcode
-    cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-    hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
-    cell_folder = RunFolder(folder).cell(worker.cell)
-    error = f"worker process died ({cause}{hint}); see {cell_folder.log}"
-    cell_folder.finish(CellState(status="failed", error=error, commit=code_commit()))
-    progress.over(worker.cell)
-
-
 def _work(folder: Path, threads: int, pipe: Connection) -> None:
     """The body of a worker process."""
     signal.signal(signal.SIGTERM, _leave_off)
@@ -157,12 +227,33 @@ def _work(folder: Path, threads: int, pipe: Connection) -> None:
     from harness.experiment.cell import CellContext, run_cell
 
     torch.set_num_threads(threads)
+    faulthandler.register(signal.SIGUSR1, file=2)  # by which the parent asks where a hung worker is
     context: CellContext | None = None
-    while (name := pipe.recv()) is not None:
-        with _log(RunFolder(folder).cell(name)) as log, _all_output_to(log):
-            context = context or CellContext.open(folder)
-            run_cell(context, context.cells[name], lambda *news: pipe.send(news))
-        pipe.send("over")
+    voice = _Voice(pipe)
+    with heard_by(voice.alive):
+        while (task := pipe.recv()) is not None:
+            name, hung = task
+            with _log(RunFolder(folder).cell(name)) as log, _all_output_to(log):
+                context = context or CellContext.open(folder)
+                run_cell(context, context.cells[name], lambda *news: voice.say(news), hung)
+            voice.say("over")
+
+
+class _Voice:
+    """What a worker tells its parent; steps of work may be done in any thread."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock, self._said = pipe, threading.Lock(), 0.0
+
+    def say(self, message: object) -> None:
+        with self._lock:
+            self._said = time.monotonic()
+            self._pipe.send(message)
+
+    def alive(self) -> None:
+        """Say that work goes on, if nothing was said for a while."""
+        if time.monotonic() - self._said >= BEAT_SECONDS:
+            self.say("alive")
 
 
 def _leave_off(*_: object) -> None:

@@ -2,21 +2,31 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from harness.benchmark import BenchmarkConfig, PromptBenchmark
 from harness.compute.rates import Rates
+from harness.experiment.forecast import Forecaster
 from harness.experiment.room import Room
+from harness.experiment.suite import Suite
 from harness.judging import Judge
+from harness.run_folder.plan import PlannedCell
 
 BYTES_A_TOKEN = 8
 """Of an answer on disk, with its token ids."""
 BYTES_A_RECORD = 2000
 """Of a record on disk: prompt, verdict, keys."""
+LEAST_RECORD = 100
+"""Bytes that no record is below: its keys alone."""
+PROCESS_BYTES = 500 * 2**20
+"""Resident memory of a process that has imported torch, transformers and this package, about."""
+TRAINED_COPIES = 4
+"""Of the weights, that full fine-tuning has beside the base: the policy, its gradient and the two means of Adam."""
 INSTRUCTIONS = 400
 """Tokens that a judge's instructions have, about."""
 MEASURED_ROWS = 512
@@ -84,3 +94,77 @@ def disk(room_for: Path, *, fits: int, weights: int, asked_by: Mapping[str, Aske
     answers = sum(one.answers * BYTES_A_RECORD + one.tokens * BYTES_A_TOKEN for one in asked_by.values())
     there = next(folder for folder in (room_for.absolute(), *room_for.absolute().parents) if folder.exists())
     return fits * weights + cells * answers, shutil.disk_usage(there).free
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that what is left of a run takes: of disk, at least (that much is certain) and at most; of memory, about,
+    in all workers together, without activations and logits. ``_free`` is what there is now."""
+
+    folder: Path
+    least_disk: int
+    most_disk: int
+    disk_free: int
+    memory: int
+    memory_free: int
+    workers: int
+    device: str
+
+    @property
+    def text(self) -> str:
+        """One line that says all of it."""
+        enough = "" if self.memory <= self.memory_free else ": too little; take fewer execution.workers"
+        who = f"{self.workers} worker{'s' * (self.workers > 1)} on {self.device}"
+        return (
+            f"needs {_size_text(self.least_disk)} to {_size_text(self.most_disk)} of disk "
+            f"({_size_text(self.disk_free)} free) and at least about {_size_text(self.memory)} of memory for "
+            f"{who} ({_size_text(self.memory_free)} free{enough})"
+        )
+
+    def check(self) -> None:
+        """Raise ValueError when the disk certainly is too small."""
+        if self.least_disk > self.disk_free:
+            raise ValueError(
+                f"the run needs at least {_size_text(self.least_disk)} of disk in {str(self.folder)!r}, and "
+                f"{_size_text(self.disk_free)} are free there; free some, give --out on another disk, or run less"
+            )
+
+
+def needs(suite: Suite, cells: Sequence[PlannedCell], folder: Path) -> Needs:
+    """Of the ``cells`` of ``suite`` that are to do in the run folder ``folder``, which need not exist."""
+    file = suite.file
+    model = Forecaster(file.base, device=file.execution.device).rates.model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    fits = [cell for cell in cells if cell.uses_triples and not (folder / "cells" / cell.name / "artifact").is_dir()]
+    whole = [cell for cell in fits if not suite.tuned(cell) and suite.method_of(cell, folder).keeps_weights]
+    known = {name: one for name, one in suite.benchmarks.items() if isinstance(one, PromptBenchmark)}
+    items = {name: benchmark.items() for name, benchmark in known.items()}
+    answered = {
+        name: Asked(
+            sum(item.rounds for item in found if item.generated),
+            sum(item.rounds * item.generated for item in found),
+            *(0, 0, 0),
+        )
+        for name, found in items.items()
+    }
+    begun = [cell for cell in cells if (folder / "cells" / cell.name).exists()]
+    records = LEAST_RECORD * (len(cells) - len(begun)) * sum(map(len, items.values()))
+    most, free = disk(folder, fits=len(fits), weights=weights, asked_by=answered, cells=len(cells))
+    workers = min(file.execution.workers, max(1, len(cells)))
+    on_gpu = file.execution.device.startswith("cuda")
+    copies = 1 + (TRAINED_COPIES if whole else 0)
+    least = len(whole) * weights + records
+    return Needs(
+        folder=folder,
+        least_disk=least,
+        most_disk=max(most, least),
+        disk_free=free,
+        memory=workers * (copies * weights + (0 if on_gpu else PROCESS_BYTES)),
+        memory_free=torch.cuda.mem_get_info(file.execution.device)[0] if on_gpu else psutil.virtual_memory().available,
+        workers=workers,
+        device=file.execution.device,
+    )
+
+
+def _size_text(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"

@@ -29,6 +29,7 @@ from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, Plan
+from harness.run_folder.sweep import is_ours
 from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, mend_outside_cells, outside_cells, verify
 from harness.seals import sealed_text
 
@@ -121,7 +122,8 @@ def run_suite(
                     work(todo)
                 elif todo:
                     how = suite.file.execution
-                    run_local(folder.path, todo, workers=how.workers, threads=how.threads, progress=progress)
+                    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
+                    run_local(folder.path, todo, **settings, progress=progress)
     return prepared.failures
 
 
@@ -146,7 +148,7 @@ def _check_folder(folder: RunFolder, identity: Identity) -> None:
             "copy, or give another --out"
         ) from None
     if there is None:
-        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+        if path.is_dir() and any(not is_ours(entry.name) for entry in path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and no run of dspa-bench; give another --out")
         return
     if not described:

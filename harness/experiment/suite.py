@@ -91,6 +91,12 @@ class ExecutionSection(_Section):
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="how often a training is kept, to go on from there when killed; 0: never"
     )
+    hung_minutes: float = Field(
+        default=60.0,
+        ge=0,
+        description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
+        "cell begun once more; 0: never",
+    )
 
 
 class SuiteFile(_Section):

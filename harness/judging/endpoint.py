@@ -18,6 +18,7 @@ from harness.judging.judge import register_judge
 from harness.judging.ledger import CapReached, Ledger, Outcome
 from harness.judging.prompted import PromptedJudge, Received, Reply
 from harness.judging.verdicts import Claims, Replies
+from harness.pulse import beat
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -342,6 +343,7 @@ class RequestQueue(RequestHooks):
 
     async def sending(self, index: int) -> None:
         """Enter the call; near the cap, wait for this batch's open calls, which may cost less than they might."""
+        beat()
         most = self.judge.highest_cost(self.questions[index])
         while True:
             try:

@@ -21,6 +21,7 @@ from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_config, read_model, read_tokenizer
+from harness.pulse import beat
 from harness.quiet import hiding_deprecations
 
 
@@ -127,6 +128,7 @@ class RewardModel:
             ids, mask = pad_rows(batch, pad_id, side="right", device=self.model.device)
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float()
             found.update(zip(batch, logits.tolist(), strict=True))
+            beat()
         return [found[tuple(row)] for row in rows]
 
 

@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 from harness.model.decoder import captured, find_decoder
 from harness.model.steering import Runtime
+from harness.pulse import beat
 
 
 class ChosenFinite(LogitsProcessor):
@@ -27,6 +28,7 @@ class ChosenFinite(LogitsProcessor):
     ) -> Float[Tensor, "batch vocab"]:
         self._see(input_ids)
         self._last = scores
+        beat()
         return scores
 
     def steps(self, output: Int[Tensor, "batch pos"]) -> Bool[Tensor, "step batch"]:

@@ -15,6 +15,7 @@ from harness.model.batching import cut_batches, pad_rows, positions_of
 from harness.model.finite import not_finite
 from harness.model.prefix_cache import CachedRows, Family, Tokens, can_share, encode, extend, extended_logits, families
 from harness.model.steering import Runtime, Steering
+from harness.pulse import beat
 
 Request = tuple[Sequence[int], Sequence[int]]
 Score = tuple[float, bool]
@@ -54,6 +55,7 @@ def score_batches(runtime: Runtime, requests: Sequence[Request], *, batch_size: 
                 context, continuation = requests[index]
                 found = f"the log-likelihood of {len(continuation)} tokens after {len(context)} is NaN"
                 raise not_finite(runtime, context, continuation[:-1], found)
+        beat()
         yield batch
 
 

@@ -15,8 +15,11 @@ def adopt(cell: CellFolder, other: CellFolder, run: str) -> None:
     state = other.state
     assert state is not None
     copy = _copy(cell, other)
-    marks = state.files and copy.marks()
-    state.model_copy(update={"origin": state.origin or run, "files": marks}).write(copy.path / "cell.json")
+    copied = state.model_copy(update={"origin": state.origin or run})
+    if state.files is None:
+        copied.write(copy.path / "cell.json")
+    else:
+        copy.declare(copied)
     copy.path.rename(cell.path)
 
 
@@ -29,6 +32,7 @@ def adopt_answers(cell: CellFolder, other: CellFolder, judged: Mapping[str, str]
     for name, folder in judged.items():
         (copy.path / "records" / f"{name}.jsonl").unlink(missing_ok=True)
         shutil.rmtree(copy.path / folder, ignore_errors=True)
+    copy.manifest.seal()
     copy.path.rename(cell.path)
 
 

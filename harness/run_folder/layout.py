@@ -16,6 +16,7 @@ cells/<cell>/answers/<benchmark>.jsonl    what the model answered, each batch as
 cells/<cell>/<benchmark>/                 files in the evaluator's own formats
 cells/<cell>/second/                      the second judge's records and files, laid out like a cell's, no answers
 cells/<cell>/diagnostics/<benchmark>.json what the intervention did during the benchmark
+cells/<cell>/files.json                   the marks of all that is over, written when the fit or a benchmark is
 cells/<cell>/cell.json                    last: the cell is over
 cells/<cell>/traceback.txt                only of a failed cell
 cells/<cell>/log.txt                      what libraries printed
@@ -23,8 +24,6 @@ report/                                   what `dspa-bench report` makes of it
 """
 
 import os
-import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,22 +38,15 @@ from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.left_out import LeftOut
-from harness.run_folder.marks import Mark, differences, marks_of
+from harness.run_folder.marks import Manifest, Mark, differences
 from harness.run_folder.plan import Environment, Plan
+from harness.run_folder.sweep import sweep_run
 from harness.run_folder.training import Curve
 from harness.run_folder.tuning import TuningFolder
 from harness.seals import read_line, sealed_line
 
-_TEXT_TEMPORARY = re.compile(r"\..+\.(json|jsonl|yaml|txt|csv)\.[a-z0-9_]{8}")
-"""What `write_text` writes to before it renames."""
-_REPORT_TEMPORARY = re.compile(r"\.report-[a-z0-9_]{8}")
-"""The folder beside report/ that a report is built in."""
-_CELL_TEMPORARY = re.compile(r"\..+\.adopted")
-"""The folder beside a cell's that another run's cell is copied to."""
 CELL_FOLDERS = ("answers", "artifact", "diagnostics", "fitting", "records", "second", "tuning")
 """What a cell has beside the folders of its benchmarks."""
-_UNMARKED = re.compile(r"^(cell\.json|log\.txt|traceback\.txt)$|^fitting/|\.partial(/|$)|(^|/)\.")
-"""Files of a cell that its manifest leaves out: itself, logs, checkpoints, and what is not finished."""
 
 
 class RunFolder:
@@ -128,35 +120,8 @@ class RunFolder:
         """Hold the folder for this process; ValueError when another live process holds it."""
         busy = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
         with locked(self.path / ".lock", "run folder", busy=busy, mend="give another --out"):
-            self._sweep()
+            sweep_run(self.path)
             yield
-
-    def _sweep(self) -> None:
-        """Remove what killed processes were in the middle of writing, by the names they write under.
-
-        Whatever else somebody keeps in the folder stays: hidden folders and links are not even looked into.
-        """
-        for path in self.path.iterdir():
-            if _REPORT_TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif _TEXT_TEMPORARY.fullmatch(path.name) and path.is_file():
-                path.unlink()
-        for path in (self.path / "cells").glob(".*"):
-            if _CELL_TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-        for cell in (self.path / "cells").glob("[!.]*"):
-            unneeded = [cell / "artifact.partial", *([cell / "fitting"] if (cell / "artifact").is_dir() else [])]
-            for folder in unneeded:
-                if folder.is_dir() and not folder.is_symlink():
-                    shutil.rmtree(folder)
-            for home in (cell, cell / "second"):
-                for records in (home / "records").glob("[!.]*.jsonl.partial"):
-                    records.unlink()
-            for folder, below, files in os.walk(cell):
-                below[:] = [name for name in below if not name.startswith(".")]
-                for name in files:
-                    if _TEXT_TEMPORARY.fullmatch(name):
-                        Path(folder, name).unlink()
 
 
 class CellState(Document):
@@ -167,7 +132,8 @@ class CellState(Document):
     the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
     that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
     made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
-    their names relative to the cell; None in a cell of an older version, whose files cannot be verified.
+    their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
+    how a worker hung at the cell and was ended before this attempt; None where none did.
     """
 
     sealed: ClassVar[bool] = True
@@ -179,6 +145,7 @@ class CellState(Document):
     commit: str | None = None
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
+    hung: str | None = None
     files: dict[str, Mark] | None = None
 
     @model_validator(mode="after")
@@ -223,6 +190,11 @@ class CellFolder:
         return AnswerStore(self.path / "answers" / f"{benchmark}.jsonl")
 
     @property
+    def manifest(self) -> Manifest:
+        """The marks of what is over."""
+        return Manifest(self.path)
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -246,6 +218,10 @@ class CellFolder:
         """
         path = self._records(benchmark)
         return tuple(_read_records(path)) if path.is_file() else None
+
+    def has_records(self, benchmark: str) -> bool:
+        """Whether there is a file of a benchmark's records, whatever is in it."""
+        return self._records(benchmark).is_file()
 
     def failures(self, benchmarks: Iterable[str], judged_twice: Iterable[str] = ()) -> list[str]:
         """Why this cell is not all there: a line per reason, none when nothing is left to do.
@@ -272,10 +248,11 @@ class CellFolder:
         return [reason for reason in reasons if reason is not None]
 
     def damage(self, *, thorough: bool = False) -> dict[str, str]:
-        """File -> how it differs from what it was when the cell was over (see `Mark.difference`); {} when nothing does,
-        and before it is over. ValueError for a damaged cell.json."""
-        state = self.state
-        return differences(self.path, state.files or {}, thorough=thorough) if state is not None else {}
+        """File -> how it differs from what it was when the cell was over (see `Mark.difference`), or that part of it
+        which is; {} when nothing does. ValueError for a damaged cell.json."""
+        if (state := self.state) is None:
+            return self.manifest.differences(thorough=thorough)
+        return differences(self.path, state.files or {}, thorough=thorough)
 
     def settled(self, benchmark: str) -> bool:
         """Whether ``benchmark`` is over without a failed record, so that a rerun need not touch it."""
@@ -304,7 +281,17 @@ class CellFolder:
         return f"{benchmark}: {len(errors)} of {len(records)} records failed, first: {errors[0]}" if errors else None
 
     def reopen(self) -> None:
-        """Declare the cell not over, before anything in it is changed: its marks would no longer be true."""
+        """Declare the cell not over, before anything in it is changed; what is over in it keeps its marks."""
+        try:
+            state = self.state
+        except ValueError:
+            state = None
+        if state is not None and state.files is None:  # an older version's: what is there is taken for what was
+            self.manifest.seal()
+        elif state is not None:
+            self.manifest.write({name: mark for name, mark in (state.files or {}).items() if name != Manifest.NAME})
+        elif Manifest.NAME in self.manifest.differences(thorough=False):
+            self.manifest.path.unlink()
         (self.path / "cell.json").unlink(missing_ok=True)
 
     def save_bill(self, bill: Bill) -> None:
@@ -356,12 +343,13 @@ class CellFolder:
         path.unlink(missing_ok=True)
         if traceback is not None:
             write_text(path, traceback)
-        state.model_copy(update={"files": self.marks()}).write(self.path / "cell.json")
+        self.declare(state)
 
-    def marks(self) -> dict[str, Mark]:
-        """Those of all files as they are now, but for logs and cell.json itself."""
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return marks_of(self.path, [name.as_posix() for name in found if not _UNMARKED.search(name.as_posix())])
+    def declare(self, state: CellState) -> None:
+        """Write ``state`` to cell.json, with the marks of all files."""
+        marks = self.manifest.seal()
+        marks = marks | {Manifest.NAME: Mark.of(self.manifest.path)}
+        state.model_copy(update={"files": marks}).write(self.path / "cell.json")
 
     def _records(self, benchmark: str) -> Path:
         return self.path / "records" / f"{benchmark}.jsonl"

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
@@ -59,6 +59,7 @@ class Best(Document):
     split_hash: str
     executed_flops: int
     seconds: float
+    sealed: ClassVar[bool] = True
 
 
 class TuningFolder:

@@ -5,19 +5,23 @@ Not looked at: the report, which is made anew from the rest, logs, and what some
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from harness.compute.bill import Bill
 from harness.files import read_sealed, write_text
 from harness.run_folder.layout import CellFolder, RunFolder
 from harness.run_folder.left_out import LeftOut
-from harness.run_folder.marks import Mark, differences, marks_of
+from harness.run_folder.marks import Manifest, Mark, differences, marks_of
 from harness.run_folder.plan import Environment, Plan
 from harness.seals import check_text, read_line
 
+T = TypeVar("T")
 LEDGER = "judging/ledger.jsonl"
+_TRIES, _PAUSE = 20, 0.5
 
 
 def verify(run: RunFolder, *, thorough: bool) -> list[str]:
@@ -43,6 +47,36 @@ def unverified(run: RunFolder) -> list[str]:
     """Names of the cells that an older version finished: nothing says what their files were."""
     states = ((cell.name, run.cell(cell.name).state) for cell in run.plan.cells)
     return [name for name, state in states if state is not None and state.files is None]
+
+
+def undisturbed(folder: Path, read: Callable[[], T]) -> T:
+    """What ``read`` gives of the run in ``folder`` when no process that works there changed anything meanwhile.
+
+    Else it is read again. What it raises is raised where nothing was changed; ValueError where something always is.
+    """
+    for _ in range(_TRIES):
+        before = _documents_now(folder)
+        try:
+            found = read()
+        except (ValueError, OSError):
+            if _documents_now(folder) == before:
+                raise
+        else:
+            if _documents_now(folder) == before:
+                return found
+        time.sleep(_PAUSE)
+    raise ValueError(f"run folder {str(folder)!r} is changed all the time; wait for the run that works there")
+
+
+def _documents_now(folder: Path) -> dict[str, tuple[int, int]]:
+    """What is rewritten whenever a run begins, mends, goes on or ends: file -> (inode, time of change)."""
+    found = {}
+    for pattern in ("*.json", "cells/*/cell.json", "cells/*/files.json"):
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                found[str(path)] = (stat.st_ino, stat.st_mtime_ns)
+    return found
 
 
 def opened(path: str | Path) -> RunFolder:
@@ -113,9 +147,10 @@ def mend_cell(cell: CellFolder, files: Mapping[str, str]) -> None:
     answers are kept, because they are found again by their model's fingerprint.
     """
     damaged = _unreliable(cell, files)
-    if not damaged:
+    again, second = _unsealed(cell, files)
+    if not damaged and not again and not second:
         return
-    again, second, fit = set(), set(), False
+    fit = False
     for name in damaged:
         top, _, rest = name.partition("/")
         inner, stem = rest.partition("/")[0], Path(name).stem
@@ -134,13 +169,14 @@ def mend_cell(cell: CellFolder, files: Mapping[str, str]) -> None:
         elif name == "training.jsonl":  # the curve is made by training
             fit = True
             (cell.path / name).unlink(missing_ok=True)
-        elif name != "cell.json":
+        elif name not in ("cell.json", Manifest.NAME):
             again |= {one for one in files if files[one] == top} or set(files)
             shutil.rmtree(cell.path / top, ignore_errors=True)
     cell.reopen()
     if fit:
         forget_fit(cell, files)
     forget_results(cell, files, again, second)
+    cell.manifest.drop(*damaged)
 
 
 def forget_fit(cell: CellFolder, files: Mapping[str, str]) -> None:
@@ -148,6 +184,7 @@ def forget_fit(cell: CellFolder, files: Mapping[str, str]) -> None:
     shutil.rmtree(cell.artifact, ignore_errors=True)
     (cell.path / "compute.json").unlink(missing_ok=True)
     forget_results(cell, files, files, files)
+    cell.manifest.drop("training.jsonl")
 
 
 def forget_results(cell: CellFolder, files: Mapping[str, str], again: Collection[str], second: Collection[str]) -> None:
@@ -160,12 +197,32 @@ def forget_results(cell: CellFolder, files: Mapping[str, str], again: Collection
                 shutil.rmtree(home / files[name], ignore_errors=True)
 
 
+def _unsealed(cell: CellFolder, benchmarks: Iterable[str]) -> tuple[set[str], set[str]]:
+    """The benchmarks, and those of the second judge, with records that nothing in a cell that is not over vouches for:
+    its process was killed before it could mark them, or the marks are lost."""
+    try:
+        if cell.state is not None:
+            return set(), set()
+    except ValueError:  # a damaged cell.json vouches for nothing
+        pass
+    try:
+        marked = cell.manifest.marks
+    except ValueError:
+        marked = {}
+    homes = (("", cell), ("second/", cell.second))
+    first, second = (
+        {one for one in benchmarks if home.has_records(one) and f"{under}records/{one}.jsonl" not in marked}
+        for under, home in homes
+    )
+    return first, second
+
+
 def _unreliable(cell: CellFolder, benchmarks: Iterable[str], *, thorough: bool = False) -> dict[str, str]:
     """File -> what is wrong with it, in a cell that is over or not; those of ``benchmarks`` are read for it, too."""
     try:
         found = cell.damage(thorough=thorough)
     except ValueError as problem:
-        found = {"cell.json": str(problem)}
+        found = {"cell.json": str(problem), **cell.manifest.differences(thorough=thorough)}
 
     def look(name: str, read: Callable[[], object]) -> None:
         try:

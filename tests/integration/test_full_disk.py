@@ -11,7 +11,9 @@ SAID = "error: the disk is full; free some space and give the same command again
 
 def unfinished(folder: Path) -> list[Path]:
     return [
-        p for p in folder.rglob("*") if p.name.endswith(".partial") or (p.name.startswith(".") and p.name != ".lock")
+        p
+        for p in folder.rglob("*")
+        if p.name.endswith(".partial") or (p.name.startswith(".") and not p.name.endswith(".lock"))
     ]
 
 

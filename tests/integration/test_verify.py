@@ -3,65 +3,31 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.experiment.run import prepare, run_suite
-from harness.judging.ledger import Ledger
+from harness.files import locked
 from harness.judging.verdicts import Replies
-from harness.run_folder import Environment, RunFolder
+from harness.run_folder import RunFolder
 from harness.run_folder import marks as marks_module
-from harness.run_folder.verify import LEDGER, outside_cells, unverified, verify
+from harness.run_folder.sweep import REPORT_LOCK
+from harness.run_folder.verify import LEDGER, outside_cells, undisturbed, unverified, verify
 from harness.seals import read_document, read_line, sealed_document, sealed_line
 from reports.run import read_run
-from tests.toys import NoProgress, outcome, write_suite
-
-UNCHECKED = ("log.txt", ".lock")
-CAA = {"name": "caa", "method": "caa", "params": {"layer": 1}, "tune": {"scale": [0.5, 1.0]}}
-SETTINGS = {
-    "plugins": ["tests.toys", "tests.judged_toys"],
-    "budgets": [8],
-    "seeds": 1,
-    "judge": {"kind": "toy_rule"},
-    "second_judge": {"kind": "toy_rule", "rule": "length"},
-    "benchmarks": [{"name": "toy_rated"}, {"name": "toy_bench", "questions": "questions.jsonl"}],
-    "variants": [
-        {"name": "base", "method": "toy_base"},
-        CAA,
-        {"name": "noise", "method": "toy_noise", "params": {"scale": 0.2}},
-    ],
-    "tune": {"trials": 2},
-}
+from tests.attack.damages import damage_suite, finished_run, flip, noticed
+from tests.toys import NoProgress, outcome
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory, tiny_folders) -> Path:
-    folder = tmp_path_factory.mktemp("suite")
-    path = write_suite(folder, tiny_folders["llama"], **SETTINGS)
-    rows = [{"prompt": f"w{i} w20", "chosen": f"w{i}", "rejected": "w3 w4"} for i in range(12)]
-    (folder / "triples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return damage_suite(tmp_path_factory.mktemp("suite"), tiny_folders["llama"])
 
 
 @pytest.fixture(scope="module")
 def finished(suite, tmp_path_factory) -> Path:
-    """A complete run, with what a paid judge and a reward model would have left in it."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    assert run_suite(prepare(suite, out), NoProgress()) == {}
-    replies, ledger = Replies(out / "judging"), Ledger(out / "judging")
-    for number in range(3):
-        replies.keep(f"{number}", "judge", f"[[{number}]]")
-        ledger.end(ledger.send("judge", "http://x", most=1.0, cap=None), "answered", cost=0.5)
-    (out / "judging" / "reward-0").mkdir()
-    (out / "judging" / "reward-0" / "reward.json").write_text("{}")
-    (out / "judging" / "reward-0" / "model.safetensors").write_bytes(b"weights")
-    (out / "left_out.json").write_text("{}")
-    environment = Environment.read(out / "environment.json")
-    environment.model_copy(update={"files": outside_cells(RunFolder(out))}).write(out / "environment.json")
-    assert verify(RunFolder(out), thorough=True) == []
-    return out
+    return finished_run(suite, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture
@@ -69,45 +35,8 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def damaged(content: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """(what was done, what is then in the file; None: it is gone)."""
-    for place in sorted({0, len(content) // 3, len(content) // 2, len(content) - 2, len(content) - 1}):
-        flipped = bytearray(content)
-        flipped[place] ^= 1
-        yield f"byte {place} flipped", bytes(flipped)
-    digits = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
-    if digits:
-        place = digits[len(digits) // 2]
-        other = b"7" if content[place : place + 1] != b"7" else b"3"
-        yield "a digit changed", content[:place] + other + content[place + 1 :]
-    yield "truncated", content[: len(content) // 2]
-    yield "last byte cut", content[:-1]
-    yield "last line cut", content[: content[:-1].rfind(b"\n") + 1]
-    yield "zeroed", bytes(len(content))
-    yield "emptied", b""
-    yield "deleted", None
-
-
 def test_every_damage_to_every_file_is_noticed_and_named(copy):
-    files = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name not in UNCHECKED]
-    kinds = {path.relative_to(copy).as_posix().replace("cells/", "").partition("/")[2] or path.name for path in files}
-    assert len(kinds) > 20, "there must be a file of every kind"
-    missed, tried = [], 0
-    for path in files:
-        content, stat = path.read_bytes(), path.stat()
-        name = path.relative_to(copy).as_posix()
-        for what, now in damaged(content):
-            path.unlink() if now is None else path.write_bytes(now)
-            if now is not None:  # not even its time gives it away
-                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-            marks_module._hash_once.cache_clear()
-            tried += 1
-            noticed = [line for line in verify(RunFolder(copy), thorough=False) if name in line]
-            # A cell without cell.json is not over: it is made to its end again, and no report counts it as done.
-            if not noticed and not (name.endswith("cell.json") and now is None):
-                missed.append((name, what))
-            path.write_bytes(content)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    tried, missed = noticed(copy)
     assert missed == []
     assert tried > 300
     assert verify(RunFolder(copy), thorough=True) == []
@@ -131,12 +60,6 @@ def test_a_copied_folder_has_other_times_and_the_same_content(copy):
     for path in copy.rglob("*"):
         os.utime(path)
     assert verify(RunFolder(copy), thorough=False) == []
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 DAMAGES = {
@@ -182,6 +105,70 @@ def test_a_rerun_makes_what_is_damaged_again_and_nothing_else(suite, finished, c
             told = {stage for cell, stage, *_ in progress.told if cell == name.split("/")[1]} - {"over"}
             expected = stages | ({"toy_rated, second judge"} if "fit" in stages else set())
             assert {stage for stage in told if "trial" not in stage} == expected
+
+
+LOST = {
+    "records/toy_bench.jsonl": {"toy_bench"},
+    "records/toy_rated.jsonl": {"toy_rated"},
+    "second/records/toy_rated.jsonl": {"toy_rated, second judge"},
+    "answers/toy_rated.jsonl": {"toy_rated"},
+    "diagnostics/toy_bench.json": {"toy_bench"},
+    "tuning/best.json": {"fit", "tuning, base", "toy_rated", "toy_bench", "toy_rated, second judge"},
+    "compute.json": set(),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_lost_of_a_cell_that_is_not_over_is_noticed_and_made_again(suite, finished, copy, name):
+    cell = RunFolder(copy).cell("caa__n8__s0")
+    (cell.path / "cell.json").unlink()  # as a kill before the end of the cell leaves it
+    path = cell.path / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1] if path.suffix == ".jsonl" else [line.replace(b"0", b"1") for line in lines]))
+    assert any(name in line for line in verify(RunFolder(copy), thorough=False))
+    progress = NoProgress()
+    assert run_suite(prepare(suite, copy), progress) == {}
+    assert outcome(copy) == outcome(finished)
+    assert {stage for _, stage, *_ in progress.told if "trial" not in stage} - {"over"} == LOST[name]
+    assert verify(RunFolder(copy), thorough=True) == []
+
+
+def test_records_that_nothing_vouches_for_are_made_again(suite, finished, copy):
+    cell = RunFolder(copy).cell("base__n0__s0")
+    for name in ("cell.json", "files.json"):
+        (cell.path / name).unlink()
+    records = cell.path / "records" / "toy_bench.jsonl"
+    records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:-1]))
+    progress = NoProgress()
+    assert run_suite(prepare(suite, copy), progress) == {}
+    assert outcome(copy) == outcome(finished)
+    told = {stage for _, stage, *_ in progress.told}
+    assert told == {"toy_rated", "toy_bench", "toy_rated, second judge", "over"}
+
+
+def test_a_reader_copes_with_a_run_that_begins_to_work(copy):
+    cell, reads = RunFolder(copy).cell("base__n0__s0"), []
+
+    def read() -> int:
+        reads.append(1)
+        if len(reads) == 1:
+            cell.reopen()
+            raise ValueError("half of it is gone")
+        return len(verify(RunFolder(copy), thorough=False))
+
+    assert undisturbed(copy, read) == 0
+    assert len(reads) == 2
+    with pytest.raises(ValueError, match="nothing was changed"):
+        undisturbed(copy, lambda: (_ for _ in ()).throw(ValueError("nothing was changed")))
+
+
+def test_a_run_that_starts_leaves_the_report_alone_that_is_being_made(copy):
+    making = copy / ".report-abcdefgh"
+    making.mkdir()
+    with locked(copy / REPORT_LOCK, "run folder", busy=None, mend=""), RunFolder(copy).lock():
+        assert making.is_dir()
+    with RunFolder(copy).lock():
+        assert not making.exists()
 
 
 def test_a_ledger_that_lost_lines_is_refused_with_what_to_do(suite, copy):

@@ -186,7 +186,7 @@ def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, 
     for wrong, expected in (
         (["generate", artifact, "--prompt", "w1 " * 300], "exceed the context"),
         (["generate", tmp_path, "--prompt", "w1"], "is not an artifact folder"),
-        (["eval", artifact, "--suite", suite_path, "--out", tmp_path / "eval"], "exists already"),
+        (["eval", artifact, "--suite", suite_path, "--out", artifact], "exists already"),
         (["eval", artifact, "--suite", suite_path, "--out", tmp_path / "e", "--benchmark", "x"], "has: toy_bench"),
         ([*fit], "artifacts are never overwritten"),
     ):

@@ -173,7 +173,7 @@ def test_opening_a_run_removes_what_killed_processes_left_half_written(tmp_path)
     (run.path / ".report-abcdefgh" / "report").mkdir(parents=True)
     with run.lock():
         left = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    assert left == kept | {run.path / ".lock": b""}
+    assert left == kept | {run.path / ".lock": b"", run.path / ".report.lock": b""}
     assert not (cell.path / "artifact.partial").exists()
     assert not (run.path / ".report-abcdefgh").exists()
 
@@ -274,7 +274,7 @@ def test_what_was_written_is_read_back(run):
     assert cell.state.model_copy(update={"files": None}) == CellState(
         status="done", error=None, triples_hash="cc", fingerprint="ff", diagnostics={"bench.x": 0.1}
     )
-    assert set(cell.state.files or ()) == {"compute.json", "records/bench.jsonl"}
+    assert set(cell.state.files or ()) == {"compute.json", "files.json", "records/bench.jsonl"}
     assert cell.bill is not None
     assert cell.bill.model_dump(mode="json") == BILL
     assert cell.records("bench") == tuple(GOOD)
