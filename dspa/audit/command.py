@@ -19,7 +19,7 @@ from dspa.audit.page import to_markdown
 from dspa.audit.scan import KINDS, read_corpus
 from harness.data.triples import load_triples
 from harness.files import atomic_folder, check_can_make
-from harness.judging.endpoint import ChatEndpoint
+from harness.judging.chat_endpoint import ChatEndpoint
 from harness.markdown import html_page
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
