@@ -194,7 +194,7 @@ def eval(
         if not as_json:
             console.print(f"{name} ...")
         seed = derive_seed(loaded.file.seed, "eval", name)
-        evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
+        evaluate(aligned, name, asked.at(out / "judging"), judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
     statement = loaded.judge.statement if loaded.judge else None
     if as_json:

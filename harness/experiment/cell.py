@@ -58,6 +58,10 @@ class CellContext:
         return {key: judge.at(self.folder.judging) for key, judge in self.suite.judges.items()}
 
     @cached_property
+    def benchmarks(self) -> dict[str, BenchmarkConfig]:
+        return {name: benchmark.at(self.folder.judging) for name, benchmark in self.suite.benchmarks.items()}
+
+    @cached_property
     def evaluation_prompts(self) -> list[str]:
         """Those of all benchmarks."""
         return [prompt for benchmark in self.suite.benchmarks.values() for prompt in benchmark.prompts()]
@@ -105,7 +109,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify) -> None:
         def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
             seed = derive_seed(suite.file.seed, str(cell.seed), name)  # every variant's: they draw the same noise
             settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
-            return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
+            return partial(evaluate, aligned, name, context.benchmarks[name], **settings, again=again)
 
         for name in suite.benchmarks:
             if not folder.settled(name):

@@ -80,15 +80,7 @@ class ChatEndpoint:
     """What the model calls ``max_tokens``, last; learned from its refusal."""
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")) or not _host(self.base_url):
-            raise ValueError(f"endpoint {self.base_url!r} is no address; give one such as http://localhost:8000/v1")
-        parts = urlsplit(self.base_url)
-        if parts.username is not None or parts.query or parts.fragment:
-            # Not repeated in the message: this is where keys are put by mistake.
-            raise ValueError(
-                "the address of the endpoint must hold no user, password, '?' or '#' (it is written to files); "
-                "give a key in the environment variable that api_key_env names"
-            )
+        check_address(self.base_url, "the environment variable that api_key_env names")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             # Not repeated either: it may be the key itself.
             raise ValueError("api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
@@ -185,6 +177,18 @@ class ChatEndpoint:
         return replace(reply, **{name: text.replace(key, "***") for name, text in texts.items()}) if key else reply
 
 
+def check_address(url: str, keys: str) -> None:
+    """Raise ValueError for what is no address, or may hold a key; ``keys`` is where keys belong."""
+    # What may hold one is not repeated in the message: this is where keys are put by mistake.
+    if re.search(r"[@?#\s]", url):
+        raise ValueError(
+            "the address of the endpoint must hold no user, password, '?', '#' or space (it is written to files); "
+            f"give a key in {keys}"
+        )
+    if not url.startswith(("http://", "https://")) or not _host(url):
+        raise ValueError(f"endpoint {url!r} is no address; give one such as http://localhost:8000/v1")
+
+
 def _host(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
@@ -222,35 +226,62 @@ def _client(hooks: RequestHooks, timeout: float) -> Any:
                 raise
             if response.is_error or response.is_redirect:
                 hooks.refused(index, f"status {response.status_code}")
-            if response.is_redirect:
-                raise Unusable(f"the endpoint redirects to {plain_address(response)}; give that address as base_url")
-            return response
+            return _checked(response)
 
     return Client(follow_redirects=False)
 
 
 async def _whole(response: Any) -> Any:
     """``response`` with its body, unpacked; Unusable when that is longer than any chat completion."""
-    from httpx2 import Response
-
     body = bytearray()
     try:
         async for part in response.aiter_bytes():
             body += part
-            check_size(len(body))
+            _check_size(len(body))
     finally:
         await response.aclose()
+    return _read(response, body)
+
+
+def _read(response: Any, body: bytearray) -> Any:
+    from httpx2 import Response
+
     kept = [(name, value) for name, value in response.headers.raw if name.lower() not in _OF_THE_WIRE]
     return Response(response.status_code, headers=kept, content=bytes(body), request=response.request)
 
 
-def check_size(read: int) -> None:
+def _checked(response: Any) -> Any:
+    if response.is_redirect:
+        raise Unusable(f"the endpoint redirects to {_plain(response)}; give that as its address")
+    return response
+
+
+def bounded_client() -> Any:
+    """An HTTP client for OpenAI's library that reads no more of a body than `MOST_BYTES` and follows no redirect."""
+    from openai import DefaultHttpxClient
+
+    class Client(DefaultHttpxClient):
+        def send(self, request: Any, **kwargs: Any) -> Any:
+            response = super().send(request, **{**kwargs, "stream": True})
+            body = bytearray()
+            try:
+                for part in response.iter_bytes():
+                    body += part
+                    _check_size(len(body))
+            finally:
+                response.close()
+            return _checked(_read(response, body))
+
+    return Client(follow_redirects=False)
+
+
+def _check_size(read: int) -> None:
     """Raise Unusable when ``read`` bytes of a body are more than any chat completion has."""
     if read > MOST_BYTES:
         raise Unusable(f"the endpoint's answer is longer than {MOST_BYTES >> 20} MiB, and was not read to its end")
 
 
-def plain_address(response: Any) -> str:
+def _plain(response: Any) -> str:
     """Where a redirect leads, without what may be a key in it."""
     try:
         target = response.request.url.join(response.headers.get("location", ""))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -125,7 +126,7 @@ class MultipleChoice(BenchmarkConfig):
                 metric = self._metric(name, leaf)
                 yield from (_record(name, leaf, metric, item, aligned.cut_tokens) for item in items)
         if folder is not None:
-            whole = {"model": aligned.get_model_info(), "limit": self.limit, "tasks": written}
+            whole = _named({"model": aligned.get_model_info(), "limit": self.limit, "tasks": written})
             write_text(folder / "results.json", json.dumps(whole, indent=2, default=handle_non_serializable) + "\n")
 
     @cached_property
@@ -196,6 +197,16 @@ class MultipleChoice(BenchmarkConfig):
                 f"lm-eval task {leaf.task_name!r} has no metric {wanted!r}; set `metric:` to one of: {', '.join(known)}"
             )
         return wanted
+
+
+def _named(value: Any) -> Any:
+    """``value`` with files by their names: lm-eval notes where on this machine they are."""
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(inner) for inner in value]
+    is_place = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return Path(value).name or value if is_place else value
 
 
 def _record(

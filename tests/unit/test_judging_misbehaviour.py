@@ -140,7 +140,7 @@ def test_a_redirect_is_not_followed_and_names_where_it_leads_without_what_may_be
     with serving(kind=Loop) as server:
         verdicts = judge(server, tmp_path).rate([rating("a"), rating("b")])
         assert sorted(server.seen.values()) == [1, 1]
-        assert all(f"redirects to '{server.url}/chat/completions'; give that" in v.error for v in verdicts)
+        assert all(f"redirects to '{server.url}/chat/completions'; give that as" in v.error for v in verdicts)
     found = account(tmp_path)
     assert (found.calls, found.refused, found.cost + found.possible) == (2, 2, 0)
     assert not any("k-secret" in path.read_text() for path in tmp_path.iterdir())
@@ -149,7 +149,7 @@ def test_a_redirect_is_not_followed_and_names_where_it_leads_without_what_may_be
 @pytest.mark.parametrize("location", ["", "http://[", "\\x", "javascript:x"])
 def test_a_redirect_to_nowhere_is_an_error_too(location):
     with serving(kind=always(301, {}, {"location": location})) as server:
-        assert "base_url" in ask(server, "a")[0].error or "not a chat" in ask(server, "a")[0].error
+        assert re.search("redirects to|not a chat", ask(server, "a")[0].error)
 
 
 def test_a_key_that_is_revoked_midway_leaves_what_came_and_the_rest_is_asked_when_it_is_back(tmp_path):
@@ -244,9 +244,7 @@ def test_over_processes_a_cap_is_exceeded_by_what_is_open_at_most_and_only_by_a_
 
     with serving(kind=Slow) as server:
         parts = [[f"{n} {k}" for k in range(10, 20)] for n in range(3)]
-        workers = [
-            context.Process(target=rate_all, args=(server.url, tmp_path, part, together, cap)) for part in parts
-        ]
+        workers = [context.Process(target=rate_all, args=(server.url, tmp_path, part, together, cap)) for part in parts]
         for worker in workers:
             worker.start()
         for worker in workers:
