@@ -13,6 +13,7 @@ from harness.benchmark import BenchmarkConfig, Record
 from harness.compute.bill import Bill
 from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
+from harness.discretion import discreet
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
@@ -91,8 +92,8 @@ class Failures:
         except Exception as problem:
             # Whatever a method or an evaluator raises, the other cells and benchmarks are still worth having.
             # The reason goes to cell.json, to the report and to the exit code, so nothing is swallowed.
-            self.errors.append(f"{part}: {type(problem).__name__}: {problem}")
-            self.tracebacks.append(f"{part}\n{traceback.format_exc()}")
+            self.errors.append(discreet(f"{part}: {type(problem).__name__}: {problem}"))
+            self.tracebacks.append(discreet(f"{part}\n{traceback.format_exc()}"))
             return None
 
 

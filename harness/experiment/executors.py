@@ -15,6 +15,7 @@ from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
+from harness.discretion import discreet, make_discreet
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
 
@@ -139,7 +140,7 @@ def _fail_cell(worker: _Worker, folder: Path, progress: Progress) -> None:
     cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     hint = "; not enough memory? use fewer execution.workers" if code == -signal.SIGKILL else ""
     cell_folder = RunFolder(folder).cell(worker.cell)
-    error = f"worker process died ({cause}{hint}); see {cell_folder.log}"
+    error = discreet(f"worker process died ({cause}{hint}); see {cell_folder.log}")
     cell_folder.finish(CellState(status="failed", error=error, commit=code_commit()))
     progress.over(worker.cell)
 
@@ -186,8 +187,11 @@ def _die_with_parent() -> None:
 def _log(folder: CellFolder) -> Iterator[TextIO]:
     """The cell's log.txt: what libraries print would tear up the progress display."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.log.open("a", encoding="utf-8") as log:
-        yield log
+    try:
+        with folder.log.open("a", encoding="utf-8") as log:
+            yield log
+    finally:
+        make_discreet(folder.log)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import yaml
 
+from harness.discretion import without_keys
 from harness.evaluators.alpaca_eval.spending import Spending
 from harness.files import read_text
 from harness.judging.chat_endpoint import NotAsked, Unusable, bounded_client, check_address
@@ -188,7 +189,8 @@ class KeptAnswers:
         except Exception as problem:
             # Whatever a provider's client raises, the other verdicts are still worth having; the reason is kept.
             own = isinstance(problem, NotAsked | Unusable)  # they say all there is to say
-            reason = without_keys(f"{problem}" if own else f"{type(problem).__name__}: {problem}")[:1000]
+            reason = f"{problem}" if own else f"{type(problem).__name__}: {problem}"
+            reason = without_keys(reason, _keys(settings))[:1000]
             with self._lock:
                 self.errors |= dict.fromkeys(prompts, reason)
             return dict.fromkeys(prompts)
@@ -216,12 +218,13 @@ class KeptAnswers:
         return hashlib.sha256(json.dumps([self._name, kept, prompt], sort_keys=True).encode()).hexdigest()
 
 
-def without_keys(text: str) -> str:
-    """``text`` without the keys of the environment: some servers repeat the one they were sent in their complaint."""
-    for name in {name for variables, _ in _NEEDS.values() for name in variables}:
-        for key in os.environ.get(name, "").split(","):
-            text = text.replace(key, "***") if key else text
-    return text
+def _keys(settings: Mapping[str, Any]) -> list[str]:
+    """The keys that a configuration names itself, or the file of clients."""
+    clients = _clients({"completions_kwargs": settings}) or {}
+    rows = [row for listed in clients.values() if isinstance(listed, list) for row in listed if isinstance(row, dict)]
+    named = [*rows, settings.get("client_kwargs") or {}]
+    found = settings.get(_KEYS) or []
+    return [str(row["api_key"]) for row in named if row.get("api_key")] + ([found] if isinstance(found, str) else found)
 
 
 def _yaml(path: str | Path, what: str) -> Any:
