@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.files import write_text
 
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$")
+_SECRET = re.compile(r"(^|_|API)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$")
 _SHORTEST = 8
 """Characters of a key; what is shorter may be a word that means something else."""
 

@@ -52,6 +52,7 @@ def audit_command(
     endpoint = None
     if judge_url is not None and judge_model is not None:
         endpoint = ChatEndpoint(judge_url, judge_model, api_key_env=judge_key)
+        endpoint.check_key()
     description = read_description(artifact)
     if (description.get("intervention") or {}).get("kind") != "dspa":
         raise ValueError(
