@@ -50,7 +50,7 @@ def run(tmp_path_factory, tiny_folders):
     suites = home / "suites"
     suites.mkdir()
     (suites / "leaky_plugin.py").write_text(LEAKY)
-    questions = [{"question_id": n, "category": "writing", "turns": [f"w{n} w1"]} for n in (81, 82)]
+    questions = [{"question_id": n, "category": "writing", "turns": [f"w{n} w1", f"w{n} w2"]} for n in (81, 82)]
     (suites / "mt.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     lora = {"tuning": "lora", "lora_rank": 2, "epochs": 1, "batch_size": 2}
     with serving(kind=Tattling) as server:

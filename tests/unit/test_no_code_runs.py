@@ -18,9 +18,10 @@ from baselines.given import Adapter, Checkpoint
 from dspa.saes.sae import SAERef, load_sae
 from harness.data.refs import ModelRef
 from harness.data.triples import conversation
+from harness.experiment.check import check_base
 from harness.judging.reward_model import AnswerFormat
 from harness.model.aligned import AlignedModel
-from harness.model.base import base_shape, check_base
+from harness.model.base import base_shape
 from harness.model.pretrained import read_config, read_tokenizer
 from reports.render import write_report
 from tests.conftest import make_sae
