@@ -1,19 +1,18 @@
 """A whole run, with failures, logs, a judge and reports: no key and no home folder in any file it leaves."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import pytest
 
+from harness.cli.run import run_command
 from harness.discretion import discreet, without_keys
 from tests.judge_server import Server, completion, serving
 from tests.toys import write_suite
 
-ROOT = Path(__file__).parents[2]
 KEYS = {"OPENAI_API_KEY": "sk-secret-of-openai", "HF_TOKEN": "hf_secretofthehub", "WANDB_API_KEY": "wandbsecretkey"}
 LEAKY = """
 import logging, os, sys
@@ -44,7 +43,7 @@ class Tattling(Server):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folders):
-    """(run folder, home, what was printed) of a run by two processes whose every input is below the home folder."""
+    """(run folder, home, what was printed) of a run whose every input is below the home folder."""
     home = tmp_path_factory.mktemp("homes") / "gloria"
     shutil.copytree(tiny_folders["llama"], home / "models" / "llama")
     suites = home / "suites"
@@ -69,20 +68,16 @@ def run(tmp_path_factory, tiny_folders):
                 {"name": "leaky", "method": "leaky"},
                 {"name": "failing", "method": "leaky", "params": {"fails": True}},
             ],
-            execution={"workers": 2, "threads": 1},
+            execution={"workers": 1, "threads": 1},
         )
-        environment = {**os.environ, **KEYS, "HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        command = [Path(sys.executable).parent / "dspa-bench", "run", suite, "--out", home / "runs" / "first"]
-        done = subprocess.run(
-            [sys.executable, "-c", "import sys; from harness.cli import main; sys.exit(main())", *command[1:]],
-            env=environment,
-            cwd=home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 1, done.stderr
-    return home / "runs" / "first", home, done.stdout + done.stderr
+        said = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+            for name, value in {**KEYS, "HOME": str(home)}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["dspa-bench", "run", str(suite), "--out", str(home / "runs" / "first")])
+            code = run_command(suite, home / "runs" / "first", [], max_cost=None, dry_run=False)
+    assert code == 1, said.getvalue()
+    return home / "runs" / "first", home, said.getvalue()
 
 
 def test_no_key_and_no_home_folder_is_in_any_file_of_a_run(run):
