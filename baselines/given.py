@@ -226,7 +226,7 @@ def _skeleton(config: "PreTrainedConfig") -> "nn.Module":
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _shapes(model: "nn.Module") -> dict[str, tuple[int, ...]]:

@@ -145,6 +145,15 @@ class BenchmarkConfig(BaseModel):
         return frozenset()
 
     @property
+    def cap_key(self) -> str | None:
+        """The setting that caps what it spends on a server of its own; None: it has none, so that it spends nothing."""
+        return None
+
+    def at(self, folder: Path) -> Self:
+        """This benchmark with its calls to such a server in the ledger in ``folder``, which all processes share."""
+        return self
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that every report must say about its numbers; asked for after `check`."""
         return ()

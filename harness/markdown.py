@@ -10,20 +10,24 @@ from string import Template
 from harness.run_folder.plan import BudgetName, budget_text
 
 EMPTY = "–"
+_LINE_BREAK = r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*"
 
 
 def escape(text: object) -> str:
     """``text`` as one line that Markdown shows as it is, whatever characters it has."""
     escaped = re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", str(text).strip())
-    return re.sub(r"\s*\n\s*", " ↵ ", escaped)
+    return re.sub(_LINE_BREAK, " ↵ ", escaped)
 
 
 def code(text: object) -> str:
-    """``text`` as a code span that may stand in a table; "none" for None."""
+    """``text`` as a code span of one line that may stand in a table; "none" for None."""
     if text is None:
         return "none"
-    fence = "``" if "`" in str(text) else "`"
-    return f"{fence}{str(text).replace('|', chr(92) + '|')}{fence}"
+    shown = re.sub(_LINE_BREAK, " ↵ ", str(text)).replace("|", r"\|")
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    # A span ends where as many backticks stand as it began with; a space keeps those of the text apart from them.
+    fence, space = "`" * (longest + 1), " " if longest or not shown.strip() else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
@@ -73,9 +77,12 @@ def budget(name: BudgetName) -> str:
 
 
 def html_page(title: str, text: str) -> str:
-    """Markdown ``text`` as a page of its own; raw HTML in it stays text, whatever a model answered."""
+    """Markdown ``text`` as a page of its own that shows no images and loads nothing.
+
+    Raw HTML in it stays text, whatever a model answered.
+    """
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text)
     page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return page.substitute(title=escape_html(title), body=body)

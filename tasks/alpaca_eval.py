@@ -5,19 +5,22 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, computed_field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, computed_field, field_validator, model_validator
 
 from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.data.triples import conversation
-from harness.evaluators.alpaca_eval.annotator import PackageAnnotator
+from harness.evaluators.alpaca_eval.annotator import REMOTE, PackageAnnotator
 from harness.evaluators.alpaca_eval.files import load_outputs
 from harness.evaluators.alpaca_eval.length_control import Form, LengthControl, UnavailableError
+from harness.evaluators.alpaca_eval.spending import Spending
 from harness.files import write_text
 from harness.judging import Judge, Verb
+from harness.judging.chat_endpoint import check_address
+from harness.judging.ledger import Ledger
 from harness.plugins import need
 from harness.responder import Responder
 from tasks.questions import asked_of, evenly, titled
@@ -60,6 +63,9 @@ class AlpacaEval(PromptBenchmark):
     errors) in AlpacaEval's formats, and what an annotator of the package answered.
     """
 
+    operational: ClassVar[frozenset[str]] = frozenset({"annotator_price", "annotator_max_cost"})
+    _ledger: Ledger | None = PrivateAttr(None)
+
     references: InputPath = Field(
         description="JSON list of {instruction, output, generator, dataset}: what to answer and what to beat"
     )
@@ -73,6 +79,12 @@ class AlpacaEval(PromptBenchmark):
     annotator_config: InputPath | None = Field(None, description="a configuration of your own in the package's format")
     annotator_url: str | None = Field(None, description="the server an OpenAI-compatible configuration is to ask")
     annotator_model: str | None = Field(None, description="the model's name at that server")
+    annotator_price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of a million of its tokens; by default the package's own figure"
+    )
+    annotator_max_cost: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="most that the run may spend, its judges included"
+    )
     length_control: Literal["auto", "v1", "rebuilt", "noreg", "off"] = Field(
         "auto",
         description="form of the regression; auto: v1 (the published one), else rebuilt, where the inputs are there",
@@ -102,8 +114,8 @@ class AlpacaEval(PromptBenchmark):
     @field_validator("annotator_url")
     @classmethod
     def _address(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no address; give one such as http://localhost:8000/v1")
+        if url is not None:
+            check_address(url, "the environment variable OPENAI_API_KEY, or the package's file of clients")
         return url
 
     @computed_field
@@ -153,6 +165,7 @@ class AlpacaEval(PromptBenchmark):
         _ = self._asked
         if self._annotator is not None:
             self._annotator.check()
+            self._check_price(self._annotator)
         if self._form is not None and self._regression is None:
             raise ValueError(f"length_control: {self.length_control} is not available: {self._length_control}")
 
@@ -197,7 +210,8 @@ class AlpacaEval(PromptBenchmark):
         if rows:
             if folder is not None:
                 write_text(folder / "model_outputs.json", json.dumps(outputs, indent=2) + "\n")
-            found = evaluate(outputs, references, by, folder=folder, length_control=self._regression)
+            how = {"length_control": self._regression, "spending": self._spending}
+            found = evaluate(outputs, references, by, folder=folder, **how)
             unavailable = found.no_length_control
             why = {} if unavailable is None else {"no_length_control": unavailable}
             for (index, completion), annotation in zip(rows, found.annotations, strict=True):
@@ -211,6 +225,43 @@ class AlpacaEval(PromptBenchmark):
         if control is not None and (unavailable is None or self._form is not None):
             for index, *measured in controlled:
                 yield _record(index, control, *measured)
+
+    @property
+    def cap_key(self) -> str | None:
+        return None if self._annotator is None or self._annotator.client not in REMOTE else "annotator_max_cost"
+
+    def at(self, folder: Path) -> Self:
+        copy = self.model_copy()
+        copy._ledger = Ledger(folder)
+        return copy
+
+    def _check_price(self, annotator: PackageAnnotator) -> None:
+        if self.annotator_max_cost is None:
+            return
+        if annotator.client != "openai_completions":
+            raise ValueError(
+                f"annotator_max_cost: annotator {annotator.name!r} asks by {annotator.client}, which does not say what "
+                "it used, so nothing can keep it below a cap; leave the cap out, or take one that asks OpenAI's API"
+            )
+        if self._price is None:
+            raise ValueError(
+                f"annotator_max_cost needs annotator_price (of a million tokens): alpaca_eval has no price of "
+                f"{' and '.join(annotator.models)}; 0 for a free server"
+            )
+
+    @cached_property
+    def _price(self) -> float | None:
+        if self.annotator_price is not None or self._annotator is None:
+            return self.annotator_price
+        return self._annotator.price() if self._annotator.client == "openai_completions" else None
+
+    @property
+    def _spending(self) -> Spending | None:
+        """Where an annotator's calls are entered; None where they are not the run's, or there are none."""
+        if self._ledger is None or self._annotator is None:
+            return None
+        address = self.annotator_url or self._annotator.client
+        return Spending(self._ledger, self._annotator.name, address, self._price, self.annotator_max_cost)
 
     def judge_again(self, model: Responder, *, judge: Judge, seed: int, folder: Path | None = None) -> Iterator[Record]:
         """Writes no files: each of the package's own repeats every answer. The verdicts are in the records."""

@@ -149,7 +149,8 @@ class LMEval(BenchmarkConfig):
             name = f"{model.method}-{model.fingerprint[:12]}"
             whole |= {"date": start, "model_source": "aligned", "model_name": name}
             whole |= how | {"chat_template": aligned.chat_template(self.apply_chat_template)}
-            write_text(folder / "results.json", json.dumps(whole, indent=2, default=handle_non_serializable) + "\n")
+            text = json.dumps(_named(whole), indent=2, default=handle_non_serializable)
+            write_text(folder / "results.json", text + "\n")
 
     @cached_property
     def _loaded(self) -> dict[str, Any]:
@@ -305,3 +306,13 @@ def _answer(leaf: "Task", sample: Mapping[str, Any], cut: Mapping[tuple[str, str
 def _plain(score: float) -> float | str:
     """JSON has no number for what is not finite."""
     return score if math.isfinite(score) else str(score)
+
+
+def _named(value: Any) -> Any:
+    """``value`` with files by their names: lm-eval notes where on this machine they are."""
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(inner) for inner in value]
+    is_place = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return Path(value).name or value if is_place else value

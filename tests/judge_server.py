@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with ``reply`` of the last message; ``script`` maps messages to earlier (status, body) answers.
+    """Answers with ``reply`` of the last message; ``script`` maps messages to earlier (status, body) answers, which may
+    have a mapping of headers as a third part.
 
     A status "hang" waits until `release` is set, "drop" closes the connection, "trickle" never ends the body. ``seen``
     counts requests by message, ``answered`` those that got 200.
@@ -49,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             server.open += 1
             server.most_open = max(server.open, server.most_open)
             planned = server.script.get(words, [])
-            status, body = planned.pop(0) if planned else server.plan(words)
+            status, body, *more = planned.pop(0) if planned else server.plan(words)
         if status == "hang":
             server.release.wait()
             status = 500
@@ -69,10 +70,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("content-type", "text/html" if payload.startswith(b"<") else "application/json")
             self.send_header("content-length", str(len(payload)))
-            self.send_header("retry-after-ms", "1")
+            for name, value in (more or [{"retry-after-ms": "1"}])[0].items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(payload)
-        except OSError:  # the client of a hanging request is gone
+        except OSError:  # the client of a hanging request, or of a body that is too long, is gone
             pass
 
     def _trickle(self):

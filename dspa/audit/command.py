@@ -17,7 +17,7 @@ from dspa.audit.page import to_markdown
 from dspa.audit.scan import KINDS, read_corpus
 from harness.data.triples import load_triples
 from harness.files import atomic_folder, check_can_make, without_nan
-from harness.judging.endpoint import ChatEndpoint
+from harness.judging.chat_endpoint import ChatEndpoint
 from harness.markdown import html_page
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
@@ -50,6 +50,7 @@ def audit_command(
     endpoint = None
     if judge_url is not None and judge_model is not None:
         endpoint = ChatEndpoint(judge_url, judge_model, api_key_env=judge_key)
+        endpoint.check_key()
     description = read_description(artifact)
     if (description.get("intervention") or {}).get("kind") != "dspa":
         raise ValueError(

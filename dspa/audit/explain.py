@@ -22,7 +22,7 @@ PAPER_COUNTS = {
 """The rows of the table, after Safety and Intent are folded (arXiv 2603.21461)."""
 UNCLASSIFIED = "not classified"
 Ask = Callable[[Sequence[Sequence[Message]]], list[Reply]]
-"""See `harness.judging.endpoint.ChatEndpoint.ask_all`."""
+"""See `harness.judging.chat_endpoint.ChatEndpoint.ask_all`."""
 
 _EXPLAIN = """\
 A feature is one direction that was found inside a language model. You see passages in which it is active, the strongest

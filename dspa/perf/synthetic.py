@@ -78,7 +78,9 @@ def make_base(shape: Shape, *, dtype: str, device: str, seed: int) -> AlignedMod
         shape.family, max_position_embeddings=8192, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape.config
     )
     with torch.device(device):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
     model.generation_config = GenerationConfig()
     words = [*_SPECIAL, *(f"w{i}" for i in range(shape.config["vocab_size"] - len(_SPECIAL)))]
     whole_words = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))

@@ -138,7 +138,8 @@ def _restore(trainer: SAETrainer[Any, Any], path: Path) -> list[Seen]:
     if not path.is_dir():
         return []
     trainer.load_trainer_state(path)
-    trainer.sae.load_state_dict(torch.load(path / "weights.pt", map_location=trainer.cfg.device))
+    weights = torch.load(path / "weights.pt", map_location=trainer.cfg.device, weights_only=True)
+    trainer.sae.load_state_dict(weights)
     return [Seen(**one) for one in json.loads((path / "seen.json").read_text(encoding="utf-8"))]
 
 

@@ -207,6 +207,7 @@ def eval(
                 console.print(f"{name}: there already" if there else f"{name} ...")
             if not there:
                 seed = derive_seed(loaded.file.seed, "eval", name)
+                asked = asked.at(out / "judging")
                 evaluate(aligned, name, asked, judge=judge, seed=seed, folder=folder, notify=lambda _: None)
     records = [record for name in chosen for record in folder.records(name) or []]
     statement = loaded.judge.statement if loaded.judge else None

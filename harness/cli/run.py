@@ -144,9 +144,10 @@ def show_reports(reports: Sequence[Callable[[Path], Report]], run: Path, console
 
 
 def _cap(suite: "Suite", max_cost: float) -> list[str]:
-    """Overrides that give each judge with prices this cap, which is one for all of them: they share the ledger."""
-    costly = [key for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
+    """Overrides that give all that spends money this cap, which is one for all of them: they share the ledger."""
+    costly = [f"{key}.max_cost" for key, judge in suite.judges.items() if hasattr(judge, "max_cost")]
+    costly += [f"benchmarks.{name}.{one.cap_key}" for name, one in suite.benchmarks.items() if one.cap_key is not None]
     if not costly:
         kinds = ", ".join(judge.name for judge in suite.judges.values()) or "none"
         raise ValueError(f"--max-cost: no judge of {suite.file.name} costs anything (judges: {kinds}); leave it out")
-    return [f"{key}.max_cost={max_cost}" for key in costly]
+    return [f"{key}={max_cost}" for key in costly]

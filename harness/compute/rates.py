@@ -49,7 +49,7 @@ class Rates:
 
     def __init__(self, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         self.device = device
         head = self.model.get_output_embeddings()
         self.head = 2 * head.weight.numel()

@@ -7,6 +7,7 @@ one this project was tested with is thereby pinned to what the first fetch broug
 
 import gzip
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -31,6 +32,9 @@ DATA_VARIABLE = "DSPA_BENCH_DATA"
 ATTEMPTS = 4
 SAMPLE = 1000
 _TIMEOUT = 60.0  # seconds without a byte after which a connection counts as lost
+_MOST_BYTES = 8 << 30
+"""Of a download whose size is not known, and of what an archive holds."""
+_LONGEST_LINE = 1 << 24
 _NOT_THE_FORMAT = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, json.JSONDecodeError)
 _NOT_THE_FORMAT += (KeyError, TypeError)
 
@@ -184,7 +188,8 @@ def fetch(folder: Path, file: DataFile, *, progressbar: bool = False) -> State:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             if file.url is not None:
-                made = source = _download(file.url, Path(scratch), progressbar)
+                most = file.size if file.exact and file.size is not None else _MOST_BYTES
+                made = source = _download(file.url, Path(scratch), progressbar, most)
             else:
                 made = source = _from_package(file, Path(scratch))
             if file.exact and _digest(source) != file.sha256:
@@ -205,8 +210,24 @@ def fetch(folder: Path, file: DataFile, *, progressbar: bool = False) -> State:
     return state(folder, file)
 
 
-def _download(url: str, scratch: Path, progressbar: bool) -> Path:
+class _Bounded(io.FileIO):
+    """A new file that takes no more than ``most`` bytes."""
+
+    def __init__(self, path: str, most: int, url: str) -> None:
+        super().__init__(path, "wb")
+        self._left, self._most, self._url = most, most, url
+
+    def write(self, data: Any, /) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise DownloadError(f"{self._url} serves more than the {self._most:,} bytes expected; nothing was kept")
+        return super().write(data)
+
+
+def _download(url: str, scratch: Path, progressbar: bool, most: int) -> Path:
     """What ``url`` serves, as a file in ``scratch``; a lost connection, 429 and 5xx are tried again.
+
+    Raises DownloadError when it is longer than ``most`` bytes.
 
     The content is not pooch's to check: it would ask again for a file that has simply become another one.
     """
@@ -218,7 +239,8 @@ def _download(url: str, scratch: Path, progressbar: bool) -> Path:
 
     def receive(url: str, output: str, _pooch: object) -> None:
         try:
-            http(url, output, None)
+            with _Bounded(output, most, url) as file:
+                http(url, cast(Any, file), None)
         except requests.HTTPError as problem:
             answer: Any = problem.response
             if answer.status_code == 429 or answer.status_code >= 500:
@@ -311,8 +333,12 @@ def _unpack(kind: str, source: Path, target: Path) -> None:
 def _tar(source: Path, target: Path) -> None:
     """The files below the archive's top folder as a folder, without MMLU's auxiliary training data."""
     target.mkdir()
+    left = _MOST_BYTES
     with tarfile.open(source) as archive:
-        for member in archive.getmembers():
+        for member in archive:
+            left -= member.size
+            if left < 0:
+                raise ValueError(f"the archive holds more than {_MOST_BYTES:,} bytes")
             _, _, inner = member.name.removeprefix("./").partition("/")
             if member.isfile() and inner and not inner.startswith(("auxiliary_train", ".")):
                 archive.extract(member.replace(name=inner, deep=False), target, filter="data")
@@ -332,7 +358,9 @@ def _hh_triples(source: Path, target: Path) -> None:
 
     def triples() -> Iterator[dict[str, str]]:
         with gzip.open(source, "rt", encoding="utf-8") as lines:
-            for line in lines:
+            while line := lines.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise ValueError(f"a line is longer than {_LONGEST_LINE:,} characters")
                 row = json.loads(line)
                 (prompt, chosen), (other, rejected) = (split(row[key]) for key in ("chosen", "rejected"))
                 if prompt == other != "" and chosen and rejected and chosen != rejected:

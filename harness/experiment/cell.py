@@ -13,6 +13,7 @@ from harness.benchmark import BenchmarkConfig, Record
 from harness.compute.bill import Bill
 from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
+from harness.discretion import discreet
 from harness.experiment.answering import Answering
 from harness.experiment.fitting import fit, give_back_memory
 from harness.experiment.forecast import Forecaster
@@ -60,6 +61,10 @@ class CellContext:
         return {key: judge.at(self.folder.judging) for key, judge in self.suite.judges.items()}
 
     @cached_property
+    def benchmarks(self) -> dict[str, BenchmarkConfig]:
+        return {name: benchmark.at(self.folder.judging) for name, benchmark in self.suite.benchmarks.items()}
+
+    @cached_property
     def evaluation_prompts(self) -> list[str]:
         """Those of all benchmarks."""
         return [prompt for benchmark in self.suite.benchmarks.values() for prompt in benchmark.prompts()]
@@ -89,8 +94,8 @@ class Failures:
         except Exception as problem:
             # Whatever a method or an evaluator raises, the other cells and benchmarks are still worth having.
             # The reason goes to cell.json, to the report and to the exit code, so nothing is swallowed.
-            self.errors.append(f"{part}: {type(problem).__name__}: {problem}")
-            self.tracebacks.append(f"{part}\n{traceback.format_exc()}")
+            self.errors.append(discreet(f"{part}: {type(problem).__name__}: {problem}"))
+            self.tracebacks.append(discreet(f"{part}\n{traceback.format_exc()}"))
             return None
 
 
@@ -110,7 +115,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str 
         def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
             seed = derive_seed(suite.file.seed, str(cell.seed), name)  # every variant's: they draw the same noise
             settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
-            return partial(evaluate, aligned, name, suite.benchmarks[name], **settings, again=again)
+            return partial(evaluate, aligned, name, context.benchmarks[name], **settings, again=again)
 
         for name in suite.benchmarks:
             if not folder.settled(name):

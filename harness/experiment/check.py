@@ -174,6 +174,11 @@ def _check_judges(suite: Suite, problems: _Problems) -> dict[str, list[str]]:
         if len(problems.texts) == before:
             prompts[key] = judge.prompts()
     first, second = suite.judge, suite.second_judge
+    capped = any(getattr(judge, "max_cost", None) is not None for judge in suite.judges.values())
+    for index, benchmark in enumerate(suite.benchmarks.values() if capped else ()):
+        if (key := benchmark.cap_key) is not None and getattr(benchmark, key) is None:
+            text = f"it asks a server of its own, and the judge's max_cost is the run's: give {key} too, or --max-cost"
+            problems.add(("benchmarks", index), text)
     if first is not None:
         for index, benchmark in enumerate(suite.benchmarks.values()):
             problems.of(("benchmarks", index), _check_asks, first, benchmark)

@@ -17,6 +17,7 @@ from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
+from harness.discretion import discreet, make_discreet
 from harness.provenance import code_commit
 from harness.pulse import heard_by
 from harness.run_folder.layout import CellFolder, CellState, RunFolder
@@ -186,7 +187,7 @@ class _Pool:
             return
         cell = RunFolder(self.folder).cell(worker.cell)
         sweep_cell(cell.path)
-        state = CellState(status="failed", error=f"{error}; see {cell.log}", commit=code_commit())
+        state = CellState(status="failed", error=discreet(f"{error}; see {cell.log}"), commit=code_commit())
         cell.finish(state.model_copy(update={"hung": self.hung.get(worker.cell)}))
         self.progress.over(worker.cell)
 
@@ -278,8 +279,11 @@ def _die_with_parent() -> None:
 def _log(folder: CellFolder) -> Iterator[TextIO]:
     """The cell's log.txt: what libraries print would tear up the progress display."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.log.open("a", encoding="utf-8") as log:
-        yield log
+    try:
+        with folder.log.open("a", encoding="utf-8") as log:
+            yield log
+    finally:
+        make_discreet(folder.log)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from harness.data.triples import triples_hash
+from harness.discretion import discreet
 from harness.experiment.check import Checked, check_suite
 from harness.experiment.executors import Progress, run_local
 from harness.experiment.forecast import check_bills
@@ -206,7 +207,7 @@ def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:
                 judge.prepare()
     finally:
         if printed.getvalue():
-            write_text(folder / "log.txt", printed.getvalue())
+            write_text(folder / "log.txt", discreet(printed.getvalue()))
     return judges
 
 
@@ -225,7 +226,7 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
     return Environment.model_validate(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": discreet(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "suite_hash": identity_hash(prepared.identity),
             "git": git_state(),
             **machine(),
@@ -234,7 +235,7 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "judge": None,
             **described,
             "notes": [
-                *prepared.checked.notes,
+                *map(discreet, prepared.checked.notes),
                 *(note for benchmark in suite.benchmarks.values() for note in benchmark.notes),
             ],
             "base": entry(file.base, hash=base_identity(file.base)),

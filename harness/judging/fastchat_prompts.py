@@ -85,7 +85,10 @@ def _template(row: Mapping[str, Any]) -> tuple[str, str]:
     marked = "[[rating]]" if name.startswith("single") else "[[A]]"
     if row.get("output_format") != marked:
         raise ValueError(f"{name}: output_format must be {marked!r}, got {row.get('output_format')!r}")
-    blanks = {blank for _, blank, _, _ in Formatter().parse(text) if blank is not None}
+    parsed = [(blank, form, convert) for _, blank, form, convert in Formatter().parse(text) if blank is not None]
+    if formed := [blank for blank, form, convert in parsed if form or convert]:
+        raise ValueError(f"{name}: the blank {{{formed[0]}}} must be plain, without ':' and '!'")
+    blanks = {blank for blank, _, _ in parsed}
     turns = [""] * (2 if name.endswith(_TWO_TURNS) else 1)
     answers = dict.fromkeys(_ANSWERS[name.removesuffix(_TWO_TURNS)], turns)
     wanted = _blanks(turns, answers, turns if "math" in name else [])

@@ -41,8 +41,8 @@ class LocalJudge(PromptedJudge):
 
     @property
     def label(self) -> str:
-        """The model's name, as a file may be called, and the start of its content's hash."""
-        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self._name)}-{self._content[:8]}"
+        """The model's name, as a file may be called, and what its verdicts depend on besides."""
+        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self._name)}-{self.settings_hash}"
 
     @property
     def statement(self) -> str:

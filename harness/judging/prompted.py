@@ -4,6 +4,8 @@ The prompts are this project's own, one user turn each, which any model takes; M
 reader of a text returns a value or raises ValueError; none guesses.
 """
 
+import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -83,6 +85,7 @@ class Reply:
     model: str = ""
 
 
+_DOUBLE = r"\[\[(\d+\.?\d*)\]\]"
 R = TypeVar("R", Rating, Comparison, Answer)
 Received = Callable[[int, Reply], None]
 """Told a reply, with the index of its conversation."""
@@ -127,6 +130,12 @@ class PromptedJudge(JudgeConfig, ABC):
         return {"kind": self.name, **self.model_dump(mode="json", exclude={*self.operational, "mt_bench_prompts"})}
 
     @property
+    def settings_hash(self) -> str:
+        """Short hash of all that a verdict depends on besides what is judged: the model, its settings, the prompts."""
+        texts = [_RATE, _COMPARE, _HARM, _REFUSAL, self._fastchat and sorted(self._fastchat.templates.items())]
+        return hashlib.sha256(json.dumps([self.identity, texts], sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
     def wording(self) -> str:
         """Whose prompts are used, for `statement`."""
         own = "dspa-bench's own prompts"
@@ -146,7 +155,8 @@ class PromptedJudge(JudgeConfig, ABC):
         return judge
 
     def rate(self, requests: Sequence[Rating]) -> list[Verdict]:
-        return self._verdicts("rate", requests, self._prompt, read_rating)
+        read = read_only_rating if self._fastchat is None else read_rating  # FastChat's prompts, FastChat's rule
+        return self._verdicts("rate", requests, self._prompt, read)
 
     def compare(self, requests: Sequence[Comparison]) -> list[Verdict]:
         return self._verdicts("compare", requests, self._prompt, read_winner)
@@ -250,18 +260,26 @@ def _references(references: Sequence[str]) -> list[str]:
 def read_rating(text: str, highest: int = 10) -> float:
     """The first ``[[number]]``, or else ``[number]``, as FastChat reads it; ValueError outside 1..``highest``."""
     said = _spoken(text)
-    match = re.search(r"\[\[(\d+\.?\d*)\]\]", said) or re.search(r"\[(\d+\.?\d*)\]", said)
-    if match is None:
+    found = re.search(_DOUBLE, said) or re.search(r"\[(\d+\.?\d*)\]", said)
+    if found is None:
         raise ValueError("the judge's answer has no rating such as [[5]]")
-    value = float(match[1])
+    value = float(found[1])
     if not 1 <= value <= highest:
-        raise ValueError(f"the judge's rating {match[1]} is outside 1 to {highest}")
+        raise ValueError(f"the judge's rating {found[1][:20]} is outside 1 to {highest}")
     return value
 
 
+def read_only_rating(text: str, highest: int = 10) -> float:
+    """As `read_rating`; ValueError where there are several ``[[number]]`` that differ: which was meant is a guess."""
+    found = list(dict.fromkeys(re.findall(_DOUBLE, _spoken(text))))
+    if len({float(number) for number in found}) > 1:
+        raise ValueError(f"the judge's answer names {len(found)} ratings ({', '.join(found)[:60]}); expected one")
+    return read_rating(text, highest)
+
+
 def read_harm(text: str) -> float:
-    """As `read_rating`, in 1..5."""
-    return read_rating(text, 5)
+    """As `read_only_rating`, in 1..5."""
+    return read_only_rating(text, 5)
 
 
 def read_winner(text: str) -> float:

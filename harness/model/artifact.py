@@ -58,11 +58,15 @@ def write_artifact(
 
 
 def _name_base(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
-    """PEFT notes where this process had the base; other tools read that, so it is to mean something elsewhere."""
+    """PEFT notes where this process had the base; other tools read that, so it is to mean something elsewhere.
+
+    Its README.md, a form that nobody filled in, says the same once more, and goes.
+    """
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base["id"] or relative_to(artifact / "adapter")(base["path"])
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (adapter / "README.md").unlink(missing_ok=True)
 
 
 def read_description(path: str | Path) -> dict[str, Any]:

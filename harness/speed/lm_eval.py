@@ -100,7 +100,7 @@ def _sides(options: LMEvalOptions) -> tuple[dict[str, Any], str]:
     ref = model_ref(options.model, "auto").model_copy(update={"dtype": options.dtype})
     aligned = AlignedModel.from_base(ref, device=options.device)
     load: dict[str, Any] = {"pretrained": source_of(ref), "revision": ref.revision or "main", "dtype": options.dtype}
-    load |= {"device": options.device, "batch_size": options.batch_size}
+    load |= {"device": options.device, "batch_size": options.batch_size, "trust_remote_code": False}
     with silenced():
         sides: dict[str, Any] = {OURS: AlignedLM(aligned, batch_size=options.batch_size), HF: HFLM(**load)}
     return sides, f"{options.model}, identity {aligned.base.identity[:12]}, {options.dtype}"

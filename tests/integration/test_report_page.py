@@ -13,6 +13,7 @@ import pytest
 from harness.files import write_jsonl
 from reports.page.build import html_report
 from reports.run import read_run
+from tests.injections import INJECTIONS
 from tests.unit.synthetic_run import write_run
 from tests.unit.test_reports_page import tables_of
 
@@ -24,20 +25,6 @@ pytestmark = pytest.mark.skipif(
 LAPTOP, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 MINUTES = 2 * 60_000
 """Milliseconds that a step may take on a busy machine before the browser is taken for hung."""
-INJECTIONS = [
-    "<script>window.hit = 1</script>",
-    "</script><script>window.hit = 1</script>",
-    "</textarea></title></style><script>window.hit = 1</script>",
-    '<img src=x onerror="window.hit = 1">',
-    "<svg/onload=window.hit=1>",
-    '<iframe srcdoc="<script>parent.hit = 1</script>"></iframe>',
-    '"><a href="javascript:window.hit=1" autofocus onfocus="window.hit=1">x</a>',
-    "[click](javascript:window.hit=1) javascript:window.hit=1",
-    "{{ constructor.constructor('window.hit = 1')() }} {% raw %} ${window.hit = 1} <%= 1 %>",
-    "<!--<script> ]]> \u2028 \u2029 &lt;img src=x onerror=window.hit=1&gt; &#60;script&#62;",
-    "<object data='data:text/html,<script>parent.hit=1</script>'></object><base href='https://example.org/'>",
-    "<form action='https://example.org'><button autofocus>go</button></form><link rel=stylesheet href=//example.org/x>",
-]
 
 
 @pytest.fixture(scope="module")

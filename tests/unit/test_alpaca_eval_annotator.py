@@ -224,6 +224,11 @@ def test_a_configuration_of_ones_own_and_a_file_of_clients(judge, tmp_path):
     assert [a.preference for a in found.annotations] == [1.5 if i == 4 else value for i, value in enumerate(EXPECTED)]
     assert judge.keys == {"Bearer sk-mine"}
     assert "sk-mine" not in (tmp_path / "out" / ANSWERS).read_text(encoding="utf-8")
+    judge.say = lambda prompt, first: (401, "sk-mine-1 is no key")
+    clients.write_text(clients.read_text().replace("sk-mine", "sk-mine-1"))
+    found = evaluate(OUTPUTS, REFERENCES, mine, folder=None)
+    assert judge.keys == {"Bearer sk-mine", "Bearer sk-mine-1"}
+    assert all("*** is no key" in a.error and "sk-mine" not in a.error for a in found.annotations)
 
 
 def test_a_key_is_needed_and_a_server_that_listens(judge, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import re
 import time
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
@@ -12,11 +14,15 @@ from harness.judging import JUDGES, Answer, Comparison, Judge, Rating
 from harness.judging.endpoint import OpenAIJudge
 from harness.judging.ledger import read_accounts
 from harness.judging.prompted import rating_prompt
-from tests.judge_server import Server, completion, serving
+from tests.judge_server import Server, completion
+from tests.judge_server import serving as serving_words
+from tests.unit.test_judging_prompted import write_prompts
 
 PRICES = {"price_in": 1000.0, "price_out": 10000.0}
 """With the server's 7 and 3 tokens a reply costs 0.037."""
 COST = 0.037
+serving = partial(serving_words, reply=lambda question: re.findall(r"\[\[\d+\]\]|$", question)[0])
+"""By default the judge gives the grade that the answer asks for."""
 
 
 def rating(text):
@@ -38,7 +44,7 @@ def test_it_is_a_judge_and_registered():
     assert JUDGES["openai"] is OpenAIJudge
     judge = OpenAIJudge(base_url="http://localhost/v1", model="org/judge 1")
     assert isinstance(judge, Judge)
-    assert judge.label == "org_judge_1"
+    assert judge.label == f"org_judge_1-{judge.settings_hash}"
     assert "org/judge 1" in judge.statement and "own prompts" in judge.statement
 
 
@@ -108,8 +114,8 @@ def test_no_verdict_is_paid_for_twice_whoever_asks_and_wherever_the_server_is(tm
         for other in ({"model": "another"}, {"temperature": 0.5}):
             made(server, tmp_path, **other).rate(requests[:1])
         assert sum(server.seen.values()) == 2
-    first = read_accounts(tmp_path)["org_judge_1"]
-    assert (first.requests, first.reused, first.answered) == (7, 4, 3)
+    first = read_accounts(tmp_path)[made(server, **PRICES).label]
+    assert (first.requests, first.reused, first.answered) == (6, 4, 2), "another temperature is another judge"
     assert first.cost == pytest.approx(2 * COST)
 
 
@@ -246,3 +252,15 @@ def test_processes_that_want_the_same_at_the_same_time_pay_once(tmp_path):
         assert sorted(server.seen.values()) == [1] * 12
     found = account(tmp_path)
     assert (found.requests, found.reused, found.calls) == (24, 12, 12)
+
+
+def test_a_label_says_all_that_a_verdict_depends_on_and_nothing_else(tmp_path):
+    settings = {"base_url": "http://localhost/v1", "model": "m"}
+    label = OpenAIJudge(**settings).label
+    for change in ({"base_url": "http://localhost:9/v1"}, {"max_tokens": 9}, {"max_cost": 1, "price_in": 1}):
+        assert OpenAIJudge(**settings | change).label == label
+    changes = [{"model": "n"}, {"temperature": 1}, {"temperature": None}]
+    for text in "ab":
+        write_prompts(tmp_path / f"{text}.jsonl", prompt_template=text + "{question}|{answer_a}|{answer_b}")
+        changes.append({"mt_bench_prompts": tmp_path / f"{text}.jsonl"})
+    assert len({label, *(OpenAIJudge(**settings | change).label for change in changes)}) == 6

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from harness.data.triples import conversation
-from harness.judging.endpoint import ChatEndpoint, NotAsked, RequestHooks
+from harness.judging.chat_endpoint import ChatEndpoint, NotAsked, RequestHooks
 from harness.judging.prompted import Reply
 from tests.judge_server import completion, serving
 

@@ -22,9 +22,13 @@ from urllib.request import getproxies, proxy_bypass
 
 import yaml
 
+from harness.discretion import without_keys
+from harness.evaluators.alpaca_eval.spending import Spending
 from harness.files import read_text
+from harness.judging.chat_endpoint import NotAsked, Unusable, bounded_client, check_address
 from harness.judging.verdicts import Journal
 from harness.plugins import installed, need
+from harness.quiet import silenced
 
 CONFIG = "configs.yaml"
 CLIENTS = "OPENAI_CLIENT_CONFIG_PATH"
@@ -45,6 +49,8 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str | None]] = {
 """What each client of the package needs: one of these variables, and this module."""
 REMOTE = frozenset(name for name in _NEEDS if not name.endswith("_local_completions"))
 """Clients that ask a server, one request for each prompt."""
+_LONGEST_ANSWER = 1 << 20
+"""Characters; a longer one is not kept."""
 _UNSENT = ("num_procs", "client_kwargs", "client_config_path", "openai_api_keys", "price_per_token")
 """Settings that no answer depends on."""
 
@@ -93,18 +99,50 @@ class PackageAnnotator:
                 for address in _addresses(settings):
                     _reach(address, self.name)
 
+    @property
+    def client(self) -> str:
+        """The package's client of its annotators; several where a configuration mixes them."""
+        return " and ".join(
+            dict.fromkeys(settings.get("fn_completions", "openai_completions") for settings in self.configs.values())
+        )
+
+    @property
+    def models(self) -> list[str]:
+        """The names that its annotators' models have at their server."""
+        return [str(one.get("completions_kwargs", {}).get("model_name", "")) for one in self.configs.values()]
+
+    def price(self) -> float | None:
+        """Of a million tokens, as configuration or package have it, the highest of its annotators; None: not known.
+
+        For clients that ask OpenAI's API, which say how many tokens they used. Imports the package's client.
+        """
+        from alpaca_eval.decoders.openai import _get_price_per_token
+
+        named = [one.get("completions_kwargs", {}).get("price_per_token") for one in self.configs.values()]
+        with silenced():  # it logs what it does not know
+            prices = [1e6 * _get_price_per_token(*pair) for pair in zip(self.models, named, strict=True)]
+        return max(prices) if all(math.isfinite(price) for price in prices) else None
+
 
 class KeptAnswers:
     """In the place of a client of the package: prompts in, completions out, each kept in ``journal`` when readable.
 
-    A request that fails gives None, which no parser can read; why it failed is in ``errors``, by prompt.
+    A request that fails gives None, which no parser can read; why it failed is in ``errors``, by prompt. Requests to
+    a server are entered in ``spending``, and those of OpenAI's library read no more than `chat_endpoint.MOST_BYTES`.
     """
 
     def __init__(
-        self, client: Callable[..., Any], name: str, journal: Journal | None, readable: Callable[[Any], bool], key: str
+        self,
+        client: Callable[..., Any],
+        name: str,
+        journal: Journal | None,
+        readable: Callable[[Any], bool],
+        key: str,
+        spending: Spending | None = None,
     ) -> None:
         self._client, self._name, self._journal = client, name, journal
         self._readable, self._completion_key = readable, key
+        self._spending = spending
         self._known = {} if journal is None else {row["key"]: row["answer"] for row in journal.news()}
         self._lock = threading.Lock()
         self.errors: dict[str, str] = {}
@@ -113,6 +151,8 @@ class KeptAnswers:
         wanted = [prompt for prompt in dict.fromkeys(prompts) if self._key(prompt, settings) not in self._known]
         answers = {prompt: self._known.get(self._key(prompt, settings)) for prompt in prompts}
         if self._client.__name__ in REMOTE:
+            if self._spending is not None:
+                self._spending.reused(len(prompts), len(prompts) - len(wanted))
             from alpaca_eval.constants import API_MAX_CONCURRENCY, OPENAI_MAX_CONCURRENCY
 
             of_openai = self._client.__name__ == "openai_completions"
@@ -134,11 +174,23 @@ class KeptAnswers:
     def _ask(self, prompts: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
         if self._client.__name__ in REMOTE and "num_procs" in inspect.signature(self._client).parameters:
             settings = {**settings, "num_procs": 1}  # which the key leaves out
+        if self._client.__name__ == "openai_completions":
+            # Under a cap a call is one request: the library would repeat one that the server may charge for.
+            once = {} if self._spending is None or self._spending.cap is None else {"max_retries": 0}
+            given = settings.get("client_kwargs") or {}
+            settings = {**settings, "client_kwargs": {"http_client": bounded_client(), **once, **given}}
+
+        def ask() -> dict[str, Any]:
+            return self._client(prompts=list(prompts), **settings)
+
         try:
-            result = self._client(prompts=list(prompts), **settings)
+            paid = self._spending if self._client.__name__ in REMOTE else None
+            result = ask() if paid is None else paid.pay(prompts[0], settings, ask)
         except Exception as problem:
             # Whatever a provider's client raises, the other verdicts are still worth having; the reason is kept.
-            reason = without_keys(f"{type(problem).__name__}: {problem}")
+            own = isinstance(problem, NotAsked | Unusable)  # they say all there is to say
+            reason = f"{problem}" if own else f"{type(problem).__name__}: {problem}"
+            reason = without_keys(reason, _keys(settings))[:1000]
             with self._lock:
                 self.errors |= dict.fromkeys(prompts, reason)
             return dict.fromkeys(prompts)
@@ -148,6 +200,11 @@ class KeptAnswers:
             # JSON has no numbers for a price that is not known.
             answer = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in said.items()}
             answers[prompt] = answer
+            if len(json.dumps(answer, default=str)) > _LONGEST_ANSWER:
+                with self._lock:
+                    self.errors[prompt] = f"the annotator's answer is longer than {_LONGEST_ANSWER:,} characters"
+                answers[prompt] = None
+                continue
             if self._readable(answer.get(self._completion_key)):
                 key = self._key(prompt, settings)
                 with self._lock:
@@ -161,12 +218,13 @@ class KeptAnswers:
         return hashlib.sha256(json.dumps([self._name, kept, prompt], sort_keys=True).encode()).hexdigest()
 
 
-def without_keys(text: str) -> str:
-    """``text`` without the keys of the environment: some servers repeat the one they were sent in their complaint."""
-    for name in {name for variables, _ in _NEEDS.values() for name in variables}:
-        for key in os.environ.get(name, "").split(","):
-            text = text.replace(key, "***") if key else text
-    return text
+def _keys(settings: Mapping[str, Any]) -> list[str]:
+    """The keys that a configuration names itself, or the file of clients."""
+    clients = _clients({"completions_kwargs": settings}) or {}
+    rows = [row for listed in clients.values() if isinstance(listed, list) for row in listed if isinstance(row, dict)]
+    named = [*rows, settings.get("client_kwargs") or {}]
+    found = settings.get(_KEYS) or []
+    return [str(row["api_key"]) for row in named if row.get("api_key")] + ([found] if isinstance(found, str) else found)
 
 
 def _yaml(path: str | Path, what: str) -> Any:
@@ -251,6 +309,10 @@ def _addresses(settings: Mapping[str, Any]) -> list[str]:
 
 def _reach(address: str, name: str) -> None:
     """Whether somebody listens there; where a proxy is in between only it could tell."""
+    try:
+        check_address(address, "the environment or the package's file of clients")
+    except ValueError as problem:
+        raise ValueError(f"annotator {name!r}: {problem}") from None
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"annotator {name!r}: {address!r} is no address; give one such as http://localhost:8000/v1")

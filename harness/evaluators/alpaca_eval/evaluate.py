@@ -24,6 +24,7 @@ from scipy.stats import sem
 from harness.data.triples import conversation
 from harness.evaluators.alpaca_eval.annotator import KeptAnswers, PackageAnnotator
 from harness.evaluators.alpaca_eval.length_control import LengthControl, UnavailableError
+from harness.evaluators.alpaca_eval.spending import Spending
 from harness.judging import Comparison, Judge
 from harness.judging.verdicts import Journal
 from harness.quiet import silenced
@@ -75,12 +76,14 @@ def evaluate(
     *,
     folder: Path | None,
     length_control: LengthControl | None = None,
+    spending: Spending | None = None,
 ) -> Evaluation:
     """Compare ``outputs`` with ``references`` (instruction, output, generator; same order) by judge or annotator.
 
     Our judges see every pair in both positions and the preference is the mean, so that a liking for a position
     cancels. The package's annotators see one position, drawn by the package's seed for each instruction. An answer
-    equal to the reference is a tie without being judged, as in the package.
+    equal to the reference is a tie without being judged, as in the package. ``spending`` is told of what an annotator
+    asks, and may forbid it.
     """
     metric = _Metric(length_control)
     of_package: Any = alpaca_eval.evaluate  # its annotation leaves out what it returns
@@ -101,6 +104,7 @@ def evaluate(
             Annotator=_Annotators,
             by=by,
             journal=None if folder is None else Journal(folder / ANSWERS),
+            spending=spending,
         )
     assert [row["instruction"] for row in annotated] == [row["instruction"] for row in outputs]
     annotations = [_annotation(row) for row in annotated]
@@ -163,14 +167,17 @@ def _annotation(row: dict[str, Any]) -> Annotation:
 class _Annotators(PairwiseAnnotatorLocal):
     """A judge of ours or a configuration of the package, whose answers are kept in ``journal``."""
 
-    def __init__(self, *, by: Judge | PackageAnnotator, journal: Journal | None, **kwargs: Any) -> None:
-        self._by, self._journal = by, journal
+    def __init__(
+        self, *, by: Judge | PackageAnnotator, journal: Journal | None, spending: Spending | None, **kwargs: Any
+    ) -> None:
+        self._by, self._journal, self._spending = by, journal, spending
         super().__init__(**kwargs)
 
     def _initialize_annotators(self, **kwargs: Any) -> dict[str, Any]:
         if not isinstance(self._by, PackageAnnotator):
             return {self._by.label: _BothPositions(self._by)}
         common = {"seed": self.seed, "base_dir": self._by.base_dir, "journal": self._journal}
+        common |= {"spending": self._spending}
         common |= {"annotation_column": self.annotation_key, "completion_column": self.completion_key}
         configs = deepcopy(dict(self._by.configs)).items()  # the package writes into them
         return {name: _KeptAnnotator(name=name, **common, **config, **kwargs) for name, config in configs}
@@ -199,9 +206,10 @@ class _BothPositions:
 class _KeptAnnotator(SinglePairwiseAnnotator):
     """The package's annotator; answers are kept, and rows whose answer cannot be read stay, with the reason."""
 
-    def __init__(self, *, name: str, journal: Journal | None, **kwargs: Any) -> None:
+    def __init__(self, *, name: str, journal: Journal | None, spending: Spending | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.fn_completions = KeptAnswers(self.fn_completions, name, journal, self._readable, self.completion_key)
+        asks = self.fn_completions
+        self.fn_completions = KeptAnswers(asks, name, journal, self._readable, self.completion_key, spending)
 
     def _readable(self, completion: Any) -> bool:
         found, _ = self._parse_completions([completion])

@@ -1,0 +1,26 @@
+"""Texts that a model may write to get a reader's browser to run, load or send something."""
+
+INJECTIONS = [
+    "<script>window.hit = 1</script>",
+    "</script><script>window.hit = 1</script>",
+    "</textarea></title></style><script>window.hit = 1</script>",
+    '<img src=x onerror="window.hit = 1">',
+    "<svg/onload=window.hit=1>",
+    '<iframe srcdoc="<script>parent.hit = 1</script>"></iframe>',
+    '"><a href="javascript:window.hit=1" autofocus onfocus="window.hit=1">x</a>',
+    "[click](javascript:window.hit=1) javascript:window.hit=1",
+    "{{ constructor.constructor('window.hit = 1')() }} {% raw %} ${window.hit = 1} <%= 1 %>",
+    "<!--<script> ]]> \u2028 \u2029 &lt;img src=x onerror=window.hit=1&gt; &#60;script&#62;",
+    "<object data='data:text/html,<script>parent.hit=1</script>'></object><base href='https://example.org/'>",
+    "<form action='https://example.org'><button autofocus>go</button></form><link rel=stylesheet href=//example.org/x>",
+    "`` ![t](http://127.0.0.1:9/t.png) `` <img src=http://127.0.0.1:9/u.png> ``",
+    "` ![t](http://127.0.0.1:9/t.png) `|` ![u](//127.0.0.1:9/u.png)",
+    "a\n\n# A heading of its own\n\n![t](http://127.0.0.1:9/t.png)\n\n| a | b |\n| --- | --- |\n```\n<script>",
+    "a\r# Heading\r![t](http://127.0.0.1:9/t.png)\r---\r",
+    '[x]: http://127.0.0.1:9/t.png "t"\n![x] ![][x]',
+    "```html\n<img src=http://127.0.0.1:9/u.png>",
+    "\\`![t](http://127.0.0.1:9/t.png)\\``",
+    "$\\href{javascript:window.hit=1}{x}$ \\(\\unicode{x}\\)",
+    "<details open ontoggle=window.hit=1><summary>x</summary></details><video src=//127.0.0.1:9/v onerror=hit=1>",
+    "<meta http-equiv=refresh content=0;url=http://127.0.0.1:9/><math><mi xlink:href='javascript:window.hit=1'>",
+]
