@@ -280,9 +280,18 @@ def user_folder(variable: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
 
 
+_LONGEST_NAME, _LONGEST_PATH = 200, 3000
+"""Bytes of what is still good for a file of ours: systems take 255 and 4096, and names inside it are added."""
+
+
 def check_can_make(path: Path, option: str = "--out") -> None:
     """Raise ValueError when the file or folder ``path``, given as ``option``, could not be made; makes nothing."""
     path = path.absolute()
+    if os.path.islink(path) and not path.exists():
+        raise ValueError(f"{option} {str(path)!r} is a link that leads nowhere; remove it, or choose another place")
+    long = [part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME]
+    if long or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"{option} {str(path)[:60]!r}... is too long for a file system; choose a shorter one")
     there = next(parent for parent in path.parents if os.path.lexists(parent))
     if not there.is_dir():
         raise ValueError(f"{option} {str(path)!r} cannot be made: {str(there)!r} is not a folder")
