@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.files import atomic_folder
+from harness.files import atomic_folder, parse_json
 from harness.model.base import BaseModel
 from harness.model.intervention import INTERVENTIONS, Intervention
 from harness.model.pretrained import check_finite, check_finite_file, read_model
@@ -71,7 +71,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{path} is not an artifact folder: it has no aligned.json")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = parse_json(file.read_bytes())
     except ValueError as problem:
         raise ValueError(f"{file} is damaged: {problem}; fit the artifact again") from None
     version = description.get("schema_version") if isinstance(description, dict) else None

@@ -74,8 +74,10 @@ def check_weights(ref: ModelRef, kind: Any = None, *, new_head: bool = False) ->
     source = ref.source  # a folder without config.json has the more helpful message
     if is_gguf(source):
         check_gguf(source)
-    elif not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
-        raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
+    elif not [*Path(ref.path).glob("*.safetensors")]:
+        pickled = [file.name for file in sorted(Path(ref.path).glob("*.bin"))]
+        only = f", only pickled ones ({pickled[0]}), which are not read: save the model again with save_pretrained"
+        raise ValueError(f"model folder {ref.path!r} has no weights in safetensors{only if pickled else ''}")
     if kind is not None:
         check_model(kind, source_of(ref), new_head=new_head)
 
