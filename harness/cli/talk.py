@@ -64,6 +64,9 @@ def generate(
     if not conversations:
         raise ValueError("there is nothing to answer: give --prompt TEXT or --prompts FILE")
     asked = [_with_system(conversation, system) for conversation in conversations]
+    for message in (message for conversation in asked for message in conversation):
+        if message["content"] != message["content"].encode("utf-8", "replace").decode():
+            raise ValueError(f"{message['content'][:60]!a} is no text: it holds half a character; give UTF-8")
     without_progress_bars()
     moved = _Moved(base, moved_saes(sae), device)
     models = _models(artifact, against, moved)

@@ -65,6 +65,20 @@ def _name_base(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
+_KEYS: dict[str, tuple[Any, str]] = {
+    "method": (str, "a text"),
+    "base": (dict, "an object"),
+    "params": (dict, "an object"),
+    "fingerprint": (str, "a text"),
+    "delta": (str, "a text"),
+    "intervention": (dict | None, "an object or null"),
+    "system_prompt": (str | None, "a text or null"),
+    "budget": (dict | None, "an object or null"),
+    "bill": (dict | None, "an object or null"),
+}
+"""Key of aligned.json -> what it must be, for Python and in words."""
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
     """aligned.json of an artifact folder, checked for its schema version; paths in it are absolute."""
     file = Path(path) / "aligned.json"
@@ -79,6 +93,14 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}, so fit the artifact again"
         )
+    for key, (kinds, what) in _KEYS.items():
+        if key not in description or not isinstance(description[key], kinds):
+            found = repr(description[key])[:60] if key in description else "nothing"
+            raise ValueError(f"{file} is damaged: {key!r} must be {what}, got {found}; fit the artifact again")
+    for place, keys in (("base", ("path", "id", "hash")), ("intervention", ("kind", "params"))):
+        missing = [key for key in keys if key not in (description[place] or keys)]
+        if missing:
+            raise ValueError(f"{file} is damaged: {place!r} has no {', '.join(missing)}; fit the artifact again")
     return with_paths(description, starting_at(Path(path)))
 
 
@@ -104,6 +126,8 @@ def moved_saes(path: str | Path, saved: Mapping[str, Any] | None, saes: Mapping[
 
 def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
     """The network: the base's own, with the artifact's adapter around a copy of it, or of the artifact's weights."""
+    if delta not in ("none", "adapter", "weights"):
+        raise ValueError(f"{path}: {delta!r} is no kind of artifact (none, adapter, weights); fit it again")
     if delta == "adapter":
         from peft import PeftModel
 
@@ -143,7 +167,11 @@ def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device:
     except (FileNotFoundError, SafetensorError) as problem:
         raise ValueError(f"{file} is missing or damaged ({problem}); fit the artifact again") from None
     check_finite(tensors, str(file))
-    return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
+    try:
+        return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
+    except Exception as problem:  # each kind reads its own settings and tensors
+        reason = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        raise ValueError(f"the intervention in {path} cannot be read ({reason}); fit the artifact again") from problem
 
 
 def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
