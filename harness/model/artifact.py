@@ -98,7 +98,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
             found = repr(description[key])[:60] if key in description else "nothing"
             raise ValueError(f"{file} is damaged: {key!r} must be {what}, got {found}; fit the artifact again")
     for place, keys in (("base", ("path", "id", "hash")), ("intervention", ("kind", "params"))):
-        missing = [key for key in keys if key not in (description[place] or keys)]
+        there = description[place]
+        missing = [key for key in keys if there is not None and key not in there]
         if missing:
             raise ValueError(f"{file} is damaged: {place!r} has no {', '.join(missing)}; fit the artifact again")
     return with_paths(description, starting_at(Path(path)))
@@ -138,7 +139,7 @@ def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedMod
             with hiding_deprecations():
                 adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), folder)
         except Exception as problem:  # PEFT checks little, so that its library, JSON and torch raise what they find
-            reason = f"{type(problem).__name__}: {problem}"
+            reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
             raise ValueError(f"the adapter in {folder} is damaged ({reason}); fit the artifact again") from problem
         name_base(adapted, base)
         return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside

@@ -65,7 +65,6 @@ ADAPTER: tuple[tuple[str, Any], ...] = (
     ("target_modules", ["nothing"]),
     ("target_modules", 5),
     ("lora_alpha", "x"),
-    ("auto_mapping", {"base_model_class": "Evil", "parent_library": "evil"}),
 )
 GENERATE = ("--prompt", "w1 w2", "--max-new-tokens", "2")
 
