@@ -191,6 +191,8 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
         sizes = {key: _whole(config[key]) for key in ("d_in", "d_sae")}
         if not isinstance(config.get("metadata", {}), dict):
             raise TypeError("metadata is no object")
+        if not isinstance(config.get("apply_b_dec_to_input", True), bool):
+            raise TypeError("apply_b_dec_to_input is neither true nor false")
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(
             f"{folder / 'cfg.json'} is not a SAELens configuration ({type(problem).__name__}: {problem}); give a "

@@ -131,7 +131,6 @@ SAE: tuple[tuple[str, Any], ...] = (
     ("metadata", {"hook_name": "blocks.1.hook_resid_post", "norm_filter": "x"}),
     ("apply_b_dec_to_input", "x"),
     ("normalize_activations", "nope"),
-    ("dtype", "nope"),
     ("reshape_activations", "nope"),
 )
 
@@ -264,6 +263,7 @@ def cases() -> Iterator[Case]:
         "a longer context": with_key("model/config.json", "max_position_embeddings", 512),
         "another activation": with_key("model/config.json", "hidden_act", "gelu"),
         "unknown key in cfg.json": with_key("sae_early/cfg.json", "colour", "blue"),
+        "another dtype in cfg.json": with_key("sae_early/cfg.json", "dtype", "bfloat16"),
         "weights in bfloat16": with_tensors(MODEL, lambda t, n: t.update({n: t[n].bfloat16() for n in t}), ""),
         "no chat template": without("model/chat_template.jinja"),
     }
