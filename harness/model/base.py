@@ -76,8 +76,8 @@ def check_weights(ref: ModelRef, kind: Any = None, *, new_head: bool = False) ->
         check_gguf(source)
     elif not [*Path(ref.path).glob("*.safetensors")]:
         pickled = [file.name for file in sorted(Path(ref.path).glob("*.bin"))]
-        only = f", only pickled ones ({pickled[0]}), which are not read: save the model again with save_pretrained"
-        raise ValueError(f"model folder {ref.path!r} has no weights in safetensors{only if pickled else ''}")
+        only = "".join(f", only pickled {name}: save the model again with save_pretrained" for name in pickled[:1])
+        raise ValueError(f"model folder {ref.path!r} has no weights in safetensors{only}")
     if kind is not None:
         check_model(kind, source_of(ref), new_head=new_head)
 
