@@ -168,8 +168,8 @@ def test_an_error_that_is_not_the_users_is_one_line_and_its_traceback_is_in_a_fi
     assert code == 1
     assert "in broken" in err
     assert err.endswith("error: RuntimeError: a bug of two lines\n")
-    assert call("--debug", "run", tmp_path / "none.yaml")[0] == 2
-    assert "Traceback" not in call("run", tmp_path / "none.yaml")[2]
+    assert call("--debug", "report", tmp_path)[0] == 2
+    assert "Traceback" not in call("report", tmp_path)[2]
 
 
 def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, tiny_folders):
