@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo real test lint types format clean
+.PHONY: demo real test attack lint types format clean
 
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run sandbox
@@ -15,6 +15,9 @@ real: $(STAMP)  ## a real language model (one more package download); an hour or
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2
+
+attack: $(STAMP)  ## malformed inputs by the hundred and at random
+	$(BIN)/python -m tests.attack bad_suites bad_models bad_artifacts bad_data fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

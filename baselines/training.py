@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,12 +86,14 @@ class TrainedMethod(MethodConfig):
     report_to: Literal["none", "wandb", "mlflow", "trackio"] = Field("none", description="tracker that TRL logs to")
 
     def check(self, base: BaseShape) -> None:
-        """Raise ValueError when the tracker to report to is not installed."""
+        """Raise ValueError when the tracker to report to is not installed, or the adapter would have no place."""
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(
                 f"{self.name}: report_to {self.report_to!r} needs the package {self.report_to!r}, which is not "
                 "installed; install it or set report_to to 'none'"
             )
+        if self.tuning == "lora" and self.lora_targets != "all-linear" and base.config is not None:
+            _check_targets(self.lora_targets, base.config)
 
     @property
     def keeps_weights(self) -> bool:
@@ -281,3 +284,19 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy whose parameters are new objects on the same memory: modules can be replaced, weights must not change."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
+
+
+def _check_targets(targets: str | list[str], config: Any) -> None:
+    """Raise ValueError where PEFT would find none of ``targets`` (endings of names, or one pattern) in a model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+    patterns = [targets] if isinstance(targets, str) else [rf"(.*\.)?{re.escape(target)}" for target in targets]
+    for pattern, target in zip(patterns, [targets] if isinstance(targets, str) else targets, strict=True):
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(f"lora_targets: the model has no layer {target!r}; it has: {known}")
+    if not patterns:
+        raise ValueError(f"lora_targets is empty; give some of: {known}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.options import Device, command_group
+from harness.cli.options import MAX_SEED, Device, command_group
 from harness.plugins import need
 
 commands = command_group()
@@ -43,7 +43,7 @@ Texts = Annotated[
 ]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Dtype of the model; SAEs are in float32.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's choice")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, texts and the order in rounds.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of weights, texts and the order in rounds.")]
 Out = Annotated[Path | None, typer.Option(help="File to keep the report in, .md or .json.", show_default="none")]
 _BATCHES = [1, 16]
 
@@ -80,7 +80,9 @@ def audit(
     ] = None,
     causal_triples: Annotated[int, typer.Option(min=2, help="Triples drawn for that, at most.")] = 100,
     causal_latents: Annotated[int, typer.Option(min=1, help="Features edited for a prompt, at most.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the random features and of what is drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the random features and of what is drawn.")
+    ] = 0,
     device: Device = "cpu",
 ) -> None:
     """Look into a DSPA artifact: which features its map pushes on, where they fire, which are really edited.
@@ -127,7 +129,9 @@ def finetune_sae(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
     batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 1024,
     held_out: Annotated[float, typer.Option(help="Share of the prompts kept for measuring.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the held-out draw and of the order of tokens.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the held-out draw and of the order of tokens.")
+    ] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
     device: Device = "cpu",
 ) -> None:
@@ -169,7 +173,9 @@ def train_sae(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 1024,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 6e-4,
-    seed: Annotated[int, typer.Option(help="Seed of weights, held-out draw and order of tokens.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of weights, held-out draw and order of tokens.")
+    ] = 0,
     norm_filter: Annotated[
         float, typer.Option(help="Leave out tokens longer than this multiple of the median norm; 0: none.")
     ] = 10,

@@ -45,7 +45,7 @@ class SteeringSettings(BaseModel):
     about itself, of `dspa.diagnostics.LEGEND`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     input_sae: SAERef
     output_sae: SAERef
     k_prompt: int

@@ -129,7 +129,7 @@ class BenchmarkConfig(BaseModel):
     ``needs_judge`` is False for one that can run in a suite without a judge.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
     files: ClassVar[str | None] = None
     needs_judge: ClassVar[bool] = True

@@ -33,10 +33,25 @@ Text = Annotated[InstanceOf[str], "a string"]  # pydantic's own check refuses ha
 Number = Annotated[StrictInt | StrictFloat, "a number"]
 
 
-def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; JSONDecodeError also for what Python cannot hold: endless nesting, endless numbers."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
+    except UnicodeDecodeError:
+        raise json.JSONDecodeError("it is not UTF-8 text", "", 0) from None
+    except ValueError as problem:  # int() of thousands of digits
+        raise json.JSONDecodeError(str(problem).partition(";")[0], "", 0) from None
+
+
+def read_jsonl(path: str | Path, what: str, *, whole: bool = True) -> list[tuple[int, dict[str, Any]]]:
     """(line number, object) for every non-blank line; ``what`` names the file in error messages.
 
-    Raises ValueError when the file is missing or empty, or a line is not a JSON object (file:line).
+    Raises ValueError when the file is missing or empty, or a line is not a JSON object (file:line); ``whole`` refuses
+    halves of a character ("\\ud800"), which JSON may hold and no tokenizer takes.
     """
     rows = []
     # Not splitlines: JSON strings may hold U+2028 and its like, which it takes for the end of a line.
@@ -44,15 +59,28 @@ def read_jsonl(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as problem:
             raise ValueError(f"{path}:{number}: not valid JSON ({problem.msg} at column {problem.colno})") from None
+        if whole and _has_halves(line, row):
+            raise ValueError(f"{path}:{number}: holds half a character (such as \\ud800), which is no text; mend it")
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append((number, row))
     if not rows:
         raise ValueError(f"{path}: the {what} file is empty")
     return rows
+
+
+def _has_halves(text: str, value: Any) -> bool:
+    """Whether the ``value`` that a JSON ``text`` stands for has surrogates without their other half."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def checked(kind: type[T], row: Any, place: str) -> T:
@@ -173,10 +201,14 @@ def _hash_of(root: Path, found: Iterable[Path]) -> str:
 
 def load_json(path: str | Path, what: str) -> Any:
     """The JSON in ``path``; ValueError naming file and line when it is missing or broken."""
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what))
+        value = parse_json(text)
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+    if _has_halves(text, value):
+        raise ValueError(f"{path}: holds half a character (such as \\ud800), which is no text; mend it")
+    return value
 
 
 def read_json(path: str | Path) -> Any | None:
@@ -290,9 +322,18 @@ def user_folder(variable: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dspa-bench"
 
 
+_LONGEST_NAME, _LONGEST_PATH = 200, 3000
+"""Bytes of what is still good for a file of ours: systems take 255 and 4096, and names inside it are added."""
+
+
 def check_can_make(path: Path, option: str = "--out") -> None:
     """Raise ValueError when the file or folder ``path``, given as ``option``, could not be made; makes nothing."""
     path = path.absolute()
+    if os.path.islink(path) and not path.exists():
+        raise ValueError(f"{option} {str(path)!r} is a link that leads nowhere; remove it, or choose another place")
+    long = [part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME]
+    if long or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"{option} {str(path)[:60]!r}... is too long for a file system; choose a shorter one")
     there = next(parent for parent in path.parents if os.path.lexists(parent))
     if not there.is_dir():
         raise ValueError(f"{option} {str(path)!r} cannot be made: {str(there)!r} is not a folder")

@@ -41,7 +41,7 @@ class MethodConfig(BaseModel):
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
     name: ClassVar[str]
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.options import Overrides, command_group
+from harness.cli.options import MAX_SEED, Overrides, command_group
 
 commands = command_group()
 sandbox = command_group("The small planted world that the default suite runs in.")
@@ -116,7 +116,9 @@ def build_formats(
     base: Annotated[str, typer.Option(help="Model that answers: folder, GGUF file or Hugging Face id[@revision].")],
     out: Annotated[Path, typer.Option(help="Folder to write; other files in it are left alone.")],
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="Which topic goes into which set, and in what words.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Which topic goes into which set, and in what words.")
+    ] = 0,
 ) -> None:
     """Sample a model's answers in right and wrong forms and write prompts, triples, questions and references.
 

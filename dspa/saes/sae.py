@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from dspa.saes.encoder import Encoder, check_supported
 from harness.data.refs import BaseShape, SAERef
+from harness.files import parse_json
 from harness.model.artifact import hash_tensors
 from harness.model.pretrained import check_finite
 
@@ -168,7 +169,7 @@ def _layer_of(ref: SAERef, config: Mapping[str, Any]) -> int:
     check_supported(f"SAE {ref}", config)
     hook = (config.get("metadata") or {}).get("hook_name")
     for pattern, offset in _HOOK_POINTS:
-        match = pattern.match(hook or "")
+        match = pattern.match(hook if isinstance(hook, str) else "")
         if match:
             return int(match.group(1)) + offset
     raise ValueError(
@@ -186,9 +187,13 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
         if not (folder / name).is_file():
             raise ValueError(f"SAE folder {ref.path!r} has no {name}; give a folder written by SAELens' save_model")
     try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        sizes = {key: int(config[key]) for key in ("d_in", "d_sae")}
-    except (KeyError, TypeError, json.JSONDecodeError) as problem:
+        config = parse_json((folder / "cfg.json").read_bytes())
+        sizes = {key: _whole(config[key]) for key in ("d_in", "d_sae")}
+        if not isinstance(config.get("metadata", {}), dict):
+            raise TypeError("metadata is no object")
+        if not isinstance(config.get("apply_b_dec_to_input", True), bool):
+            raise TypeError("apply_b_dec_to_input is neither true nor false")
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(
             f"{folder / 'cfg.json'} is not a SAELens configuration ({type(problem).__name__}: {problem}); give a "
             "folder written by SAELens' save_model"
@@ -197,6 +202,13 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
     check_supported(f"SAE {ref}", {"architecture": config.get("architecture", "standard")})
     config = loaders.handle_config_defaulting(config) | sizes
     return _layer_of(ref, config), config
+
+
+def _whole(value: Any) -> int:
+    """A size; TypeError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TypeError(f"{value!r} is no size, which is a whole number from 1 on")
+    return value
 
 
 def norm_multiple(ref: SAERef) -> float | None:

@@ -6,6 +6,9 @@ def main() -> None:
     from harness.plugins import put_first
 
     put_first()  # before anything of ours is imported that a file in the working folder may hide
-    from harness.cli.app import main as program
+    from harness.cli.failures import one_line
 
-    program()
+    with one_line():  # an installed package's commands may not even load
+        from harness.cli.app import main as program
+
+        program()

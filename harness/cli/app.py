@@ -3,8 +3,6 @@
 Modules of commands import what needs torch inside the commands, so that ``dspa-bench --help`` answers at once.
 """
 
-import errno
-import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from typer.core import TyperGroup
 
 from harness.cli import algebra, artifacts, doctor, pass_through, publish, reference, run, talk, verify
 from harness.cli.data import data
+from harness.cli.failures import one_line, show_tracebacks
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
 from harness.cli.signals import exit_code_of_sigterm
@@ -23,8 +22,6 @@ ORDER += ("schema", "fit", "eval", "generate", "chat", "publish", "audit", "trai
 ORDER += ("fastchat", "doctor")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room: the disk, the user's share of it, or the size of one file."""
 
 
 class InOrder(TyperGroup):
@@ -67,25 +64,16 @@ def program(
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    _debug: Annotated[
+        bool,
+        typer.Option("--debug", callback=show_tracebacks, is_eager=True, help="Print tracebacks of what goes wrong."),
+    ] = False,
 ) -> None:
     """Compare preference-alignment methods on the same data, at a metered cost, through the field's own evaluators."""
 
 
 def main() -> None:
-    """Entry point: a ValueError is the user's to mend, so it is one message, no traceback, exit code 2.
-
-    So is a full disk, with exit code 1: nothing half-written stays, and what was done is not done again.
-    """
-    try:
-        with exit_code_of_sigterm():
-            declared(COMMANDS)
-            app()
-    except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as problem:
-        if problem.errno not in FULL:
-            raise
-        place = f" ({problem.filename})" if problem.filename else ""
-        print(f"error: the disk is full{place}; free some space and give the same command again", file=sys.stderr)
-        sys.exit(1)
+    """Entry point: whatever goes wrong is one message and an exit code (see `harness.cli.failures`)."""
+    with one_line(), exit_code_of_sigterm():
+        declared(COMMANDS)
+        app()

@@ -1,5 +1,6 @@
 """``dspa-bench fit`` and ``eval``: the steps of a run, one artifact at a time."""
 
+import math
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import AsJSON, Device, MovedSAEs, Overrides, command_group, moved_saes, print_json
+from harness.cli.options import MAX_SEED, AsJSON, Device, MovedSAEs, Overrides, command_group, moved_saes, print_json
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def fit(
         Literal["refuse", "skip"], typer.Option(help="What to do about triples that do not fit the base's context.")
     ] = "refuse",
     param: Param = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw of triples and of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the draw of triples and of the fit.")] = 0,
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
     trace: Annotated[
         Path | None,
@@ -86,6 +87,9 @@ def fit(
     from harness.run_folder.training import Curve
 
     without_progress_bars()
+    for option, number in (("--flops", flops), ("--checkpoint-minutes", checkpoint_minutes)):
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{option} {number} is no number that can be reached; give a finite one")
     if out.exists():
         raise ValueError(f"--out {str(out)!r} exists already; artifacts are never overwritten")
     check_can_make(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.options import AsJSON, print_json
+from harness.cli.options import MAX_SEED, AsJSON, print_json
 
 if TYPE_CHECKING:
     from harness.data.external import State
@@ -138,7 +138,7 @@ def split(
             show_default="train=0.8, validation=0.1, heldout=0.1",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the draw.")] = 0,
     bad_rows: Annotated[
         Literal["refuse", "skip"], typer.Option(help="What to do about rows that are no triple.")
     ] = "refuse",

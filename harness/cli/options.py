@@ -11,6 +11,8 @@ Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the suite; may be repeated.")
 ]
+MAX_SEED = 2**31 - 1
+"""Of `--seed`, from 0: numpy refuses negative ones, and some libraries keep 32 bits."""
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
 
 

@@ -13,6 +13,7 @@ from harness.cli.options import Overrides, command_group
 from harness.cli.plan import print_plan, reused_text
 from harness.cli.progress import Silent, display
 from harness.plugins import REPORTS, Report, declared
+from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
     from harness.experiment.suite import Suite
@@ -94,6 +95,7 @@ def run_command(
     from harness.experiment.run import prepare, run_suite
     from harness.experiment.suite import load_suite
 
+    without_progress_bars()
     reports = [entry.load() for entry in declared(REPORTS)]
     if max_cost is not None:
         overrides = [*overrides, *_cap(load_suite(suite, overrides), max_cost)]

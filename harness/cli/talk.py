@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from harness.cli.options import AsJSON, Device, MovedBase, MovedSAEs, command_group, moved_saes, print_json
+from harness.cli.options import MAX_SEED, AsJSON, Device, MovedBase, MovedSAEs, command_group, moved_saes, print_json
 from harness.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Against = Annotated[
 System = Annotated[str | None, typer.Option(help="A system turn in front of every conversation.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")]
 
 
 @commands.command(epilog='Example: `dspa-bench generate dpo-300 --prompt "How do I brew good coffee?" --against base`')
@@ -64,6 +64,9 @@ def generate(
     if not conversations:
         raise ValueError("there is nothing to answer: give --prompt TEXT or --prompts FILE")
     asked = [_with_system(conversation, system) for conversation in conversations]
+    for message in (message for conversation in asked for message in conversation):
+        if message["content"] != message["content"].encode("utf-8", "replace").decode():
+            raise ValueError(f"{message['content'][:60]!a} is no text: it holds half a character; give UTF-8")
     without_progress_bars()
     moved = _Moved(base, moved_saes(sae), device)
     models = _models(artifact, against, moved)

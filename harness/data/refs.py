@@ -63,7 +63,7 @@ _PathText = Annotated[str, AfterValidator(_found), PlainSerializer(_written, whe
 
 
 class _Ref(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     path: _PathText | None = None
 
     def located(self) -> Self:

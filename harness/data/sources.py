@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.files import content_hash, load_json, read_jsonl, read_text
+from harness.files import content_hash, load_json, parse_json, read_jsonl, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -115,7 +115,7 @@ def _cell(text: str) -> Any:
     if not text.lstrip().startswith("[{"):
         return text
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError:
         return text
     return value if all(isinstance(item, dict) for item in value) else text

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-import torch
 from transformers import AutoModelForCausalLM
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
@@ -17,7 +16,7 @@ from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
 from harness.method import BaseShape
-from harness.model.base import base_shape, check_weights
+from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
@@ -49,7 +48,7 @@ def check_suite(suite: Suite) -> Checked:
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
-    problems.of(("execution", "device"), _check_device, file.execution.device)
+    problems.of(("execution", "device"), check_device, file.execution.device)
     shape = problems.of(("base",), check_base, file.base)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():
@@ -134,12 +133,15 @@ class _Problems:
         self.texts.append(str(self.suite.source.error(key, text)))
 
     def of(self, key: Key, check: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T | None:
-        """What ``check(*args)`` returns; None when it raises ValueError, which is a complaint about ``key``."""
+        """What ``check(*args)`` returns; None when it raises ValueError, which is a complaint about ``key``, or cannot
+        read a file."""
         try:
             return check(*args, **settings)
         except ValueError as problem:
             self.add(key, str(problem))
-            return None
+        except OSError as problem:  # no permission, a name too long, a loop of links
+            self.add(key, f"{problem.strerror}: {str(problem.filename)[:200]!r}; give another path")
+        return None
 
 
 def _check_folder(name: str, benchmark: BenchmarkConfig, others: Iterable[tuple[str, BenchmarkConfig]]) -> None:
@@ -228,15 +230,6 @@ def _check_can_be_split(suite: Suite, triples: list[Triple], size: int) -> None:
                 f"a budget of {size} triples with {prompts} prompt cannot be split for tuning, which takes 2 prompts; "
                 "give a larger budget, or variants without `tune`"
             )
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as problem:
-        raise ValueError(f"{device!r} is not a torch device: {str(problem).splitlines()[0]}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device here; use device: cpu, or install a torch build with CUDA")
 
 
 def check_base(ref: ModelRef) -> BaseShape:

@@ -28,6 +28,8 @@ from harness.run_folder.plan import (
 )
 
 Identity = dict[str, Any]
+LONGEST_CELL = 200
+"""Characters in a cell's name: file systems take 255 bytes, and what names a cell's files adds to it."""
 
 
 def make_plan(suite: Suite, folder: Path) -> Plan:
@@ -35,12 +37,17 @@ def make_plan(suite: Suite, folder: Path) -> Plan:
 
     A variant is run at every budget with every seed; one that uses no triples once per seed, as budget 0. Sweep points
     are run at the largest budget with the first seed only (the largest number of triples, if any). Raises ValueError
-    for two swept values that would share a name.
+    for two swept values that would share a name, or have one that is too long for a folder.
     """
     cells = [cell for variant in suite.variants for cell in _variant_cells(suite, variant, folder)]
     for name, count in Counter(cell.name for cell in cells).items():
         if count > 1:
             raise ValueError(f"two swept values would both be called {name!r}; change one of them")
+        if len(name) > LONGEST_CELL:
+            raise ValueError(
+                f"a cell would be called {name[:60]!r}..., {len(name)} characters, and its folder cannot be: at most "
+                f"{LONGEST_CELL}; give long values as variants of their own instead of a sweep, or shorter names"
+            )
     return Plan(
         name=suite.file.name,
         baseline=suite.file.report.baseline or suite.variants[0].name,

@@ -1,12 +1,13 @@
 """A YAML file that remembers where each key stands, so that every complaint about it can say file:line."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 
 from harness.files import read_text
 from harness.plugins import alike
@@ -14,8 +15,23 @@ from harness.plugins import alike
 Key = tuple[str | int, ...]
 
 
+LARGEST = 100_000
+"""Values that a file may have, each alias counted as all that it stands for: some lines of aliases are billions."""
+DEEPEST = 100
+"""Levels of lists and keys; a file whose aliases stand for themselves has no deepest."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string)."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML does, which ends in the error of int(), date() or whatever cannot read a value."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, TypeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            shown = repr(str(node.value)[:30]) if isinstance(node, yaml.ScalarNode) else "this"
+            raise ConstructorError(None, None, f"{shown} cannot be read as {kind}", node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -26,9 +42,40 @@ _Loader.add_implicit_resolver(
 def parse_scalar(text: str) -> Any:
     """The value of ``text`` as YAML: ``0.5`` is a float, ``[1, 2]`` a list, ``yes`` and ``true`` booleans."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as problem:
-        raise ValueError(f"cannot read {text!r} as a YAML value: {_yaml_problem(problem)}") from None
+        return _read(text)[1]
+    except (yaml.YAMLError, RecursionError) as problem:
+        shown = text if len(text) < 100 else f"{text[:100]}..."
+        raise ValueError(f"cannot read {shown!r} as a YAML value: {_yaml_problem(problem)}") from None
+
+
+def _read(text: str) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML document and its value; YAMLError or RecursionError for what is none or has no end."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None:
+            _check_size(node)
+        return node, None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Raise YAMLError for a tree that is too large or too deep, its aliases followed."""
+    level, count = [node], 0
+    for _ in range(DEEPEST):
+        count += len(level)
+        if count > LARGEST:
+            raise ConstructorError(None, None, f"more than {LARGEST:,} values, with what its aliases stand for")
+        level = [inner for outer in level for inner in _inner(outer)]
+        if not level:
+            return
+    raise ConstructorError(None, None, f"more than {DEEPEST} levels; does an alias stand for itself?", node.start_mark)
+
+
+def _inner(node: yaml.Node) -> Iterator[yaml.Node]:
+    for item in node.value if isinstance(node, yaml.CollectionNode) else ():
+        yield from item if isinstance(item, tuple) else (item,)
 
 
 class Source:
@@ -40,11 +87,9 @@ class Source:
         self._places: dict[Key, str] = {(): str(path)}
         text = read_text(path, "suite")
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
+            node, data = _read(text)
             self._locate(node, ())
-            data = loader.construct_document(node) if node is not None else None
-        except yaml.YAMLError as problem:
+        except (yaml.YAMLError, RecursionError) as problem:
             mark = getattr(problem, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
             raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
@@ -178,5 +223,7 @@ def _members(annotation: Any) -> list[Any]:
     return [m for arg in args for m in _members(arg)] if args else [annotation]
 
 
-def _yaml_problem(problem: yaml.YAMLError) -> str:
+def _yaml_problem(problem: Exception) -> str:
+    if isinstance(problem, RecursionError):
+        return "it is nested too deeply"
     return getattr(problem, "problem", None) or str(problem)

@@ -21,8 +21,8 @@ class TuneSection(BaseModel):
     ``floor``: nats per token by which log p(chosen) may fall below the base model's; null: no floor.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    trials: int = Field(default=8, ge=2, description="of each variant, its own params included")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    trials: int = Field(default=8, ge=2, le=10_000, description="of each variant, its own params included")
     search: Literal["tpe", "random", "grid"] = "tpe"
     validation: float = Field(default=0.25, gt=0, lt=1, description="share of a budget's prompts to score trials on")
     score: Literal["preference_margin", "judge"] = "preference_margin"
@@ -42,7 +42,7 @@ class Range(BaseModel):
     """``low`` to ``high``, both included; ``log``: as many tries in each power of ten. Whole numbers where the method
     takes only these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     low: float = Field(allow_inf_nan=False)
     high: float = Field(allow_inf_nan=False)
     log: bool = False

@@ -2,8 +2,10 @@
 
 import importlib
 import itertools
+import math
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,14 +29,22 @@ from harness.run_folder.plan import PlannedCell
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*", value):
         raise ValueError(f"{value!r} cannot be a name: letters, digits, '.', '-' and single '_' (it names a folder)")
+    if len(value) > LONGEST:
+        raise ValueError(f"a name of {len(value)} characters is too long, it names folders; give at most {LONGEST}")
     return value
 
 
+MAX_SEED = 2**31 - 1
+"""What every library takes as a seed: numpy refuses negative ones, some keep 32 bits."""
+MOST_POINTS = 10_000
+"""Of a sweep, and trials of a tuning: more are a mistake in a list."""
+LONGEST = 100
+"""Characters in a name, so that a cell's name, which has more to say, can still name a folder."""
 Name = Annotated[str, AfterValidator(_name)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TriplesSection(_Section):
@@ -74,7 +84,7 @@ class VariantSection(_Section):
     params: dict[str, Any] = {}
     sweep: dict[str, list[str | bool | int | float]] = {}
     tune: dict[str, Any] = Field(default={}, description="hyper-parameter -> list of values, or {low, high, log}")
-    trials: int | None = Field(default=None, ge=2, description="of its tuning; by default the suite's")
+    trials: int | None = Field(default=None, ge=2, le=MOST_POINTS, description="of its tuning; by default the suite's")
     preferences: Preferences = Field(default="given", description="a control: what counts as chosen")
 
 
@@ -85,8 +95,8 @@ class ReportSection(_Section):
 class ExecutionSection(_Section):
     """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
 
-    workers: int = Field(default=1, ge=1, description="processes, each running one cell at a time")
-    threads: int = Field(default=1, ge=1, description="torch threads in each process")
+    workers: int = Field(default=1, ge=1, le=1024, description="processes, each running one cell at a time")
+    threads: int = Field(default=1, ge=1, le=1024, description="torch threads in each process")
     device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="how often a training is kept, to go on from there when killed; 0: never"
@@ -103,7 +113,7 @@ class SuiteFile(_Section):
     """A whole suite file; the classes above are its sections."""
 
     name: Name
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     plugins: tuple[str, ...] = Field(default=(), description="modules with more methods, benchmarks or judges")
     base: ModelRef
     saes: dict[str, SAERef] = {}
@@ -112,7 +122,7 @@ class SuiteFile(_Section):
     flops_budgets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="bills in FLOPs: a method goes on over all triples until it has executed as many"
     )
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=1000)
     judge: JudgeSection | None = None
     second_judge: SecondJudgeSection | None = Field(
         default=None, description="judges the same answers again, to see how far two judges agree"
@@ -267,11 +277,19 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
     for index, plugin in enumerate(file.plugins):
         try:
             importlib.import_module(plugin)
-        except ModuleNotFoundError as problem:
-            if problem.name is None or not f"{plugin}.".startswith(f"{problem.name}."):
-                raise  # the plugin is there and something that it imports is not: show where
-            text = f"no Python module {plugin!r} to import; put it beside the suite, or install it"
-            raise source.error(("plugins", index), text) from None
+        except (Exception, SystemExit) as problem:  # it is anybody's code
+            missing = isinstance(problem, ModuleNotFoundError) and problem.name is not None
+            if missing and f"{plugin}.".startswith(f"{problem.name}."):
+                text = f"no Python module {plugin!r} to import; put it beside the suite, or install it"
+            else:
+                text = f"plugin {plugin!r} cannot be imported: {_where(problem)}{type(problem).__name__}: {problem}"
+            raise source.error(("plugins", index), text) from problem
+
+
+def _where(problem: BaseException) -> str:
+    """``file:line: `` of the line that raised, where it is not in the machinery of importing; else nothing."""
+    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if "importlib" not in frame.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) > 1 else ""
 
 
 def _check_names(source: Source, file: SuiteFile) -> None:
@@ -332,6 +350,8 @@ def _variant(source: Source, file: SuiteFile, variant: VariantSection, index: in
             raise source.error((*key, "sweep", swept), f"unknown key {swept!r}; known: {known}")
         if not values or len(set(values)) < len(values):
             raise source.error((*key, "sweep", swept), "give a list of different values")
+    if math.prod(map(len, variant.sweep.values())) > MOST_POINTS:
+        raise source.error((*key, "sweep"), f"has more than {MOST_POINTS:,} points; give fewer values")
     combinations = itertools.product(*variant.sweep.values()) if variant.sweep else ()
     points = [dict(zip(variant.sweep, combination, strict=True)) for combination in combinations]
     if variant.preferences != "given" and not method.uses_triples:

@@ -190,10 +190,13 @@ def check_address(url: str, keys: str) -> None:
 
 
 def _host(url: str) -> str | None:
+    """The machine that an address names; None for what is no address."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        _ = parts.port  # a ValueError above 65535
     except ValueError:
         return None
+    return None if re.search(r"[\s\x00-\x20]", url) else parts.hostname
 
 
 _asking: ContextVar[int] = ContextVar("_asking")

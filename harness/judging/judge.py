@@ -149,7 +149,7 @@ class JudgeConfig(BaseModel):
     they may change between two sittings of one run.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
     verbs: ClassVar[frozenset[Verb]] = VERBS
     operational: ClassVar[frozenset[str]] = frozenset()

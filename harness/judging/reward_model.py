@@ -135,7 +135,7 @@ class RewardModel:
 class Training(BaseModel):
     """The settings of one training; everything that decides the weights but the triples and the base's content."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     tuning: Literal["full", "lora"] = Field("full", description="what is trained: all weights, or an adapter")
     epochs: Annotated[float, Field(gt=0, le=100, description="passes over the triples")] = 4.0
     learning_rate: Annotated[float, Field(gt=0, le=0.1, description="of AdamW")] = 1e-4

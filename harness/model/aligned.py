@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -93,7 +95,7 @@ class AlignedModel:
         if isinstance(base, BaseModel):
             device = str(base.model.device)
         else:
-            base = BaseModel.load(_found_base(path, ModelRef(**saved), base), device=device)
+            base = BaseModel.load(_found_base(path, _ref(path, saved), base), device=device)
         if base.identity != expected:
             raise ValueError(
                 f"{path}: made on base {saved['path'] or saved['id']} with hash {expected[:12]}, "
@@ -267,8 +269,8 @@ class AlignedModel:
         temperatures = [temperature] * len(conversations) if isinstance(temperature, int | float) else list(temperature)
         if len(temperatures) != len(conversations):
             raise ValueError(f"{len(temperatures)} temperatures for {len(conversations)} conversations")
-        if min(temperatures, default=0) < 0 or max_new_tokens < 1 or batch_size < 1:
-            raise ValueError("temperature must be >= 0, max_new_tokens and batch_size >= 1")
+        if not all(0 <= one < inf for one in temperatures) or max_new_tokens < 1 or batch_size < 1:
+            raise ValueError("temperature must be >= 0 and finite, max_new_tokens and batch_size >= 1")
         prompts = [self.prompt_ids(c) for c in conversations]
         return generate_batches(self.runtime, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
 
@@ -331,6 +333,14 @@ class AlignedModel:
                     "shorten the context"
                 )
         return score_batches(self.runtime, requests, batch_size=batch_size)
+
+
+def _ref(artifact: str | Path, saved: Mapping[str, Any]) -> ModelRef:
+    try:
+        return ModelRef(**saved)
+    except ValidationError as problem:
+        wrong = ", ".join(".".join(map(str, error["loc"])) or error["msg"] for error in problem.errors())
+        raise ValueError(f"{artifact}: 'base' in aligned.json is damaged: {wrong}; fit the artifact again") from None
 
 
 def _found_base(artifact: str | Path, saved: ModelRef, given: ModelRef | str | Path | None) -> ModelRef:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.files import atomic_folder
+from harness.files import atomic_folder, parse_json
 from harness.model.base import BaseModel
 from harness.model.intervention import INTERVENTIONS, Intervention
 from harness.model.pretrained import check_finite, check_finite_file, read_model
@@ -69,13 +69,27 @@ def _name_base(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
     (adapter / "README.md").unlink(missing_ok=True)
 
 
+_KEYS: dict[str, tuple[Any, str]] = {
+    "method": (str, "a text"),
+    "base": (dict, "an object"),
+    "params": (dict, "an object"),
+    "fingerprint": (str, "a text"),
+    "delta": (str, "a text"),
+    "intervention": (dict | None, "an object or null"),
+    "system_prompt": (str | None, "a text or null"),
+    "budget": (dict | None, "an object or null"),
+    "bill": (dict | None, "an object or null"),
+}
+"""Key of aligned.json -> what it must be, for Python and in words."""
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
     """aligned.json of an artifact folder, checked for its schema version; paths in it are absolute."""
     file = Path(path) / "aligned.json"
     if not file.is_file():
         raise ValueError(f"{path} is not an artifact folder: it has no aligned.json")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = parse_json(file.read_bytes())
     except ValueError as problem:
         raise ValueError(f"{file} is damaged: {problem}; fit the artifact again") from None
     version = description.get("schema_version") if isinstance(description, dict) else None
@@ -83,6 +97,15 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}, so fit the artifact again"
         )
+    for key, (kinds, what) in _KEYS.items():
+        if key not in description or not isinstance(description[key], kinds):
+            found = repr(description[key])[:60] if key in description else "nothing"
+            raise ValueError(f"{file} is damaged: {key!r} must be {what}, got {found}; fit the artifact again")
+    for place, keys in (("base", ("path", "id", "hash")), ("intervention", ("kind", "params"))):
+        there = description[place]
+        missing = [key for key in keys if there is not None and key not in there]
+        if missing:
+            raise ValueError(f"{file} is damaged: {place!r} has no {', '.join(missing)}; fit the artifact again")
     return with_paths(description, starting_at(Path(path)))
 
 
@@ -108,6 +131,8 @@ def moved_saes(path: str | Path, saved: Mapping[str, Any] | None, saes: Mapping[
 
 def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedModel:
     """The network: the base's own, with the artifact's adapter around a copy of it, or of the artifact's weights."""
+    if delta not in ("none", "adapter", "weights"):
+        raise ValueError(f"{path}: {delta!r} is no kind of artifact (none, adapter, weights); fit it again")
     if delta == "adapter":
         from peft import PeftModel
 
@@ -118,7 +143,7 @@ def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedMod
             with hiding_deprecations():
                 adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), folder)
         except Exception as problem:  # PEFT checks little, so that its library, JSON and torch raise what they find
-            reason = f"{type(problem).__name__}: {problem}"
+            reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
             raise ValueError(f"the adapter in {folder} is damaged ({reason}); fit the artifact again") from problem
         name_base(adapted, base)
         return adapted.eval()  # type: ignore[return-value]  # it runs like the model inside
@@ -147,7 +172,11 @@ def read_intervention(path: str | Path, saved: Mapping[str, Any] | None, device:
     except (FileNotFoundError, SafetensorError) as problem:
         raise ValueError(f"{file} is missing or damaged ({problem}); fit the artifact again") from None
     check_finite(tensors, str(file))
-    return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
+    try:
+        return INTERVENTIONS[saved["kind"]].restore(tensors, saved["params"], device)
+    except Exception as problem:  # each kind reads its own settings and tensors
+        reason = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        raise ValueError(f"the intervention in {path} cannot be read ({reason}); fit the artifact again") from problem
 
 
 def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -57,11 +57,11 @@ class BaseModel:
 def check_device(device: str) -> None:
     """Raise ValueError for a name that is no torch device, or one this machine does not have."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:  # a torch built without CUDA asserts
-        raise ValueError(
-            f"device {device!r} cannot be used: {str(problem).splitlines()[0]}; `dspa-bench doctor` says what is here"
-        ) from None
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:  # a torch built without CUDA asserts
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}; `dspa-bench doctor` says what is here") from None
 
 
 def check_weights(ref: ModelRef, kind: Any = None, *, new_head: bool = False) -> None:
@@ -74,8 +74,10 @@ def check_weights(ref: ModelRef, kind: Any = None, *, new_head: bool = False) ->
     source = ref.source  # a folder without config.json has the more helpful message
     if is_gguf(source):
         check_gguf(source)
-    elif not [*Path(ref.path).glob("*.safetensors"), *Path(ref.path).glob("*.bin")]:
-        raise ValueError(f"base model folder {ref.path!r} has no weights (*.safetensors)")
+    elif not [*Path(ref.path).glob("*.safetensors")]:
+        pickled = [file.name for file in sorted(Path(ref.path).glob("*.bin"))]
+        only = "".join(f", only pickled {name}: save the model again with save_pretrained" for name in pickled[:1])
+        raise ValueError(f"model folder {ref.path!r} has no weights in safetensors{only}")
     if kind is not None:
         check_model(kind, source_of(ref), new_head=new_head)
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.triples import Conversation, Message
+from harness.data.triples import Conversation, Message, conversation
 from harness.model.turns import TurnMarks
 
 ChatKind = Literal["tokenizer", "hh"]
@@ -35,7 +35,26 @@ class ChatFormat:
             raise ValueError(f"unknown chat format {kind!r}; known: {', '.join(known)}")
         if kind == "tokenizer" and tokenizer.chat_template is None:
             raise ValueError("chat format 'tokenizer' needs a tokenizer with a chat template; use 'hh' or add one")
-        return cls(tokenizer, "hh" if kind == "hh" or tokenizer.chat_template is None else "tokenizer")
+        found = cls(tokenizer, "hh" if kind == "hh" or tokenizer.chat_template is None else "tokenizer")
+        if found.kind == "tokenizer":
+            found._check_template()
+        return found
+
+    def _check_template(self) -> None:
+        """Raise ValueError for a template that ends in an error or does not write down what the user says."""
+        try:
+            text = str(self.tokenizer.apply_chat_template(_dicts(conversation(_PROBE)), tokenize=False))
+        except Exception as problem:  # it is a program, and anything may be wrong with it
+            reason = f"{type(problem).__name__}: {problem}"[:300]
+        else:
+            if _PROBE in text:
+                return
+            reason = "it leaves out what the user says"
+        name = self.tokenizer.name_or_path
+        raise ValueError(
+            f"the chat template of {name!r} cannot be used: {reason}; mend it (chat_template.jinja or "
+            "tokenizer_config.json), or set the chat format to hh"
+        )
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Ids up to and including the assistant header: what the model answers to."""

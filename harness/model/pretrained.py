@@ -14,10 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from harness.files import load_json
 from harness.quiet import silenced
 
 T = TypeVar("T")
 _SHOWN = 3
+_MOST_LAYERS = 10_000
 
 
 def read_model(kind: Any, source: str, *, new_head: bool = False, **settings: Any) -> PreTrainedModel:
@@ -72,6 +74,10 @@ def read_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
 
 def read_config(source: str, **settings: Any) -> Any:
     """The configuration of a folder or public name; ValueError for one that cannot be read."""
+    if (file := Path(source) / "config.json").is_file():
+        layers = found.get("num_hidden_layers") if isinstance(found := load_json(file, "model"), dict) else None
+        if isinstance(layers, int) and layers > _MOST_LAYERS:  # transformers writes a list of them
+            raise ValueError(f"{file}: num_hidden_layers {layers} is no number of layers; at most {_MOST_LAYERS:,}")
     return _reading(
         "configuration", source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
     )

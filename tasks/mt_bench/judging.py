@@ -86,7 +86,7 @@ def keep_answers(folder: Path, name: str, answers: Sequence[ModelAnswer]) -> Non
     if before is not None and [(a.question_id, a.turns) for a in before] == [(a.question_id, a.turns) for a in answers]:
         return
     for judged in (folder / "model_judgment").glob("*.jsonl"):
-        rows = [row for _, row in read_jsonl(judged, "MT-Bench judgment")]
+        rows = [row for _, row in read_jsonl(judged, "MT-Bench judgment", whole=False)]
         kept = [row for row in rows if name not in (row.get("model"), row.get("model_1"), row.get("model_2"))]
         if kept:
             write_jsonl(judged, kept)

@@ -148,16 +148,29 @@ def test_run_ends_with_0_when_all_is_there_and_with_1_naming_what_failed(call, s
     assert "is not a run folder" in err
 
 
-def test_an_error_that_is_not_the_users_shows_its_traceback(suite_path, tmp_path):
-    code = (
-        "import sys; from harness.cli.app import main; import harness.cli.run as r\n"
-        "def broken(*a, **k): raise RuntimeError('a bug')\n"
-        f"r.run_command = broken; sys.argv = ['dspa-bench', 'run', {str(suite_path)!r}]; main()"
+def test_an_error_that_is_not_the_users_is_one_line_and_its_traceback_is_in_a_file(
+    call, suite_path, tmp_path, monkeypatch
+):
+    def broken(*_, **__):
+        raise RuntimeError("a bug\nof two lines")
+
+    monkeypatch.setattr("harness.cli.run.run_command", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, _, err = call("run", suite_path)
+    (log,) = tmp_path.glob("dspa-bench-*.log")
+    assert code == 1
+    assert err == (
+        f"error: RuntimeError: a bug of two lines; the traceback is in {log}, and `dspa-bench --debug COMMAND ...` "
+        "prints it\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "RuntimeError: a bug" in done.stderr
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert "in broken" in log.read_text()
+    code, _, err = call("--debug", "run", suite_path)
+    assert code == 1
+    assert "in broken" in err
+    assert err.endswith("error: RuntimeError: a bug of two lines\n")
+    assert call("--debug", "report", tmp_path)[0] == 2
+    assert "Traceback" not in call("report", tmp_path)[2]
 
 
 def test_fit_eval_and_generate_work_on_one_artifact(call, suite_path, tmp_path, tiny_folders):

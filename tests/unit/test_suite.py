@@ -257,10 +257,9 @@ def test_evaluation_prompts_among_the_training_prompts_are_refused(suite_path):
     assert "1 evaluation prompts of toy_bench also occur among the training prompts, first: 'W3  w4'" in message
 
 
-@pytest.mark.parametrize(("device", "expected"), [("abacus", "not a torch device"), ("cuda", "no CUDA device")])
-def test_a_device_that_is_not_there_is_refused(suite_path, device, expected, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert expected in refused(suite_path, f"execution.device={device}")
+@pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(suite_path, device):
+    assert f"device {device!r} cannot be used" in refused(suite_path, f"execution.device={device}")
 
 
 def test_a_bill_given_twice_is_refused_and_one_that_is_no_whole_number_too(suite_path):

@@ -179,17 +179,22 @@ class PairJudgment:
 
 def load_judgments(path: str | Path) -> list[Judgment]:
     """Read a file of ratings; ValueError with file:line for what is not one."""
-    return [checked(Judgment, row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment")]
+    return [
+        checked(Judgment, row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment", whole=False)
+    ]
 
 
 def load_pair_judgments(path: str | Path) -> list[PairJudgment]:
     """Read a file of pairwise judgments; ValueError with file:line for what is not one."""
-    return [checked(PairJudgment, row, f"{path}:{number}") for number, row in read_jsonl(path, "MT-Bench judgment")]
+    return [
+        checked(PairJudgment, row, f"{path}:{number}")
+        for number, row in read_jsonl(path, "MT-Bench judgment", whole=False)
+    ]
 
 
 def is_pair_file(path: str | Path) -> bool:
     """Whether a judgment file compares models (then its first row names two)."""
-    return "model_1" in read_jsonl(path, "MT-Bench judgment")[0][1]
+    return "model_1" in read_jsonl(path, "MT-Bench judgment", whole=False)[0][1]
 
 
 def write_judgments(path: str | Path, judgments: Iterable[Judgment | PairJudgment]) -> None:
