@@ -177,10 +177,10 @@ def read_run(folder: Path, *, at_work: bool = False) -> Run:
     recorded twice, or a record of a metric that its benchmark does not declare. What a run that works in the folder
     changes meanwhile is read again.
     """
-    return undisturbed(folder, lambda: _read(folder))
+    return undisturbed(folder, lambda: _read(folder, at_work))
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path, at_work: bool) -> Run:
     run = opened(folder)
     cells, unfinished = [], []
     for planned in run.plan.in_table_order:

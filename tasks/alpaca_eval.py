@@ -38,13 +38,16 @@ _WIN_RATE = Metric(
     sample=Sample(heading="AlpacaEval instruction {number}", count=3, prompt="instruction", reference="reference"),
     note="AlpacaEval's win rate is 100 (preference - 1), against the reference answers.",
 )
+
+
+def _length_controlled(name: str, form: str) -> Metric:
+    return Metric(name=name, title=f"AlpacaEval length-controlled win rate{form}", unit="%", made_of="predictions")
+
+
 _LENGTH_CONTROLLED: dict[Form, Metric] = {
-    form: Metric(name=name, title=f"AlpacaEval length-controlled win rate{more}", unit="%", made_of="predictions")
-    for form, name, more in (
-        ("v1", "alpaca_eval_lc", ""),
-        ("rebuilt", "alpaca_eval_lc_rebuilt", ", regularisation rebuilt"),
-        ("noreg", "alpaca_eval_lc_noreg", ", not regularised"),
-    )
+    "v1": _length_controlled("alpaca_eval_lc", ""),
+    "rebuilt": _length_controlled("alpaca_eval_lc_rebuilt", ", regularisation rebuilt"),
+    "noreg": _length_controlled("alpaca_eval_lc_noreg", ", not regularised"),
 }
 """A name for each form: their figures differ."""
 

@@ -278,8 +278,8 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
         try:
             importlib.import_module(plugin)
         except (Exception, SystemExit) as problem:  # it is anybody's code
-            missing = isinstance(problem, ModuleNotFoundError) and problem.name is not None
-            if missing and f"{plugin}.".startswith(f"{problem.name}."):
+            missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
+            if missing is not None and f"{plugin}.".startswith(f"{missing}."):
                 text = f"no Python module {plugin!r} to import; put it beside the suite, or install it"
             else:
                 text = f"plugin {plugin!r} cannot be imported: {_where(problem)}{type(problem).__name__}: {problem}"
