@@ -147,7 +147,7 @@ class ChatEndpoint:
         settings: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         while True:
             limit = self._limit[-1]
-            how = settings | {limit: self.max_tokens}
+            how: dict[str, Any] = {**settings, limit: self.max_tokens}
             try:
                 completion = await client.chat.completions.create(model=self.model, messages=messages, **how)
             except OpenAIError as problem:
