@@ -144,13 +144,12 @@ class ChatEndpoint:
         from openai import APIConnectionError, BadRequestError, InternalServerError, OpenAIError, RateLimitError
 
         messages: Any = [{"role": message["role"], "content": message["content"]} for message in conversation]
-        settings = {} if self.temperature is None else {"temperature": self.temperature}
+        settings: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         while True:
             limit = self._limit[-1]
             try:
-                completion = await client.chat.completions.create(
-                    model=self.model, messages=messages, **settings, **{limit: self.max_tokens}
-                )
+                asked = {**settings, limit: self.max_tokens}
+                completion = await client.chat.completions.create(model=self.model, messages=messages, **asked)
             except OpenAIError as problem:
                 if isinstance(problem, BadRequestError) and limit != _NEW_LIMIT and _NEW_LIMIT in str(problem):
                     self._limit.append(_NEW_LIMIT)

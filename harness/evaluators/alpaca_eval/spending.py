@@ -78,6 +78,6 @@ class Spending:
 
 def _tokens(brought: Mapping[str, Any]) -> float:
     """Tokens of one completion, prompt included, by the server's count; 0 where it does not say."""
-    whole = brought.get("completions_all") or [None]
-    counted = whole[0].get("total_tokens") if isinstance(whole[0], dict) else None
+    (whole, *_) = brought.get("completions_all") or [None]
+    counted = whole.get("total_tokens") if isinstance(whole, dict) else None
     return counted if isinstance(counted, int | float) and counted > 0 else 0
