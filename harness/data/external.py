@@ -34,6 +34,8 @@ SAMPLE = 1000
 _TIMEOUT = 60.0  # seconds without a byte after which a connection counts as lost
 _MOST_BYTES = 8 << 30
 """Of a download whose size is not known, and of what an archive holds."""
+_SLACK = 1 << 20
+"""Bytes that an exact file may be too long and still be read, to say what it is instead."""
 _LONGEST_LINE = 1 << 24
 _NOT_THE_FORMAT = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, json.JSONDecodeError)
 _NOT_THE_FORMAT += (KeyError, TypeError)
@@ -188,7 +190,7 @@ def fetch(folder: Path, file: DataFile, *, progressbar: bool = False) -> State:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             if file.url is not None:
-                most = file.size if file.exact and file.size is not None else _MOST_BYTES
+                most = _MOST_BYTES if file.size is None or not file.exact else file.size + _SLACK
                 made = source = _download(file.url, Path(scratch), progressbar, most)
             else:
                 made = source = _from_package(file, Path(scratch))

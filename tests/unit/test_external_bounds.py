@@ -61,10 +61,10 @@ def test_an_archive_writes_into_its_folder_only_and_nothing_but_files(server, tm
 
 
 def test_no_more_is_read_than_was_expected(server, tmp_path):  # noqa: F811
-    content = b"x" * 200_000
+    content = b"x" * 2_000_000
     server.content = content
     file = entry(server.url, sha256=sha(content[:70_000]), size=70_000, exact=True)
-    with pytest.raises(DownloadError, match="serves more than the 70,000 bytes expected; nothing was kept"):
+    with pytest.raises(DownloadError, match="serves more than the 1,118,576 bytes expected; nothing was kept"):
         fetch(tmp_path, file)
     assert left(tmp_path) == [] and server.requests == 1
 
