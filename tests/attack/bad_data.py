@@ -54,7 +54,6 @@ ROWS: dict[str, tuple[tuple[str, Any], ...]] = {
         ("prompt", [{"role": "user", "content": HALF}]),
         ("prompt", [{"role": "user", "content": 5}]),
         ("prompt", [{"role": "user", "content": "w1"}, {"role": "system", "content": "w1"}]),
-        ("prompt", "w1 w31"),
     ),
     "heldout.jsonl": (("chosen", HALF), ("chosen", LONG), ("prompt", HALF), ("rejected", None)),
     "prompts.jsonl": tuple(("prompt", value) for value in (None, 5, "", [], {}, HALF, LONG, [{"role": "user"}])),
@@ -92,6 +91,8 @@ def cases() -> Iterator[Case]:
                 continue
             change = with_content(file, lambda there, row=row: there + json.dumps(row).encode() + b"\n")
             yield Case(f"rows of {file}", f"no {key}", change, said=file)
+    asked = with_content("triples.jsonl", lambda there: there + _extra("triples.jsonl", {"prompt": "w1 w31"}))
+    yield Case("rows of triples.jsonl", "an evaluation's question", asked, said="triples.path")
     fine = {
         "Windows' line ends": with_content("triples.jsonl", lambda there: there.replace(b"\n", b"\r\n")),
         "no line end at the end": with_content("triples.jsonl", lambda there: there[:-1]),
