@@ -7,6 +7,7 @@ A file is JSONL (also .jsonl.gz), a JSON array, Parquet or CSV. ``FOLDER#SPLIT``
 import csv
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +160,11 @@ def _from_hub(name: str) -> "Dataset":
 
 def _chosen(name: str, split: str | None, load: Callable[[], Any]) -> "Dataset":
     """The split of what ``load`` gives, which may be left out where there is only one."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetsError
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         found: Dataset | DatasetDict = load()
     except (OSError, ValueError, DatasetsError) as problem:

@@ -6,6 +6,7 @@
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedMod
         check_finite_file(folder / "adapter_model.safetensors")
         try:
             with hiding_deprecations():
+                warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT makes them up
                 adapted = PeftModel.from_pretrained(copy.deepcopy(base.model), folder)
         except Exception as problem:  # PEFT checks little, so that its library, JSON and torch raise what they find
             reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"

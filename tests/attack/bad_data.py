@@ -54,7 +54,6 @@ ROWS: dict[str, tuple[tuple[str, Any], ...]] = {
         ("prompt", [{"role": "user", "content": HALF}]),
         ("prompt", [{"role": "user", "content": 5}]),
         ("prompt", [{"role": "user", "content": "w1"}, {"role": "system", "content": "w1"}]),
-        ("prompt", "w5 w31"),
     ),
     "heldout.jsonl": (("chosen", HALF), ("chosen", LONG), ("prompt", HALF), ("rejected", None)),
     "prompts.jsonl": tuple(("prompt", value) for value in (None, 5, "", [], {}, HALF, LONG, [{"role": "user"}])),
@@ -84,13 +83,16 @@ def cases() -> Iterator[Case]:
             yield Case(f"contents of {file}", name, with_content(file, content), said=file)
         for key, value in ROWS[file]:
             change = with_content(file, lambda there, file=file, row={key: value}: there + _extra(file, row))
-            yield Case(f"rows of {file}", f"{key}: {str(value)[:40]!r}", change, said=file)
+            said = "context" if LONG in (value, *(value if isinstance(value, list) else ())) else file
+            yield Case(f"rows of {file}", f"{key}: {str(value)[:40]!r}", change, said=said)
         for key in GOOD[file]:
             row = {name: value for name, value in GOOD[file].items() if name != key}
             if (file, key) in _OPTIONAL:
                 continue
             change = with_content(file, lambda there, row=row: there + json.dumps(row).encode() + b"\n")
             yield Case(f"rows of {file}", f"no {key}", change, said=file)
+    asked = with_content("triples.jsonl", lambda there: there + _extra("triples.jsonl", {"prompt": "w1 w31"}))
+    yield Case("rows of triples.jsonl", "an evaluation's question", asked, said="triples.path")
     fine = {
         "Windows' line ends": with_content("triples.jsonl", lambda there: there.replace(b"\n", b"\r\n")),
         "no line end at the end": with_content("triples.jsonl", lambda there: there[:-1]),
