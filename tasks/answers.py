@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -43,6 +44,8 @@ class Answers(PromptBenchmark):
     four words occur before. The file is JSONL with ``prompt``, or triples, of which the report says how far tone agrees
     with their labels.
     """
+
+    files: ClassVar[str | None] = "held_out"  # "answers" is every cell's store of answers
 
     path: InputPath = Field(description="JSONL with prompts, or triples, on which no method is fitted")
     limit: int | None = Field(None, ge=1, description="first different prompts of the file; all unless given")

@@ -83,6 +83,9 @@ def test_bad_input_is_refused_before_any_work(artifact, monkeypatch, capsys, opt
 
 
 def test_an_artifact_of_another_method_is_refused(tmp_path, monkeypatch, capsys):
-    (tmp_path / "aligned.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "method": "dpo"}))
+    base = {"path": "base", "id": None, "hash": "0"}
+    rest = {"params": {}, "fingerprint": "0", "delta": "none", **dict.fromkeys(("intervention", "system_prompt"))}
+    about = {"schema_version": SCHEMA_VERSION, "method": "dpo", "base": base, "budget": None, "bill": None, **rest}
+    (tmp_path / "aligned.json").write_text(json.dumps(about))
     assert command(monkeypatch, "audit", tmp_path, "--texts", ASSETS / "triples.jsonl") == 2
     assert "is of method 'dpo'" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_a_cell_knows_all_its_hyper_parameters_with_saes_by_their_name(load, tin
         "seed": 0,
         "uses_triples": True,
         "sweep": {"scale": 0.3},
-        "params": {"scale": 0.3, "sae": "early", "layer": 0, "shape": "flat"},
+        "params": {"scale": 0.3, "sae": "early", "layer": 0, "shape": "flat", "stop_until": ""},
     }
     assert cells["noise__n8__s0"].sweep is None
 

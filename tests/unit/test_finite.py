@@ -70,4 +70,4 @@ def test_a_training_that_diverges_ends_with_the_step(tiny_base, triples):
 
 def test_a_fit_that_ends_without_numbers_is_refused(tiny_base, triples):
     with pytest.raises(ValueError, match=r"the fit of toy_noise ended with NaN or infinite numbers in "):
-        fit(ToyNoise(scale=float("nan")), tiny_base("llama"), Budget(tuple(triples[:2]), 0), 0)
+        fit(ToyNoise.model_construct(scale=float("nan")), tiny_base("llama"), Budget(tuple(triples[:2]), 0), 0)

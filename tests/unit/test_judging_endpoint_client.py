@@ -72,7 +72,7 @@ def test_a_refused_request_is_not_repeated_and_its_error_does_not_show_the_key(m
         ({"detail": "nothing here"}, "not a chat completion"),
         (completion(None), "empty"),
         (completion("  "), "empty"),
-        (completion("half an ans", reason="length"), "cut off at 1024 tokens"),
+        (completion("half an ans", reason="length"), "cut off at 2048 tokens"),
     ],
 )
 def test_garbage_is_an_error_and_never_a_text(body, error):
