@@ -167,7 +167,7 @@ class Run:
         return dict(Counter(cell.state.origin for cell in self.cells if cell.state.origin is not None))
 
 
-def read_run(folder: Path, *, at_work: bool = False) -> Run:
+def read_run(folder: str | Path, *, at_work: bool = False) -> Run:
     """Read the run in ``folder``; with ``at_work`` also what cells have measured that are not over yet, benchmark by
     benchmark. These are among ``unfinished`` all the same.
 

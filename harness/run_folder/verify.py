@@ -49,11 +49,12 @@ def unverified(run: RunFolder) -> list[str]:
     return [name for name, state in states if state is not None and state.files is None]
 
 
-def undisturbed(folder: Path, read: Callable[[], T]) -> T:
+def undisturbed(folder: str | Path, read: Callable[[], T]) -> T:
     """What ``read`` gives of the run in ``folder`` when no process that works there changed anything meanwhile.
 
     Else it is read again. What it raises is raised where nothing was changed; ValueError where something always is.
     """
+    folder = Path(folder)
     for _ in range(_TRIES):
         before = _documents_now(folder)
         try:

@@ -93,7 +93,7 @@ def test_a_suite_passes_all_checks_on_small_models(text, home, tiny_folders, cal
     given = [word for change in (*small, local) for word in ("--set", change)]
     code, out, err = call("run", "my_suite.yaml", "--dry-run", *given)
     assert code == 0, err  # where datasets is new to files, its bars are on stderr
-    assert "cells: 13, of which 13 to do" in out
+    assert "cells: 15, of which 15 to do" in out
 
 
 def test_the_method_that_shows_how_to_add_one_is_a_method_in_a_file_of_its_own(

@@ -76,7 +76,7 @@ def test_a_run_leaves_every_cell_with_its_artifact_bill_records_and_description(
 def test_the_environment_is_described(uninterrupted):
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert {"created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes", "gpu",
-            "threads", "packages", "judge", "second_judge", "base", "saes", "triples",
+            "threads", "packages", "judge", "second_judge", "base", "saes", "triples", "compared",
             "notes", "seconds", "files", "checksum"} == set(environment)  # fmt: skip
     assert environment["judge"] == {"label": "toy-v1", "statement": "A toy judge made these numbers."}
     assert environment["triples"]["n"] == 12

@@ -126,9 +126,9 @@ def test_a_pickle_in_an_saes_folder_runs_nothing(tmp_path, mark, name):
         "{%% for m in messages %%}{%% set _ = messages.append(m) %%}{{ %r }}{%% endfor %%}",
     ],
 )
-def test_a_chat_template_stays_in_its_sandbox(tiny_base, mark, template):
+def test_a_chat_template_stays_in_its_sandbox(tiny_base, mark, template, monkeypatch):
     base = tiny_base()
-    base.tokenizer.chat_template = template % str(mark)
+    monkeypatch.setattr(base.tokenizer, "chat_template", template % str(mark))
     with pytest.raises(SecurityError):
         base.chat.prompt_ids(conversation("w1"))
     assert not mark.exists()
