@@ -177,7 +177,7 @@ def read_run(folder: str | Path, *, at_work: bool = False) -> Run:
     recorded twice, or a record of a metric that its benchmark does not declare. What a run that works in the folder
     changes meanwhile is read again.
     """
-    return undisturbed(folder, lambda: _read(folder, at_work))
+    return undisturbed(folder, lambda: _read(Path(folder), at_work))
 
 
 def _read(folder: Path, at_work: bool) -> Run:
