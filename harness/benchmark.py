@@ -119,6 +119,18 @@ def prompt_fields(conversation: "Conversation") -> dict[str, Any]:
     return {"prompt": last["content"], **({"earlier": [dict(message) for message in earlier]} if earlier else {})}
 
 
+def filled(name: str, by: str | None = None) -> ConfigDict:
+    """The config of a class whose validator finds the required field ``name`` where a suite leaves it out, or where it
+    gives the field ``by`` instead: editors and `describe` then ask for neither, or for one of them."""
+
+    def loosen(schema: dict[str, Any]) -> None:
+        schema["required"] = [one for one in schema["required"] if one != name]
+        if by is not None:
+            schema["anyOf"] = [{"required": [name]}, {"required": [by]}]
+
+    return ConfigDict(json_schema_extra=loosen)
+
+
 class BenchmarkConfig(BaseModel):
     """One evaluation, whose settings come from a suite file: unknown keys are refused.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, computed_field, field_validator, model_validator
 
-from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, filled, register_benchmark
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.data.triples import conversation
@@ -66,6 +66,7 @@ class AlpacaEval(PromptBenchmark):
     errors) in AlpacaEval's formats, and what an annotator of the package answered.
     """
 
+    model_config = filled("references", by="reference")
     operational: ClassVar[frozenset[str]] = frozenset({"annotator_price", "annotator_max_cost"})
     _ledger: Ledger | None = PrivateAttr(None)
 

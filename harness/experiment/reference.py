@@ -89,12 +89,13 @@ def _summary(cls: type, name: str) -> str:
 
 def parameters(cls: type[BaseModel], prefix: str = "") -> Iterator[Parameter]:
     """The settings of ``cls`` in the order of the class, those of a section under its name."""
+    required = cls.model_json_schema().get("required", ())  # without those that a validator of the class finds
     for name, info in cls.model_fields.items():
         section = next((one for one in _members(info.annotation) if _is_section(one)), None)
         if section is not None and not info.is_required() and NoneType not in _members(info.annotation):
             yield from parameters(section, f"{prefix}{name}.")
         else:
-            yield _parameter(f"{prefix}{name}", info, _about(cls, name))
+            yield _parameter(f"{prefix}{name}", info, name in required, _about(cls, name))
 
 
 def _about(cls: type[BaseModel], name: str) -> str:
@@ -103,7 +104,7 @@ def _about(cls: type[BaseModel], name: str) -> str:
     return next((field.description for field in fields if field is not None and field.description), "")
 
 
-def _parameter(name: str, info: FieldInfo, description: str) -> Parameter:
+def _parameter(name: str, info: FieldInfo, required: bool, description: str) -> Parameter:
     bounds = [_bound(one) for one in info.metadata]
     about = [description] if description else []
     for part in get_args(info.annotation):  # of `Annotated[int, Field(ge=1, description=...)] | None`
@@ -121,7 +122,7 @@ def _parameter(name: str, info: FieldInfo, description: str) -> Parameter:
     elif isinstance(default, tuple):
         default = list(default)
     text = "; ".join(dict.fromkeys(filter(None, bounds)))
-    return Parameter(name, _type(info.annotation), text, info.is_required(), default, "".join(about))
+    return Parameter(name, _type(info.annotation), text, required, default, "".join(about))
 
 
 def _is_section(kind: Any) -> bool:

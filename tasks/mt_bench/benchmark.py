@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, register_benchmark
+from harness.benchmark import Item, Metric, PromptBenchmark, Record, Sample, filled, register_benchmark
 from harness.data import data_file, data_folder
 from harness.data.refs import InputPath
 from harness.evaluators.fastchat import files as fastchat
@@ -43,6 +43,8 @@ class MTBench(PromptBenchmark):
     program of FastChat's reads it. Judgments found there of the same answers are used again, except failed ones: those
     are asked for anew.
     """
+
+    model_config = filled("questions")
 
     questions: InputPath = Field(description="FastChat's question.jsonl; without it, that of the data folder")
     references: InputPath | None = Field(

@@ -11,8 +11,10 @@ import click
 import pandas as pd
 import pytest
 import typer
+import yaml
 
 from harness.data.refs import ModelRef
+from harness.experiment.reference import suite_schema
 from harness.experiment.suite import load_suite
 from harness.model import AlignedModel
 from harness.model.base import base_shape
@@ -66,6 +68,8 @@ def test_a_suite_is_one_as_it_stands(text, tmp_path):
     (tmp_path / "suite.yaml").write_text(text)
     suite = load_suite(tmp_path / "suite.yaml")
     assert suite.file.report.baseline in [variant.name for variant in suite.variants]
+    schema = pytest.importorskip("jsonschema").Draft202012Validator(suite_schema())
+    assert [error.message for error in schema.iter_errors(yaml.safe_load(text))] == []
 
 
 @pytest.fixture

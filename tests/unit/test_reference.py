@@ -85,10 +85,17 @@ def test_the_suites_of_the_package_are_valid_by_the_schema(path):
     assert [error.message for error in validator().iter_errors(Source(path).data)] == []
 
 
+@pytest.mark.parametrize("given", [{"name": "mt_bench"}, {"name": "alpaca_eval", "reference": "v2"}])
+def test_what_a_benchmark_finds_by_itself_is_not_asked_for(given):
+    suite = yaml.safe_load((SUITES / "sandbox.yaml").read_text()) | {"benchmarks": [given]}
+    assert [error.message for error in validator().iter_errors(suite)] == []
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
         ({"name": 3}, ["name"]),
+        ({"benchmarks": [{"name": "alpaca_eval"}]}, ["benchmarks", 0]),
         ({"seedz": 3}, []),
         ({"budgets": 50}, ["budgets"]),
         ({"variants": [{"name": "x", "method": "dpoo"}]}, ["variants", 0, "method"]),
