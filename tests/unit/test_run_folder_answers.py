@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -190,6 +191,8 @@ def test_a_killed_process_loses_the_batch_it_was_at_and_no_other(tmp_path):
 
 class AnswersAndScores(BenchmarkConfig):
     """Generates in two batches and scores in two."""
+
+    name: ClassVar[str] = "bench"
 
     @property
     def metrics(self):
