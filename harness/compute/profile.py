@@ -8,14 +8,14 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
-from torch.autograd.profiler_util import FunctionEvent
+from torch.autograd.profiler_util import _filter_name
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.compute.bill import OperatorRow
@@ -138,7 +138,9 @@ class Profiler:
                 finally:
                     step_seconds = time.perf_counter() - start
             with _no_collection():
-                sample.operators = by_operator(profiler.events() or ())
+                inner = profiler.profiler
+                assert inner is not None
+                sample.operators = by_operator(inner.kineto_results)
             if self._trace is not None:
                 self._trace.keep(name, profiler)
         finally:
@@ -151,19 +153,89 @@ def step_name(signature: Hashable, kind: str) -> str:
     return first if isinstance(first, str) else kind
 
 
-def by_operator(events: Iterable[FunctionEvent]) -> dict[str, Measured]:
-    """The events of a profile added up by operator; annotations and the counter's own events are left out."""
-    # A kernel's time is in its operator already.
-    events = [event for event in events if event.device_type == DeviceType.CPU and not event.is_user_annotation]
+@dataclass(slots=True)
+class _Event:
+    """What is needed of one event, which ran on the host from ``start`` to ``end`` (nanoseconds) in one thread.
+
+    ``own`` is its time without that of the events within it, ``device`` that of its kernels; ``inside`` is how many
+    events are directly within it, ``outer`` the one that it is within."""
+
+    name: str
+    thread: int
+    start: int
+    end: int
+    flops: int
+    annotation: bool
+    own: int = 0
+    device: int = 0
+    inside: int = 0
+    outer: "_Event | None" = None
+
+
+def by_operator(result: Any) -> dict[str, Measured]:
+    """The events of a profile, a ``_ProfilerResult`` of torch, added up by operator; annotations and the counter's own
+    events are left out.
+
+    As `torch.profiler.profile.events` has them, which builds an object of some ten kilobytes for each of the hundred
+    thousand of a training step.
+    """
+    events = _nested(result)
+    _merge_repeated(events)
     twice = {id(outer) for event in events if (outer := _counted_by_mode(event)) is not None}
     totals: dict[str, Measured] = {}
     for event in events:
-        if event.name == _MODE or id(event) in twice:
+        if event.annotation or event.name == _MODE or id(event) in twice:
             continue
-        microseconds = event.self_device_time_total or event.self_cpu_time_total
         calls, flops, seconds = totals.get(event.name, (0, 0, 0.0))
-        totals[event.name] = Measured(calls + 1, flops + (event.flops or 0), seconds + microseconds / 1e6)
+        totals[event.name] = Measured(calls + 1, flops + event.flops, seconds + (event.device or event.own) / 1e9)
     return totals
+
+
+def _nested(result: Any) -> list[_Event]:
+    """The host's events in the order of their beginning, those of each thread within each other."""
+    events: list[_Event] = []
+    launched: dict[int, _Event] = {}
+    kernels: list[tuple[int, int]] = []
+    for raw in result.events():
+        if raw.device_type() != DeviceType.CPU:
+            kernels.append((raw.linked_correlation_id(), raw.end_ns() - raw.start_ns()))
+        elif not _filter_name(raw.name()) and not raw.is_hidden_event():
+            thread, start, end = raw.start_thread_id(), raw.start_ns(), raw.end_ns()
+            event = _Event(raw.name(), thread, start, end, raw.flops(), raw.is_user_annotation())
+            events.append(event)
+            if raw.is_async() or raw.end_thread_id() != thread:
+                event.end = event.start  # nothing is within it, and its time is that of others
+            elif raw.linked_correlation_id() == 0:
+                launched[raw.correlation_id()] = event
+    for correlation, duration in kernels:
+        if correlation in launched:
+            launched[correlation].device += duration
+    events.sort(key=lambda event: (event.thread, event.start, -event.end))
+    around: list[_Event] = []
+    for event in events:
+        while around and (around[-1].thread != event.thread or around[-1].end < event.end):
+            around.pop()
+        event.own += event.end - event.start
+        if around:
+            event.outer = around[-1]
+            around[-1].own -= event.end - event.start
+            around[-1].inside += 1
+        around.append(event)
+    return events
+
+
+def _merge_repeated(events: list[_Event]) -> None:
+    """An event with nothing in it but one of the same name is one event: an operator that was dispatched twice."""
+    gone = set()
+    for event in reversed(events):  # from within outwards
+        outer = event.outer
+        if outer is not None and outer.name == event.name and outer.inside == 1:
+            outer.own, outer.device, outer.inside = outer.own + event.own, outer.device + event.device, event.inside
+            gone.add(id(event))
+    for event in events:
+        while event.outer is not None and id(event.outer) in gone:
+            event.outer = event.outer.outer
+    events[:] = [event for event in events if id(event) not in gone]
 
 
 @contextmanager
@@ -179,8 +251,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _counted_by_mode(event: FunctionEvent) -> FunctionEvent | None:
+def _counted_by_mode(event: _Event) -> _Event | None:
     """The outer one of an operator's two events in a step that is being counted; None for all others."""
-    mode: Any = event.cpu_parent
-    outer = mode.cpu_parent if mode is not None and mode.name == _MODE else None
+    mode = event.outer
+    outer = mode.outer if mode is not None and mode.name == _MODE else None
     return outer if outer is not None and outer.name == event.name else None

@@ -15,7 +15,7 @@ from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
 from harness.discretion import discreet
 from harness.experiment.answering import Answering
-from harness.experiment.fitting import fit, give_back_memory
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.kept import Kept
 from harness.experiment.plan import cell_triples, derive_seed
@@ -23,6 +23,7 @@ from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.experiment.tuning import Scored, Tuning
 from harness.judging import Judge
+from harness.memory import give_back_memory
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder

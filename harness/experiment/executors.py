@@ -32,10 +32,6 @@ START_SECONDS = 1800.0
 BEAT_SECONDS = 0.5
 """Between two signs of life of a worker, at least."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# glibc keeps freed training memory in pieces it cannot reuse, so that large blocks should go back to the system. Each
-# that does is paid for in page faults: from 512 KiB on, a sandbox DPO took 12.9 s and 0.84 GB, from 32 MiB on, glibc's
-# highest bound, 6.4 s and 1.02 GB.
-MEMORY_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "33554432"}
 
 
 class Progress(Protocol):
@@ -200,12 +196,12 @@ def _end(process: BaseProcess) -> None:
 
 
 def _start(folder: Path, threads: int) -> _Worker:
-    """A spawned worker. Thread counts and allocator settings must be in its environment before it starts."""
+    """A spawned worker. Thread counts must be in its environment before it starts."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(folder, threads, there), name="dspa-bench worker")
     before = dict(os.environ)
-    os.environ.update(MEMORY_VARIABLES | before | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         process.start()
     finally:

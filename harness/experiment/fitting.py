@@ -1,15 +1,12 @@
 """A metered fit: what a cell, a trial of its tuning and ``dspa-bench fit`` do with a method."""
 
-import ctypes
-import gc
-import sys
-
 from transformers import set_seed
 
 from harness.compute import Meter
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.data.triples import Budget
+from harness.memory import map_blocks_for
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.pretrained import not_finite_in
@@ -42,6 +39,7 @@ def fit(
         data = None if budget is None else budget.hash
         sitting.check({**whose, "base": base.fingerprint, "triples": data, "seed": seed, "flops": flops_limit})
     meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace, sitting=sitting)
+    map_blocks_for(base.model)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     kept = {} if aligned.intervention is None else aligned.intervention.tensors()
@@ -55,10 +53,3 @@ def fit(
     bill = meter.bill(method=method.name, n_triples=len(triples), predicted=predicted).model_dump(mode="json")
     provenance = None if budget is None else {"n": len(triples), "seed": budget.seed, "hash": budget.hash}
     return aligned.derive(budget=provenance, bill=bill, encoded=None)
-
-
-def give_back_memory() -> None:
-    """What a fit left behind goes back to the system: gigabytes after a training, in pieces that glibc would keep."""
-    gc.collect()  # trainer, model and optimiser hold each other
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)

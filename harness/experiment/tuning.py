@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.compute import Meter
 from harness.data.triples import Budget, Conversation, Message, Triple, contaminated, prompt_count, split_budget
-from harness.experiment.fitting import fit, give_back_memory
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
 from harness.experiment.search import Told, suggest
@@ -18,6 +18,7 @@ from harness.experiment.space import Space, Values
 from harness.experiment.suite import Suite
 from harness.judging import Judge, Rating
 from harness.measure.margins import score_triples
+from harness.memory import give_back_memory
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.base import base_shape

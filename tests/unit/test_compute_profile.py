@@ -1,15 +1,21 @@
 """Operators of a fit: exact FLOPs by the counter, calls and seconds from sampled steps; and these steps' trace."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.compute import Meter
 from harness.compute.bill import Bill
-from harness.compute.profile import Profiler, Sample, step_name
+from harness.compute.flops import count_flops
+from harness.compute.profile import _MODE as MODE
+from harness.compute.profile import Profiler, Sample, by_operator, step_name
 from harness.compute.trace import trace_file
 from tests.unit.test_compute import batches, forward, llama, train
 
@@ -179,3 +185,32 @@ def test_a_trace_is_never_overwritten_and_a_failed_fit_leaves_none(trace_path: P
     with pytest.raises(ZeroDivisionError), trace_file(tmp_path / "trace.json") as trace:
         failing_step(Meter(llama(), trace=trace))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_events_add_up_to_those_that_the_profiler_builds(counted: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8))
+    optimiser = torch.optim.AdamW(model.parameters())
+    profiler = profile(activities=[ProfilerActivity.CPU], with_flops=True, record_shapes=True)
+    with profiler, record_function("step"), count_flops() if counted else nullcontext():
+        model(torch.randn(4, 8)).pow(2).sum().backward()
+        optimiser.step()
+    assert profiler.profiler is not None
+    found = by_operator(profiler.profiler.kineto_results)
+    expected: dict[str, list[float]] = {}
+
+    def add(event: FunctionEvent, sign: int) -> None:
+        total = expected.setdefault(event.name, [0, 0, 0.0])
+        for index, figure in enumerate((1, event.flops or 0, event.self_cpu_time_total / 1e6)):
+            total[index] += sign * figure
+
+    for event in profiler.events():
+        if event.is_user_annotation or event.name == MODE:
+            continue
+        add(event, 1)
+        mode = event.cpu_parent
+        if mode is not None and mode.name == MODE and mode.cpu_parent.name == event.name:
+            add(mode.cpu_parent, -1)  # the event around the counter's is left out
+    assert {name: [one.calls, one.flops] for name, one in found.items()} == {n: one[:2] for n, one in expected.items()}
+    for name, (_, _, seconds) in expected.items():
+        assert found[name].seconds == pytest.approx(seconds, rel=1e-6, abs=1e-8)
