@@ -38,7 +38,7 @@ Param = Annotated[
 )
 def fit(
     method: Annotated[str, typer.Argument(help="Method name; `dspa-bench methods` lists them.")],
-    base: Annotated[str, typer.Option(help="Base model: a local folder, or a Hugging Face id[@revision].")],
+    base: Annotated[str, typer.Option(help="Base model: a local folder, a GGUF file, or a Hugging Face id[@revision].")],
     triples: Annotated[
         Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
     ],
@@ -52,6 +52,9 @@ def fit(
     ] = "refuse",
     param: Param = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the draw of triples and of the fit.")] = 0,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="What the base's weights are loaded in.")
+    ] = "float32",
     chat: Annotated[str, typer.Option(help="Chat format: auto, tokenizer or hh.")] = "auto",
     trace: Annotated[
         Path | None,
@@ -98,7 +101,7 @@ def fit(
     if trace is not None:
         _check_trace(trace, out, chosen)
     read = TripleFile.read(triples)
-    ref = model_ref(base, chat)
+    ref = model_ref(base, chat).model_copy(update={"dtype": dtype})
     shape = check_base(ref)
     chosen.check(shape)
     room = Room.of(ref).given(chosen.fit_instructions)

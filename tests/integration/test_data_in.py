@@ -214,7 +214,8 @@ def test_fit_takes_any_form_and_leaves_out_what_does_not_fit(tmp_path, tiny_base
     refused = CliRunner().invoke(app, command)
     assert "1 of 5 triples do not fit" in str(refused.exception or refused.output)
     assert "leave them out with --too-long skip" in str(refused.exception or refused.output)
-    done = CliRunner().invoke(app, [*command, "--too-long", "skip"])
+    done = CliRunner().invoke(app, [*command, "--too-long", "skip", "--dtype", "bfloat16"])
     assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "sft" / "aligned.json").read_text())["base"]["dtype"] == "bfloat16"
     assert "are left out (--too-long skip): row 5" in done.output
     assert "sft on 4 triples" in done.output
