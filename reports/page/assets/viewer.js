@@ -214,7 +214,7 @@ function written([text, tokens, steered, finished]) {
   if (text === null) return [element("p", "The answer is not in the run's store of answers.", { class: "warning" })];
   const words = element("p", text === "" ? "(an empty answer)" : text, { class: steered ? "said steered" : "said" });
   if (tokens === null) return [words];
-  const share = steered === 0 ? "not steered" : steered === tokens ? "steered at every one" : `steered at ${steered}`;
+  const share = steered === 0 ? "not steered" : steered === tokens ? "steering on at every one" : `steering on at ${steered}`;
   const end = finished ? "" : ", cut off by the length limit";
   return [words, element("p", `${tokens} tokens, ${share}${end}.`, { class: "note" })];
 }
