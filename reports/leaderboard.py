@@ -50,7 +50,8 @@ def leaderboard(run: Run) -> Leaderboard:
 
 def _table(run: Run, rows: Sequence[Comparison], *, intervals: bool) -> Table:
     budget, metrics = run.plan.budgets[-1], [run.metrics[name] for name in headline_metrics(run)]
-    title = f"{run.plan.name}, {budget_text(budget)}, {max((row.n_seeds for row in rows), default=0)} seeds"
+    seeds = max((row.n_seeds for row in rows), default=0)
+    title = f"{run.plan.name}, {budget_text(budget)}, {seeds} seed{'s' * (seeds != 1)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", max_width=34)
     for metric in metrics:

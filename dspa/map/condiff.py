@@ -69,6 +69,10 @@ class ConditionalDifferenceMap(OnDevice):
     shrink: float = 0.0
     """Pseudo-triples of mean Delta in every row; so each triple counts as if its gates were open by shrink / N more."""
 
+    def __repr__(self) -> str:
+        shape = f"{self.gates.width} x {self.difference.width}"
+        return f"<ConditionalDifferenceMap: {shape} of {len(self.gates.start) - 1} triples, {self.gate} gate>"
+
     @classmethod
     def estimate(
         cls,

@@ -40,6 +40,9 @@ class SparseRows(OnDevice):
     """None: every entry is 1."""
     width: int
 
+    def __repr__(self) -> str:
+        return f"<SparseRows: {len(self.start) - 1} x {self.width}, {len(self.column)} entries>"
+
     @classmethod
     def from_dense(cls, matrix: Float[Tensor, "n width"]) -> "SparseRows":
         """All that is not zero (NaN is not)."""

@@ -51,6 +51,9 @@ class ResidualSAE:
     layer: int
     norm_multiple: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<ResidualSAE: {self.d_sae} latents of a stream of width {self.d_model}, at layer {self.layer}>"
+
     @property
     def d_sae(self) -> int:
         return int(self.sae.cfg.d_sae)

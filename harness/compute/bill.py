@@ -93,6 +93,12 @@ class Bill(Document):
     operators: list[OperatorRow]
     declared: Declared | None = None
 
+    def __repr__(self) -> str:
+        work = f"{self.executed_flops:.3g} FLOPs in {self.seconds:.1f} s"
+        return f"<Bill of {self.method}: {work}, {self.n_triples} triples, {self.tokens} tokens>"
+
+    __str__ = __repr__
+
     @field_validator("operators", mode="before")
     @classmethod
     def _of_whole_stages(cls, rows: Any) -> Any:

@@ -179,6 +179,9 @@ class Budget:
     triples: tuple[Triple, ...]
     seed: int
 
+    def __repr__(self) -> str:
+        return f"<Budget of {len(self.triples)} triples, seed {self.seed}>"
+
     @property
     def hash(self) -> str:
         """The triples' `triples_hash` in order."""

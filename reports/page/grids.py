@@ -75,8 +75,12 @@ def diagnostic_grids(run: Run, diagnostics: Table[Diagnostic]) -> list[Grid]:
 def folded(full: Grid) -> Grid:
     """Without rows of zeros and dashes, then without columns that are the same in all rows that are left."""
     figures = [at for at, numeric in enumerate(full.numeric) if numeric]
-    rows = [row for row in full.rows if not figures or not all(_nothing(row[at]) for at in figures)]
-    idle = [row[0].text for row in full.rows if row not in rows]
+    rows, idle = [], []
+    for row in full.rows:
+        if figures and all(_nothing(row[at]) for at in figures):
+            idle.append(row[0].text)
+        else:
+            rows.append(row)
     if not rows:  # a table of zeros still says that all is zero
         rows, idle = full.rows, []
     same = [at for at in range(1, len(full.headers)) if len(rows) > 1 and len({row[at].text for row in rows}) == 1]

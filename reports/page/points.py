@@ -92,5 +92,5 @@ def _pareto(comparison: Iterable[Comparison], metric: Metric, costs: Iterable[st
 
 
 def _finite(value: float | None) -> float | None:
-    """Six digits are more than any of it is shown with."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+    """Nine digits: what is shown has fewer, and is rounded as report.md rounds the whole number."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.9g}")

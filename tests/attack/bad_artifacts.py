@@ -15,8 +15,7 @@ from tests.attack.bad_models import (
     without,
     without_key,
 )
-from tests.attack.ground import Case, Change, attack, ground
-from tests.attack.table import Row
+from tests.attack.ground import Case, Change
 
 KEYS = ("schema_version", "method", "base", "budget", "params", "fingerprint", "delta", "intervention", "system_prompt")
 KEYS += ("bill",)
@@ -158,9 +157,3 @@ def cases() -> Iterator[Case]:
         (("--prompts", "triples.jsonl", "--system", "\ud800"), "half a character as instruction"),
     ):
         yield Case("generate", name, lambda _, arguments=arguments: ("generate", "adapter", *arguments))
-
-
-def run() -> list[Row]:
-    """The attack."""
-    with ground() as whole:
-        return attack(cases(), whole)

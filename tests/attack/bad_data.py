@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.attack.bad_models import with_content
-from tests.attack.ground import Case, attack, ground, rows
-from tests.attack.table import Row
+from tests.attack.ground import Case, rows
 
 HALF = "w1 \ud800"
 LONG = "w1 " * 400
@@ -107,9 +106,3 @@ def cases() -> Iterator[Case]:
 
 
 _OPTIONAL = {("references.jsonl", "answer_id"), ("references.jsonl", "tstamp"), ("references.jsonl", "model_id")}
-
-
-def run() -> list[Row]:
-    """The attack."""
-    with ground() as whole:
-        return attack(cases(), whole)

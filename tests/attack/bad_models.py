@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.attack.ground import Case, Change, attack, ground
-from tests.attack.table import Row
+from tests.attack.ground import Case, Change
 
 NAN, INF = float("nan"), float("inf")
 CONFIG: tuple[tuple[str, Any], ...] = (
@@ -269,9 +268,3 @@ def cases() -> Iterator[Case]:
     }
     for name, change in fine.items():
         yield Case("models in order", name, change, accepted=True)
-
-
-def run() -> list[Row]:
-    """The attack."""
-    with ground() as whole:
-        return attack(cases(), whole)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attack.ground import FIT, RUN, SUITE, Case, Change, attack, ground, write_suite
-from tests.attack.table import Row
+from tests.attack.ground import FIT, RUN, SUITE, Case, Change, write_suite
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -322,9 +321,3 @@ def cases() -> Iterator[Case]:
         yield Case("command lines", name, change)
     for key, value in FINE:
         yield Case("suites in order", f"{key}: {value!r}", _with(key, value), accepted=True)
-
-
-def run() -> list[Row]:
-    """The attack."""
-    with ground() as whole:
-        return attack(cases(), whole)

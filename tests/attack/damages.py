@@ -15,9 +15,9 @@ from harness.judging.verdicts import Replies
 from harness.run_folder import Environment, RunFolder
 from harness.run_folder import marks as marks_module
 from harness.run_folder.verify import LEDGER, outside_cells, verify
+from tests.attack.table import Row
 from tests.toys import NoProgress, outcome, write_suite
 
-Row = tuple[str, int, int, int, int]
 UNCHECKED = ("log.txt", ".lock", ".report.lock")
 """Files whose damage nobody minds: logs and locks."""
 CAA = {"name": "caa", "method": "caa", "params": {"layer": 1}, "tune": {"scale": [0.5, 1.0]}}
@@ -52,8 +52,8 @@ def run() -> list[Row]:
         for line in (*missed, *failed):
             print(f"wrong: {line}", file=sys.stderr)
         return [
-            ("damages to files of a finished run", tried, tried - len(missed), 0, len(missed)),
-            ("repairs by the command that is named", repairs, 0, repairs - len(failed), len(failed)),
+            Row("damages to files of a finished run", tried, tried - len(missed), 0, len(missed)),
+            Row("repairs by the command that is named", repairs, 0, repairs - len(failed), len(failed)),
         ]
 
 

@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tests.attack.table import Row
 from tests.judge_server import Server, serving
 from tests.toys import outcome, write_suite
 
@@ -35,7 +36,6 @@ TIMES = ("second", "byte", "memory", "mib", "time", "cost")
 """What a column's name says of what differs from run to run."""
 UNEQUAL = ("judging.csv", "operators.csv", "settings.csv")
 """What was paid, which of the steps were looked at, and where the run lies."""
-Row = tuple[str, int, int, int, int]
 
 
 class Slow(Server):
@@ -149,7 +149,7 @@ class Killing:
             if len(self.wrong) == before:
                 shutil.rmtree(out, ignore_errors=True)
         wrong = len(self.wrong) - before
-        return what, done, max(0, done - wrong), 0, wrong
+        return Row(what, done, max(0, done - wrong), 0, wrong)
 
     def _expect(self, right: bool, otherwise: str) -> None:
         if not right:
@@ -207,7 +207,7 @@ def run(kills: int = 100, terms: int = 50, with_workers: int = 8, seed: int = 0)
             print(f"wrong: {line}", file=sys.stderr)
         sent = f"{killing.asked} requests in each of {killing.runs} runs, and {killing.repeated} again: open at a kill"
         print(sent, file=sys.stderr)
-        return [row for row in rows if row[1]]
+        return [row for row in rows if row.tried]
 
 
 @contextmanager
@@ -312,8 +312,8 @@ def _tables(out: Path) -> dict[str, list[dict[str, str]]]:
 def main(arguments: Sequence[str]) -> int:
     """``python -m tests.attack.kill_series [KILLS TERMS WITH_WORKERS SEED]``: exit code 1 if anything went wrong."""
     rows = run(*map(int, arguments))
-    print(*rows, sep="\n")
-    return 1 if any(row[-1] for row in rows) else 0
+    print(*map(tuple, rows), sep="\n")
+    return 1 if any(row.wrong for row in rows) else 0
 
 
 if __name__ == "__main__":

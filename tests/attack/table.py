@@ -1,6 +1,6 @@
 """The table of an attack: what was tried, and what became of it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -18,9 +18,8 @@ class Row(NamedTuple):
 HEAD = Row("what", "tried", "refused well", "accepted rightly", "wrong")  # type: ignore[arg-type]
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table with their sums."""
-    rows = [Row(*row) for row in rows]
     total = Row("**all**", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
     lines = [" | ".join(map(str, row)) for row in (HEAD, ("---", "---:", "---:", "---:", "---:"), *rows, total)]
     return "".join(f"| {line} |\n" for line in lines)

@@ -32,12 +32,14 @@ def test_the_examples_run_as_they_stand(tmp_path):
     script = tmp_path / "examples.py"
     run = write_run(tmp_path / "run")
     store_an_answer(run, "dpo__n300__s0", "mt_bench", "an answer from the store")
-    script.write_text("\n".join([*examples, f"show({str(run)!r})"]), encoding="utf-8")
+    calls = [f"show({str(run)!r})", f"print([len(frame) for frame in frames({str(run)!r})])"]
+    script.write_text("\n".join([*examples, *calls]), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     shapes = ("{0: (1, 13, 128), 1: (1, 13, 128)}", "torch.Size([6, 5])")
-    for shown in ("| finished:", *shapes, "[2]", "an answer from the store"):
+    lines = ("<Budget of 200 triples, seed 0>", "<ConditionalDifferenceMap: 6 x 5 of 8 triples, paper gate>")
+    for shown in ("| finished:", *shapes, *lines, "<Bill of example: ", "[2]", "an answer from the store", "<Run "):
         assert shown in done.stdout, f"{shown} is not in {done.stdout}"

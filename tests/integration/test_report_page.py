@@ -242,6 +242,11 @@ def test_two_methods_are_compared_by_the_tested_difference(laptop, report):
     assert f"{gap:+.2f} [" in first.inner_text()
 
 
+def test_numbers_are_rounded_as_in_the_files_beside_the_page(laptop):
+    for value, digits in ((21.25, 1), (21.35, 1), (-0.125, 2), (1234.5, 0), (0.0005, 3), (6.025, 2), (7, 2)):
+        assert laptop.page.evaluate(f"number({value}, {digits}, true)") == f"{value:+,.{digits}f}"
+
+
 def test_a_screen_reader_finds_a_name_for_every_control_and_table(laptop):
     page = laptop.page
     nameless = page.evaluate(

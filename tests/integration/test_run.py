@@ -44,7 +44,7 @@ def copy(uninterrupted, tmp_path) -> Path:
     return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
 
 
-def command(*arguments: str | Path, **variables: str) -> list:
+def command(*arguments: str | Path) -> list:
     return [Path(sys.executable).parent / "dspa-bench", *map(str, arguments)]
 
 

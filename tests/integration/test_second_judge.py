@@ -181,7 +181,7 @@ def test_the_report_keeps_the_judges_apart_and_gives_the_figures_of_their_pairs(
 
 def test_the_means_table_has_a_row_for_each_judge(finished):
     text = write_report(finished).read_text()
-    section = text[text.index("Each judge's means") :]
+    section = text[text.index("\n\nEach judge's means") :]
     rows = [line for line in section.splitlines() if line.startswith("| `toy-")]
     assert [row.split("|")[1].strip() for row in rows[:2]] == ["`toy-first-word`", "`toy-length`"]
     with (finished / "report" / "tables" / "second_judge.csv").open() as file:

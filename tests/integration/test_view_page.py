@@ -134,6 +134,24 @@ def test_nothing_that_a_model_or_a_triple_says_runs(opened, folder):
     assert not page.locator("main iframe, main object, main img, main base, main script").count()
 
 
+@pytest.mark.parametrize("trouble", ["no connection", "a damaged file"])
+def test_answers_that_did_not_come_are_asked_for_again(opened, folder, trouble):
+    seen = opened(folder)
+    page = seen.page
+
+    def troubled(route):
+        route.abort() if trouble == "no connection" else route.fulfill(json={"error": trouble})
+
+    page.route("**/answers?*", troubled)
+    seen.open("#answers?metric=mt_bench&a=dspa&b=base&question=83")
+    page.get_by_text("The answers did not come").wait_for()
+    page.unroute("**/answers?*")
+    page.locator("#v-budget").select_option("100 triples")
+    page.locator("#v-budget").select_option("300 triples")
+    page.locator("#v-answers .turn .side .said").first.wait_for()
+    assert page.locator("#v-question").input_value() == "83"
+
+
 def test_the_page_follows_a_run_and_keeps_what_its_reader_chose(opened, tmp_path):
     folder = write_run(tmp_path / "run", unfinished=AT_WORK)
     done, state = folder / "cells" / AT_WORK, folder / "cells" / "dpo__n300__s1" / "cell.json"

@@ -6,17 +6,14 @@ import zipfile
 import pytest
 
 from harness.data.external import DataFile, DownloadError, external_files, fetch
+from tests.unit.served import CONTENT
+from tests.unit.test_external import left
 
-CONTENT = bytes(range(256)) * 1200  # 300 kB: several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 def packaged(**options):
     return DataFile(path="here/file.bin", benchmarks=("mt_bench",), licence="MIT", **options)
-
-
-def left(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 @pytest.fixture

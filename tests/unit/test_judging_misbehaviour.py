@@ -8,34 +8,16 @@ import time
 
 import pytest
 
-from harness.data.triples import conversation
-from harness.judging import Rating
-from harness.judging.chat_endpoint import MOST_BYTES, ChatEndpoint
+from harness.judging.chat_endpoint import MOST_BYTES
 from harness.judging.endpoint import OpenAIJudge
-from harness.judging.ledger import read_accounts
 from harness.judging.prompted import rating_prompt
 from tests.judge_server import Server, completion, serving
-
-PRICES = {"price_in": 1000.0, "price_out": 10000.0}
-COST = 0.037  # of 7 and 3 tokens
-
-
-def ask(server, *texts, **settings):
-    endpoint = ChatEndpoint(server.url, "judge-1", **({"attempts": 3} | settings))
-    return endpoint.ask_all([conversation(text) for text in texts])
-
-
-def rating(text):
-    return Rating(conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]))
+from tests.unit.test_judging_endpoint import COST, PRICES, account, rating
+from tests.unit.test_judging_endpoint_client import ask
 
 
 def judge(server, folder, **settings):
     return OpenAIJudge(**({"base_url": server.url, "model": "m", "attempts": 2} | PRICES | settings)).at(folder)
-
-
-def account(folder):
-    (found,) = read_accounts(folder).values()
-    return found
 
 
 def always(*answer):

@@ -1,6 +1,7 @@
 """How far a run is and what it says at its end: counts, the time that is left, the leaderboard, forecasts."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -60,9 +61,17 @@ def test_the_leaderboard_has_quality_and_cost_of_every_variant_best_first(folder
     assert "FLOPs of fit / tuning" in lines[2]
     first = [float(row.split("[")[0].split()[-1]) for row in rows if "[" in row]
     assert first == sorted(first, reverse=True)
+    assert lines[0].strip() == f"{run.plan.name}, 300 triples, 3 seeds"
     narrow = Console(file=io.StringIO(), width=100)
     narrow.print(leaderboard(run))
     assert "[" not in narrow.file.getvalue()
+
+
+def test_one_seed_is_one(folder):
+    run = read_run(folder)
+    console = Console(file=io.StringIO(), width=250)
+    console.print(leaderboard(replace(run, cells=tuple(cell for cell in run.cells if cell.planned.seed == 0))))
+    assert console.file.getvalue().splitlines()[0].strip().endswith("300 triples, 1 seed")
 
 
 def test_a_report_hands_back_its_page_and_the_leaderboard(folder, monkeypatch):

@@ -142,7 +142,7 @@ def test_the_page_needs_none_of_the_files_beside_it(folder):
 
 
 def test_a_few_answers_to_the_same_prompt_stand_next_to_each_other(text):
-    section = text[text.index("## Three answers") : text.index("## Failures")]
+    section = text[text.index("## First answers") : text.index("## Failures")]
     assert "MT-Bench question 81 (writing), turn 1" in section
     (line,) = [line for line in section.splitlines() if "AlpacaEval instruction 1" in line]
     assert line.index("Base says") < line.index("DSPA (strict gate) says")

@@ -21,9 +21,13 @@ function options(select, pairs) {
   select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
 }
 
+/** Rounded as in report.md: by the exact value, and what lies in the middle to the even neighbour, as Python does. */
 function number(value, digits, signed = false) {
   if (value === null || value === undefined) return EMPTY;
-  const text = Math.abs(value).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const size = Math.abs(value);
+  const inTheMiddle = /^50*$/.test(size.toFixed(100).split(".")[1].slice(digits));
+  const how = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
+  const text = (inTheMiddle ? size : Number(size.toFixed(digits))).toLocaleString("en", how);
   return (value < 0 ? "-" : signed ? "+" : "") + text;
 }
 

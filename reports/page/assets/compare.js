@@ -58,10 +58,10 @@ function comparePair() {
     line.lastChild.append(" ", link);
     return line;
   }));
-  const family = [a, b].includes(data.baseline) ? "all comparisons with the baseline" : "all pairs of variants in this metric";
+  const family = [a, b].includes(data.baseline) ? "all comparisons with the baseline" : "all pairs of variants";
   at("pair-note").textContent = a === b ? "Choose two variants that differ."
     : untested === data.metrics.length ? "Nothing was tested here: the plain differences of the means stand there."
-      : `p is corrected over ${family} at this budget.`;
+      : `p is corrected over ${family} in the same metric at this budget.`;
 }
 
 function pText(p) {

@@ -5,14 +5,22 @@ const loaded = new Map();
 const field = (name) => at(`v-${name}`);
 const FIELDS = ["metric", "category", "a", "b", "budget", "seed", "order", "question"];
 
-/** A packed document of the page, unpacked once; null where the page does not hold it. A served page asks for it. */
+/** A packed document of the page, unpacked once; null where the page does not hold it. A served page asks for it, and
+ * once more after it did not come. */
 function chunk(selector, ...where) {
   if (!loaded.has(selector)) {
     const held = document.querySelector(selector);
-    loaded.set(selector, held ? unpacked(held.textContent).then(JSON.parse)
-      : data.served ? fromServer(...where) : Promise.resolve(null));
+    const coming = held ? unpacked(held.textContent).then(JSON.parse)
+      : data.served ? fromServer(...where).then(whole) : Promise.resolve(null);
+    loaded.set(selector, coming);
+    coming.catch(() => loaded.delete(selector));
   }
   return loaded.get(selector);
+}
+
+function whole(found) {
+  if (found?.error) throw new Error(found.error);
+  return found;
 }
 
 function viewerLink(asked) {
@@ -73,10 +81,17 @@ async function show() {
   const metric = metrics[field("metric").value];
   if (!metric || !data.cells.length) return;
   const sides = ["a", "b"].map((side) => cellOf(field(side).value));
-  const [questions, ...contents] = await Promise.all(
-    [chunk("#questions", "questions"), ...sides.map((cell) =>
-      (cell?.held ? chunk(`[data-cell="${CSS.escape(cell.name)}"]`, "answers", { cell: cell.name }) : null))]);
-  if (turn !== latest || !questions) return;
+  const wanted = [chunk("#questions", "questions"), ...sides.map((cell) =>
+    (cell?.held ? chunk(`[data-cell="${CSS.escape(cell.name)}"]`, "answers", { cell: cell.name }) : null))];
+  const found = await Promise.all(wanted).catch((problem) => problem);
+  if (turn !== latest) return;
+  if (found instanceof Error) {
+    at("v-summary").textContent = `The answers did not come: ${found.message}. Any choice asks for them again.`;
+    at("v-answers").replaceChildren();
+    return;
+  }
+  const [questions, ...contents] = found;
+  if (!questions) return;
   const benchmark = data.benchmarks[metric.name];
   const asked = questions[benchmark]?.[metric.name] ?? [];
   const [left, right] = contents.map((content) => sideOf(content, benchmark, metric.name));
@@ -199,7 +214,7 @@ function written([text, tokens, steered, finished]) {
   if (text === null) return [element("p", "The answer is not in the run's store of answers.", { class: "warning" })];
   const words = element("p", text === "" ? "(an empty answer)" : text, { class: steered ? "said steered" : "said" });
   if (tokens === null) return [words];
-  const share = steered === 0 ? "not steered" : steered === tokens ? "steered at every one" : `steered at ${steered}`;
+  const share = steered === 0 ? "not steered" : steered === tokens ? "steering on at every one" : `steering on at ${steered}`;
   const end = finished ? "" : ", cut off by the length limit";
   return [words, element("p", `${tokens} tokens, ${share}${end}.`, { class: "note" })];
 }
