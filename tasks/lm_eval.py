@@ -115,21 +115,24 @@ class LMEval(BenchmarkConfig):
         texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
         return [text for text in texts if isinstance(text, str) and text.strip()]  # rolling tasks have none
 
-    def requests(self) -> list[Request]:
-        """Items evenly drawn from each task, without a chat template."""
+    def requests(self) -> list[Request] | None:
+        """Items evenly drawn from each task, without a chat template; None where a task makes no requests that way."""
         from lm_eval.defaults import DEFAULT_OTHER_SEED
 
         found = []
-        for name in self.tasks:
-            leaves = list(self._loaded[name]["tasks"].values())
-            for leaf in leaves:
-                size = len(leaf.eval_docs)
-                size = min(size, self._limit(name) or size)
-                drawn = range(0, size, max(1, size * len(leaves) // _SAMPLED))
-                leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
-                with silenced(), contextlib.redirect_stdout(io.StringIO()):
-                    leaf.build_all_requests(samples=list(drawn), system_instruction=self.system_instruction)
-                found += _requests(leaf.instances, size / len(drawn))
+        try:
+            for name in self.tasks:
+                leaves = list(self._loaded[name]["tasks"].values())
+                for leaf in leaves:
+                    size = min(len(leaf.eval_docs), self._limit(name) or len(leaf.eval_docs))
+                    drawn = range(0, size, max(1, size * len(leaves) // _SAMPLED))
+                    nowhere = io.StringIO()
+                    with silenced(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                        leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
+                        leaf.build_all_requests(samples=list(drawn), system_instruction=self.system_instruction)
+                    found += _requests(leaf.instances, size / len(drawn))
+        except Exception:  # a task may raise anything, and a run finds out by itself
+            return None
         return found
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:

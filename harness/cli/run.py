@@ -124,19 +124,18 @@ def run_command(
     width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
     prepared = prepare(suite, out, overrides, reused, on_paper=paper is not None)
-    if as_json:
-        print_json(plan_json(prepared, timetable_of(prepared, paper)))
-        return 0
-    for note in () if quiet else prepared.checked.notes:
+    for note in () if quiet or as_json else prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
-    for line in prepared.damage:
+    for line in () if as_json else prepared.damage:
         console.print(f"note: {line}; it is made again", markup=False)
-    if dry_run or verbose:
+    if (dry_run or verbose) and not as_json:
         print_plan(prepared, console, timetable_of(prepared, paper))
     left = [c for c in prepared.plan.cells if c.name not in prepared.reused and prepared.failures_of(c.name)]
     need = needs(prepared.suite, left, prepared.folder.path) if left and paper is None else None
     if need is not None:
         need.check()
+    if as_json:
+        print_json(plan_json(prepared, timetable_of(prepared, paper)))
     if dry_run:
         return 0
     cells, todo = len(prepared.plan.cells), len(left)

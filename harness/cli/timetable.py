@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isinf
 from pathlib import Path
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,11 +22,16 @@ _NAMED = 6
 
 @dataclass(frozen=True)
 class OnPaper:
-    """``count`` devices of the kind called ``device``, in ``file`` or in the package."""
+    """``count`` devices of the kind called ``device``, in ``file`` or in the package; ValueError where it is in neither."""
 
     device: str
     count: int
     file: Path | None = None
+
+    def __post_init__(self) -> None:
+        from harness.compute.devices import find_device
+
+        find_device(self.device, self.file)
 
 
 def timetable_of(prepared: "Prepared", paper: OnPaper | None) -> "Timetable | None":
@@ -46,7 +53,7 @@ def print_timetable(timetable: "Timetable", console: Console) -> None:
     """Hours, memory, disk, verdicts and money of a cell of each variant and budget, and of all cells to do."""
     from harness.run_folder.plan import budget_text
 
-    speed, devices = timetable.speed, timetable.devices
+    speed = timetable.speed
     priced = any(costs.money is not None for costs in timetable.costs)
     table = Table(title=f"forecast of a cell on one {speed.device.what}", title_justify="left", box=SIMPLE_HEAD)
     table.pad_edge = False
@@ -71,12 +78,23 @@ def print_timetable(timetable: "Timetable", console: Console) -> None:
 def _summary(timetable: "Timetable") -> Iterator[str]:
     """What is assumed, and what all cells to do take together."""
     speed, assumed, cells = timetable.speed, timetable.speed.assumed, timetable.cells.values()
+    width = speed.device.bandwidth_gb_s
+    memory = "" if width is None else f"{width:,.4g} GB/s, of which {assumed.decoding:.3g} in decoding; "
     yield (
         f"assumed of {speed.name} ({speed.device.source}): {speed.peak / 1e12:.4g} TFLOP/s, of which "
-        f"{assumed.training:.3g} in training and {assumed.forward:.3g} in forward passes; "
-        f"{speed.device.bandwidth_gb_s:,.4g} GB/s, of which {assumed.decoding:.3g} in decoding; a layer takes at least "
-        f"{1000 * assumed.layer_seconds:.3g} ms a step of decoding"
+        f"{assumed.training:.3g} in training and {assumed.forward:.3g} in forward passes; {memory}at least "
+        f"{1000 * assumed.layer_seconds:.3g} ms a layer and step of decoding"
     )
+    if checked := timetable.checked:
+        ratios = sorted(forecast / taken for forecast, taken in checked.values())
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        yield (
+            f"{len(ratios)} cells are over: forecast / taken, of tuning and fit, is {middle:.2f} in the median and "
+            f"{low:.2f} to {high:.2f} in the middle half"
+        )
+    if timetable.whole is not None:
+        forecast, taken = timetable.whole
+        yield f"the run is over: its workers took {_hours(taken)}, and the forecast is {_hours(forecast)}"
     if not cells:
         yield "nothing is to do"
         return
@@ -87,7 +105,8 @@ def _summary(timetable: "Timetable") -> Iterator[str]:
         f"{_named(path.cells)}"
     )
     most = max(one.memory for one in cells)
-    yield f"memory: at most about {_size(most)} a cell, without SAEs and logits; one has {_size(speed.memory)}"
+    whole = "" if isinf(speed.memory) else f"; one device has {_size(speed.memory)}"
+    yield f"memory: at most about {_size(most)} a cell, without SAEs and logits{whole}"
     if too_large := timetable.too_large:
         yield (
             f"{len(too_large)} cells do not fit one (marked !): {_named(too_large)}; take a smaller batch_size with "
@@ -131,6 +150,8 @@ def timetable_json(timetable: "Timetable") -> dict[str, Any]:
         "disk": sum(one.disk for one in cells.values()),
         "verdicts": sum(one.verdicts for one in cells.values()),
         "money": sum(spent) if spent else None,
+        "checked": {name: {"forecast": a, "taken": b} for name, (a, b) in timetable.checked.items()},
+        "whole": timetable.whole and dict(zip(("forecast", "taken"), timetable.whole, strict=True)),
         "not_predicted": timetable.unpredicted,
         "not_counted": list(timetable.uncounted),
     }

@@ -1,5 +1,6 @@
 """Devices on paper: how fast they are and how much they hold, from data sheets, the user's file or a finished run."""
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -33,11 +34,13 @@ class Assumed(_Entry):
 
 class Device(_Entry):
     """One device. ``peak_tflops`` are 10^12 FLOP/s of dense products by dtype, sizes 10^9 bytes; ``source`` says whose
-    figures these are. What is None is as `Assumed`. ``price_an_hour`` is the user's, in the judge's currency."""
+    figures these are. Without ``memory_gb`` nothing is too large for it, without ``bandwidth_gb_s`` (of one that was
+    measured) decoding does not wait for memory. Shares that are None are as `Assumed`. ``price_an_hour`` is the
+    user's, in the judge's currency."""
 
     what: str
-    memory_gb: Positive
-    bandwidth_gb_s: Positive
+    memory_gb: Positive | None = None
+    bandwidth_gb_s: Positive | None = None
     peak_tflops: dict[Dtype, Positive] = Field(min_length=1)
     source: str
     price_an_hour: Annotated[float, Field(ge=0)] | None = None
@@ -58,7 +61,7 @@ class DeviceFile(_Entry):
     def read(cls, path: Path) -> Self:
         """ValueError naming the file and every key that is wrong or missing."""
         try:
-            return cls.model_validate(yaml.safe_load(read_text(path, "device file")) or {})
+            return cls.model_validate(yaml.safe_load(read_text(path, "device")) or {})
         except yaml.YAMLError as problem:
             raise ValueError(f"{path} is no YAML: {' '.join(str(problem).split())}") from None
         except ValidationError as problem:
@@ -72,6 +75,22 @@ def known_devices() -> DeviceFile:
     return DeviceFile.read(Path(__file__).with_name("devices.yaml"))
 
 
+def find_device(name: str, file: Path | None = None) -> tuple[Device, Assumed]:
+    """The device called ``name`` in ``file`` or, where that has none, in the package, and what is assumed of it.
+
+    ValueError for a name that is in neither, with those that are.
+    """
+    own, ours = DeviceFile() if file is None else DeviceFile.read(file), known_devices()
+    devices: Mapping[str, Device] = ours.devices | own.devices
+    if name not in devices:
+        more = "" if file else "; --devices FILE adds others"
+        raise ValueError(f"no device is called {name!r}; known: {', '.join(devices)}{alike(name, devices)}{more}")
+    device, assumed = devices[name], own.assumed or ours.assumed
+    assert assumed is not None
+    shares = device.model_dump(include=set(Assumed.model_fields), exclude_none=True)
+    return device, assumed.model_copy(update=shares)
+
+
 class Speed(_Entry):
     """A device with all that is assumed of it, for one dtype. Rates are FLOP/s and bytes/s, ``memory`` is bytes."""
 
@@ -82,25 +101,14 @@ class Speed(_Entry):
 
     @classmethod
     def of(cls, name: str, dtype: str, file: Path | None = None) -> Self:
-        """The device called ``name`` in ``file`` or, where that has none, in the package; its peak for ``dtype``.
-
-        ValueError for a name that is in neither, with those that are, and for a dtype that the device has no peak of.
-        """
-        own, ours = DeviceFile() if file is None else DeviceFile.read(file), known_devices()
-        devices: Mapping[str, Device] = ours.devices | own.devices
-        if name not in devices:
-            more = "" if file else "; --devices FILE adds others"
-            raise ValueError(f"no device is called {name!r}; known: {', '.join(devices)}{alike(name, devices)}{more}")
-        device, assumed = devices[name], own.assumed or ours.assumed
-        assert assumed is not None
+        """Of `find_device`; ValueError, too, for a dtype that the device has no peak of."""
+        device, assumed = find_device(name, file)
         peaks: Mapping[str, float] = dict(device.peak_tflops)
         if dtype not in peaks:
             raise ValueError(
                 f"device {name!r} has no peak_tflops for {dtype}, the base's dtype; it has: {', '.join(peaks)}"
             )
-        own_shares = device.model_dump(include=set(Assumed.model_fields))
-        given = {key: value for key, value in own_shares.items() if value is not None}
-        return cls(name=name, device=device, assumed=assumed.model_copy(update=given), peak=peaks[dtype] * 1e12)
+        return cls(name=name, device=device, assumed=assumed, peak=peaks[dtype] * 1e12)
 
     @property
     def training(self) -> float:
@@ -115,12 +123,13 @@ class Speed(_Entry):
     @property
     def bandwidth(self) -> float:
         """Bytes a second that decoding reads."""
-        return self.device.bandwidth_gb_s * 1e9 * self.assumed.decoding
+        whole = self.device.bandwidth_gb_s
+        return math.inf if whole is None else whole * 1e9 * self.assumed.decoding
 
     @property
     def memory(self) -> float:
         """Bytes."""
-        return self.device.memory_gb * 1e9
+        return math.inf if self.device.memory_gb is None else self.device.memory_gb * 1e9
 
     def step_seconds(self, *, layers: int, flops: float, read: float) -> float:
         """One step of decoding through ``layers`` that takes ``flops`` and reads ``read`` bytes (weights, KV cache).

@@ -1,8 +1,8 @@
 """A run on devices that are not here: what each cell takes of time, memory, disk and judges, and when all are done."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ from harness.experiment.outlook import (
     asked,
     most_money,
 )
+from harness.experiment.pilot import cell_seconds
 from harness.experiment.room import Room
 from harness.experiment.tuning import parts_of
+from harness.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
     from harness.experiment.run import Prepared
@@ -79,6 +81,20 @@ def placed(seconds: Mapping[str, float], devices: int) -> list[Lane]:
         cells[number].append(name)
         heapq.heappush(free, (busy + seconds[name], number))
     return [Lane(tuple(cells[number]), busy) for busy, number in sorted(free, key=lambda one: one[1])]
+
+
+def compared(folder: RunFolder, groups: Sequence[Group], costs: Sequence[Costs]) -> dict[str, tuple[float, float]]:
+    """Cell -> seconds (forecast, taken) of tuning and fit, of the cells that are over."""
+    found = {}
+    for group, one in zip(groups, costs, strict=True):
+        left = {cell.name for cell in group.left}
+        if not group.uses_triples or one.fit_seconds is None or one.tuning_seconds is None:
+            continue
+        for cell in group.cells:
+            taken = None if cell.name in left else cell_seconds(folder.cell(cell.name))
+            if taken:
+                found[cell.name] = one.fit_seconds + one.tuning_seconds, taken
+    return found
 
 
 class Planner:
@@ -215,18 +231,26 @@ def _scored(body: Rate, head: int, prompt: int, chosen: int, rejected: int) -> i
 
 @dataclass(frozen=True)
 class Timetable:
-    """The cells of a run that are to do, on ``devices`` devices; ``costs`` are those of a cell of each group."""
+    """The cells of a run that are to do, on ``devices`` devices; ``costs`` are those of a cell of each group.
+
+    ``copied`` are cells that come from other runs. ``checked`` are those that are over: seconds (forecast, taken) of
+    tuning and fit; ``whole`` are those of all work of a run that is over, on all its workers.
+    """
 
     speed: Speed
     devices: int
     groups: Sequence[Group]
     costs: Sequence[Costs]
     uncounted: Sequence[str]
+    copied: Collection[str] = ()
+    checked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    whole: tuple[float, float] | None = None
 
     @cached_property
     def cells(self) -> dict[str, Costs]:
         """Cell -> costs, of those to do."""
-        return {cell.name: costs for group, costs in zip(self.groups, self.costs, strict=True) for cell in group.left}
+        costly = zip(self.groups, self.costs, strict=True)
+        return {cell.name: costs for group, costs in costly for cell in group.left if cell.name not in self.copied}
 
     @cached_property
     def lanes(self) -> list[Lane]:
@@ -259,4 +283,11 @@ class Timetable:
     ) -> "Timetable":
         """The run of a prepared suite whose cells are in ``groups``."""
         planner = Planner(prepared, forecaster, speed)
-        return cls(speed, devices, groups, [planner.costs(group) for group in groups], planner.uncounted)
+        costs = [planner.costs(group) for group in groups]
+        whole, folder = None, prepared.folder
+        if not any(group.left for group in groups):
+            workers = prepared.suite.file.execution.workers
+            forecast = sum(len(group.cells) * one.seconds for group, one in zip(groups, costs, strict=True))
+            whole = forecast, folder.environment.seconds * workers
+        checked = compared(folder, groups, costs)
+        return cls(speed, devices, groups, costs, planner.uncounted, set(prepared.reused), checked, whole)
