@@ -22,7 +22,7 @@ _NAMED = 6
 
 @dataclass(frozen=True)
 class OnPaper:
-    """``count`` devices of the kind called ``device``, in ``file`` or in the package; ValueError where it is in neither."""
+    """``count`` devices of the kind called ``device``, in ``file`` or in the package; ValueError where in neither."""
 
     device: str
     count: int

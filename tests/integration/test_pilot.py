@@ -19,7 +19,7 @@ def test_a_finished_run_is_a_device_whose_forecast_is_near_what_it_took(tiny_fol
             {"name": "caa", "method": "caa", "params": {"layer": 2}},
             {"name": "sft", "method": "sft", "params": {"tuning": "full", "batch_size": 4}},
         ],
-        benchmarks=[{"name": "answers", "prompts": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 4}],
+        benchmarks=[{"name": "answers", "path": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 4, "rating": False}],
         budgets=[8, 16],
         seeds=1,
     )
