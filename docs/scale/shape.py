@@ -44,7 +44,7 @@ Gemma2Config(
 read_tokenizer(source_of(ModelRef(path=tokenizer))).save_pretrained(out / "model")
 for name, layer in (("early", 9), ("late", 39)):
     sae = {"architecture": "jumprelu", "d_in": 3584, "d_sae": 16_384, "dtype": "float32", "device": "cpu"}
-    about = {"hook_name": f"blocks.{layer}.hook_resid_post", "model_name": "gemma-2-9b"}
+    about = {"hook_name": f"blocks.{layer}.hook_resid_post", "model_name": "gemma-2-9b", "sae_lens_version": "6.54.12"}
     (out / name).mkdir(parents=True, exist_ok=True)
     (out / name / "cfg.json").write_text(json.dumps(sae | {"apply_b_dec_to_input": True, "metadata": about}))
 draw, words = Random(0), VOCABULARY.split()

@@ -229,6 +229,12 @@ def _scored(body: Rate, head: int, prompt: int, chosen: int, rejected: int) -> i
     return body.of(1, prompt) + behind
 
 
+def _is_own(folder: RunFolder, cell: str) -> bool:
+    """Whether the run made the cell itself."""
+    state = folder.cell(cell).state
+    return state is not None and state.origin is None
+
+
 @dataclass(frozen=True)
 class Timetable:
     """The cells of a run that are to do, on ``devices`` devices; ``costs`` are those of a cell of each group.
@@ -287,7 +293,8 @@ class Timetable:
         whole, folder = None, prepared.folder
         if not any(group.left for group in groups):
             workers = prepared.suite.file.execution.workers
-            forecast = sum(len(group.cells) * one.seconds for group, one in zip(groups, costs, strict=True))
+            own = [sum(_is_own(folder, cell.name) for cell in group.cells) for group in groups]
+            forecast = sum(count * one.seconds for count, one in zip(own, costs, strict=True))
             whole = forecast, folder.environment.seconds * workers
         checked = compared(folder, groups, costs)
         return cls(speed, devices, groups, costs, planner.uncounted, set(prepared.reused), checked, whole)
