@@ -100,6 +100,11 @@ class TrainedMethod(MethodConfig):
         """With full fine-tuning."""
         return self.tuning == "full"
 
+    @property
+    def texts_at_once(self) -> int:
+        """Both answers of each triple of a forward."""
+        return 0 if self.gradient_checkpointing else 2 * self.batch_size
+
     def arguments(self, config_class: type, scratch: str, seed: int, *, on_cpu: bool, **own: Any) -> Any:
         """An instance of TRL's ``config_class`` with these options; ``own`` are the method's and win."""
         shared = {

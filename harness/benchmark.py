@@ -91,6 +91,17 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a benchmark without `Item` asks in plain text: ``continuations`` scored behind one ``context``, or at most
+    ``generated`` new tokens. It stands for ``count`` alike ones."""
+
+    context: str
+    continuations: tuple[str, ...] = ()
+    generated: int = 0
+    count: float = 1.0
+
+
+@dataclass(frozen=True)
 class Record:
     """One measured item.
 
@@ -196,6 +207,10 @@ class BenchmarkConfig(BaseModel):
     def prompts(self) -> list[str]:
         """The user prompts it evaluates on; training data that contains one of them is contaminated."""
         return []
+
+    def requests(self) -> "Sequence[Request] | None":
+        """A sample of what it will ask, for forecasts; None: it does not say. Asked for after `check`."""
+        return None
 
     def run(
         self, model: "Responder", *, judge: "Judge | None", seed: int, folder: Path | None = None

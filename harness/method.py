@@ -36,8 +36,9 @@ class MethodConfig(BaseModel):
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
     ``meter.exhausted``. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them alone is
-    made by `adjust`, without one. ``diagnostics`` explains each figure that the method's intervention reports of
-    itself: name -> a sentence for the report's legend.
+    made by `adjust`, without one. ``trained_stages`` are the stages of its bill that pass backward, too.
+    ``diagnostics`` explains each figure that the method's intervention reports of itself: name -> a sentence for the
+    report's legend.
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
@@ -46,12 +47,19 @@ class MethodConfig(BaseModel):
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
     online: ClassVar[frozenset[str]] = frozenset()
+    trained_stages: ClassVar[frozenset[str]] = frozenset({"train"})
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     @property
     def keeps_weights(self) -> bool:
         """Whether its artifact is sure to hold all weights of the model."""
         return False
+
+    @property
+    def texts_at_once(self) -> int:
+        """How many texts a training step holds the activations of, at most; 0: nothing is trained, or they are computed
+        again in the backward pass."""
+        return 0
 
     @property
     def instructions(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from pydantic import Field, model_validator
 
-from harness.benchmark import BenchmarkConfig, Metric, Record, register_benchmark
+from harness.benchmark import BenchmarkConfig, Metric, Record, Request, register_benchmark
 from harness.data.refs import InputPath
 from harness.files import write_text
 from harness.judging import Judge
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 BITS_PER_BYTE = "bits_per_byte"
 _RESAMPLES = 1000
+_MAX_GEN_TOKS = 256
+"""What lm-eval lets a task generate that does not say."""
+_SAMPLED = 200
+"""Items of a task that a forecast looks at, about."""
 _KINDS: dict[str, Literal["choices", "measurements", "loglikelihoods"]] = {
     "multiple_choice": "choices",
     "generate_until": "measurements",
@@ -110,6 +114,26 @@ class LMEval(BenchmarkConfig):
         leaves = [(leaf, self._limit(name)) for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
         texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
         return [text for text in texts if isinstance(text, str) and text.strip()]  # rolling tasks have none
+
+    def requests(self) -> list[Request] | None:
+        """Items evenly drawn from each task, without a chat template; None where a task makes no requests that way."""
+        from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+        found = []
+        try:
+            for name in self.tasks:
+                leaves = list(self._loaded[name]["tasks"].values())
+                for leaf in leaves:
+                    size = min(len(leaf.eval_docs), self._limit(name) or len(leaf.eval_docs))
+                    drawn = range(0, size, max(1, size * len(leaves) // _SAMPLED))
+                    nowhere = io.StringIO()
+                    with silenced(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                        leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
+                        leaf.build_all_requests(samples=list(drawn), system_instruction=self.system_instruction)
+                    found += _requests(leaf.instances, size / len(drawn))
+        except Exception:  # a task may raise anything, and a run finds out by itself
+            return None
+        return found
 
     def run(self, model: Responder, *, judge: Judge | None, seed: int, folder: Path | None = None) -> Iterator[Record]:
         from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -266,6 +290,20 @@ def _record(
         error = f"{metric} cannot be computed from the log-likelihoods {scores or sample['filtered_resps']}"
     key = f"{sample['doc_id']}" if leaf.task_name == name else f"{leaf.task_name}:{sample['doc_id']}"
     return Record(key, key, name, value if error is None else None, error, raw | {"scored_by": metric})
+
+
+def _requests(instances: Iterable[Any], count: float) -> list[Request]:
+    """Those of lm-eval, an item's continuations of one context together."""
+    scored: dict[tuple[int, str], list[str]] = {}
+    found = []
+    for one in instances:
+        if one.request_type == "generate_until":
+            context, settings = one.args
+            found.append(Request(context, generated=settings.get("max_gen_toks", _MAX_GEN_TOKS), count=count))
+        else:
+            *context, text = one.args
+            scored.setdefault((one.doc_id, "".join(context)), []).append(text)
+    return found + [Request(context, tuple(texts), count=count) for (_, context), texts in scored.items()]
 
 
 def _value(metric: str, measured: Any) -> float:

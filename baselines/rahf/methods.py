@@ -49,6 +49,7 @@ class RAHF(TrainedMethod):
     place of both ``epochs`` and ``steps``.
     """
 
+    trained_stages: ClassVar[frozenset[str]] = frozenset({"stage 1", "stage 2"})
     depths: ClassVar[tuple[float, ...]] = _DEPTHS
     n_models: ClassVar[int] = 1  # tuned in stage 1
     learning_rate: Annotated[float, Field(gt=0, description="of stage 1")] = 2e-5

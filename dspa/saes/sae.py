@@ -101,6 +101,7 @@ def read_sae(ref: SAERef, device: str = "cpu") -> ResidualSAE:
     try:
         if ref.path is not None:
             _config_of(ref)
+            _check_there(ref, _WEIGHTS)
             _check_dtypes(ref)
             sae = SAE.load_from_disk(ref.path, device="cpu", dtype="float32")
         else:
@@ -141,10 +142,12 @@ def _check_weights(ref: SAERef, size: int, changed: int) -> None:
 def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
     """(layer, d_sae) of an SAE that fits the base; raises ValueError saying what does not fit.
 
-    A folder's weights are looked at too (see `load_sae`), and not kept; a release name is resolved, and loaded, by
-    SAELens.
+    A folder's weights are looked at too (see `load_sae`), and not kept, unless the base is ``on_paper``; a release name
+    is resolved, and loaded, by SAELens.
     """
     layer, config = _config_of(ref)
+    if ref.path is not None and not base.on_paper:
+        _check_there(ref, _WEIGHTS)
     if config["d_in"] != base.d_model:
         raise ValueError(
             f"SAE {ref}: made for d_model {config['d_in']}, but base {base.name} has d_model {base.d_model}"
@@ -155,7 +158,7 @@ def check_sae(ref: SAERef, base: BaseShape) -> tuple[int, int]:
         )
     check_same_model(f"SAE {ref}", (config.get("metadata") or {}).get("model_name"), base)
     _norm_multiple(ref, config)
-    if ref.path is not None:
+    if ref.path is not None and not base.on_paper:
         stat = (Path(ref.path) / _WEIGHTS).stat()
         _check_weights(ref, stat.st_size, stat.st_mtime_ns)  # type: ignore[arg-type]  # frozen, so pydantic hashes it
     return layer, int(config["d_sae"])
@@ -186,9 +189,7 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
         sae = load_sae(ref)
         return sae.layer, sae.sae.cfg.to_dict()
     folder = Path(str(ref.path))
-    for name in ("cfg.json", _WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"SAE folder {ref.path!r} has no {name}; give a folder written by SAELens' save_model")
+    _check_there(ref, "cfg.json")
     try:
         config = parse_json((folder / "cfg.json").read_bytes())
         sizes = {key: _whole(config[key]) for key in ("d_in", "d_sae")}
@@ -205,6 +206,11 @@ def _config_of(ref: SAERef) -> tuple[int, dict[str, Any]]:
     check_supported(f"SAE {ref}", {"architecture": config.get("architecture", "standard")})
     config = loaders.handle_config_defaulting(config) | sizes
     return _layer_of(ref, config), config
+
+
+def _check_there(ref: SAERef, name: str) -> None:
+    if not (Path(str(ref.path)) / name).is_file():
+        raise ValueError(f"SAE folder {ref.path!r} has no {name}; give a folder written by SAELens' save_model")
 
 
 def _whole(value: Any) -> int:

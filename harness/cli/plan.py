@@ -1,63 +1,58 @@
 """What ``dspa-bench run --dry-run`` prints: cells and their state, predicted bills, and what all of it may take."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from harness.cli.progress import duration
+from harness.cli.timetable import print_timetable, timetable_json
 
 if TYPE_CHECKING:
     from harness.experiment.forecast import Forecaster
     from harness.experiment.outlook import Asked
     from harness.experiment.run import Prepared
+    from harness.experiment.timetable import Timetable
     from harness.judging import Judge
-    from harness.run_folder.plan import PlannedCell
 
 PREVIEW_FLOPS = 10**12
 """What the plan measures on triples beforehand may take: some seconds on a CPU."""
 
 
-def print_plan(prepared: "Prepared", console: Console) -> None:
-    """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine."""
+def print_plan(prepared: "Prepared", console: Console, timetable: "Timetable | None" = None) -> None:
+    """What a run would do: cells by variant and budget with their state, predicted bills, data, questions, machine.
+
+    With a ``timetable`` that is on devices elsewhere: nothing is measured here, and no weights are read.
+    """
+    from harness.experiment.bills import group_bills
     from harness.experiment.forecast import Forecaster
-    from harness.experiment.tuning import forecast
     from harness.run_folder.plan import budget_text, flops_budget
 
     file, failures = prepared.suite.file, prepared.failures
     forecaster = Forecaster(file.base, device=file.execution.device)
+    groups = timetable.groups if timetable is not None else group_bills(prepared, forecaster)
     table = _table(f"{file.name} in {prepared.folder.path}", "cells", "done", "begun", "to do")
     bills = _table("predicted bill of each fit (executed FLOPs)", "FLOPs", "for")
     tuning = _table("tuning in each cell, before its fit", "trials", "fits", "predicted FLOPs", "")
-    fits, todo_flops, unknown = 0, 0.0, 0
-    for point, method, budget in dict.fromkeys((c.point, c.method, c.budget) for c in prepared.plan.cells):
-        cells = [c for c in prepared.plan.cells if (c.point, c.budget) == (point, budget)]
-        left = [cell.name for cell in cells if cell.name in failures]
-        begun = sum(prepared.folder.cell(name).path.exists() for name in left)
-        counts = (len(cells), len(cells) - len(left), begun, len(left) - begun)
-        row = (point, method, budget_text(budget) if budget else "none")
+    for group in groups:
+        row = (group.point, group.cells[0].method, budget_text(group.budget) if group.budget else "none")
+        left = len(group.left)
+        counts = (len(group.cells), len(group.cells) - left, group.begun, left - group.begun)
         table.add_row(*row, *map(str, counts))
-        if cells[0].uses_triples:
-            flops, reach = _predicted(prepared, forecaster, cells[0])
-            bills.add_row(*row, _number(flops), reach)
-            parts = [flops]
-            if prepared.suite.tuned(cells[0]):
-                folder, triples = prepared.folder.path, prepared.checked.triples
-                trial_fits, flops, exact = forecast(prepared.suite, cells[0], folder, triples, forecaster)
-                note = "" if flops is None or exact else "an estimate"
-                trials = prepared.suite.variant_of(cells[0]).trials
-                tuning.add_row(*row, str(trials), str(trial_fits), _number(flops), note)
-                parts.append(flops)
-            fits += len(left)
-            todo_flops += len(left) * sum(part for part in parts if part is not None)
-            unknown += len(left) * (None in parts)
+        if group.uses_triples:
+            bills.add_row(*row, _number(group.flops), group.reach)
+        if (bill := group.tuning) is not None:
+            note = "" if bill.flops is None or bill.exact else "an estimate"
+            tuning.add_row(*row, str(bill.trials), str(bill.fits), _number(bill.flops), note)
     console.print(table)
     if bills.rows:
         console.print(bills)
-    for line in _previews(prepared, forecaster):
-        console.print(line, markup=False)
+    if timetable is None:
+        for line in _previews(prepared, forecaster):
+            console.print(line, markup=False)
     if tuning.rows:
         how = file.tune
         console.print(tuning)
@@ -80,9 +75,56 @@ def print_plan(prepared: "Prepared", console: Console) -> None:
     for judge in prepared.suite.judges.values():
         for warning in judge.at(prepared.folder.judging).warnings:
             console.print(warning, markup=False)
+    if timetable is not None:
+        print_timetable(timetable, console)
+        return
     console.print(f"device: {execution.device}, {execution.workers} workers with {execution.threads} threads each")
-    for line in _outlook(prepared, forecaster, todo, fits, todo_flops, unknown):
+    fits = sum(len(group.left) for group in groups if group.uses_triples)
+    flops, unknown = 0.0, 0
+    for group in groups:
+        parts = [group.flops, *([group.tuning.flops] if group.tuning else [])] if group.uses_triples else []
+        flops += len(group.left) * sum(part for part in parts if part is not None)
+        unknown += len(group.left) * (None in parts)
+    for line in _outlook(prepared, forecaster, todo, fits, flops, unknown):
         console.print(line, markup=False)
+
+
+def plan_json(prepared: "Prepared", timetable: "Timetable | None") -> dict[str, Any]:
+    """The plan for programs: cells by variant and budget, predicted bills, and the forecast where there is one."""
+    from harness.experiment.bills import group_bills
+    from harness.experiment.forecast import Forecaster
+
+    file = prepared.suite.file
+    forecaster = Forecaster(file.base, device=file.execution.device)
+    groups = timetable.groups if timetable is not None else group_bills(prepared, forecaster)
+    found: dict[str, Any] = {
+        "name": prepared.plan.name,
+        "folder": str(prepared.folder.path),
+        "cells": len(prepared.plan.cells),
+        "to_do": len(prepared.failures) - len(prepared.reused),
+        "to_copy": len(prepared.reused),
+        "triples": len(prepared.checked.triples),
+        "benchmarks": {name: {"prompts": count} for name, count in prepared.checked.prompts.items()},
+        "judges": {key: judge.label for key, judge in prepared.suite.judges.items()},
+        "notes": list(prepared.checked.notes),
+        "groups": [
+            {
+                "variant": group.point,
+                "method": group.cells[0].method,
+                "budget": group.budget,
+                "cells": [cell.name for cell in group.cells],
+                "to_do": [cell.name for cell in group.left],
+                "begun": group.begun,
+                "fit_flops": group.flops,
+                "reach": group.reach or None,
+                "tuning": group.tuning and asdict(group.tuning),
+            }
+            for group in groups
+        ],
+    }
+    if timetable is not None:
+        found["forecast"] = timetable_json(timetable)
+    return found
 
 
 def _outlook(
@@ -163,26 +205,6 @@ def _table(title: str, *columns: str) -> Table:
 
 def _number(flops: float | None) -> str:
     return "-" if flops is None else f"{flops:.4g}"
-
-
-def _predicted(prepared: "Prepared", forecaster: "Forecaster", cell: "PlannedCell") -> tuple[float | None, str]:
-    """The predicted bill of ``cell`` in FLOPs, and how far over the data it gets where that bill is its budget."""
-    from harness.experiment.plan import cell_triples
-
-    triples = cell_triples(prepared.suite, cell, prepared.checked.triples)
-    method = prepared.suite.method_of(cell, prepared.folder.path)
-    try:
-        forecast = forecaster.of(method, triples, cell.flops_limit)
-    except ValueError:  # its fit will fail and say so; the other cells may be worth running
-        return None, "less than a triple"
-    if forecast.flops is None:
-        return None, ""
-    if cell.flops_limit is None:
-        return forecast.flops, ""
-    if method.single_pass:
-        assert forecast.budget is not None
-        return forecast.flops, f"{len(forecast.budget.triples)} of {len(triples.triples)} triples"
-    return cell.flops_limit, f"{cell.flops_limit / forecast.flops:.3g} x its epochs"
 
 
 def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:

@@ -4,14 +4,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from harness.cli.options import Overrides, command_group
-from harness.cli.plan import print_plan, reused_text
+from harness.cli.options import AsJSON, Overrides, command_group, print_json
+from harness.cli.plan import plan_json, print_plan, reused_text
 from harness.cli.progress import Silent, display
+from harness.cli.timetable import OnPaper, timetable_of
 from harness.plugins import REPORTS, Report, declared
 from harness.quiet import without_progress_bars
 
@@ -42,6 +43,18 @@ def run(
     suite: Annotated[Path, typer.Argument(help="Suite file (YAML), or a name of --list.", metavar="SUITE")],
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<suite name>")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    on: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="With --dry-run: forecast on so many devices.", show_default="1 with --device"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: of this kind, e.g. h100; docs/scale.md lists them. Needs no weights."),
+    ] = None,
+    devices: Annotated[Path | None, typer.Option(help="YAML file of more devices.", metavar="FILE")] = None,
+    as_json: AsJSON = False,
     max_cost: Annotated[
         float | None,
         typer.Option(
@@ -75,7 +88,13 @@ def run(
     """
     if quiet and (verbose or dry_run):
         raise ValueError(f"--quiet says nothing of what --{'verbose' if verbose else 'dry-run'} asks for; give one")
-    how = {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}
+    for option, given in {"--on": on, "--device": device, "--devices": devices, "--json": as_json}.items():
+        if given and not dry_run:
+            raise ValueError(f"{option} is about a plan, without a run; give --dry-run, too")
+    if device is None and (on or devices):
+        raise ValueError("--on and --devices need --device NAME, the kind of device; docs/scale.md lists those known")
+    how: dict[str, Any] = {"paper": None if device is None else OnPaper(device, on or 1, devices), "as_json": as_json}
+    how |= {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}
     raise typer.Exit(run_command(suite, out, set_ or [], reuse or (), **how))
 
 
@@ -89,6 +108,8 @@ def run_command(
     dry_run: bool,
     quiet: bool = False,
     verbose: bool = False,
+    paper: "OnPaper | None" = None,
+    as_json: bool = False,
 ) -> int:
     """What `run` does; returns the exit code."""
     from harness.experiment.outlook import needs
@@ -102,17 +123,19 @@ def run_command(
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
     width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
-    prepared = prepare(suite, out, overrides, reused)
-    for note in () if quiet else prepared.checked.notes:
+    prepared = prepare(suite, out, overrides, reused, on_paper=paper is not None)
+    for note in () if quiet or as_json else prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
-    for line in prepared.damage:
+    for line in () if as_json else prepared.damage:
         console.print(f"note: {line}; it is made again", markup=False)
-    if dry_run or verbose:
-        print_plan(prepared, console)
+    if (dry_run or verbose) and not as_json:
+        print_plan(prepared, console, timetable_of(prepared, paper))
     left = [c for c in prepared.plan.cells if c.name not in prepared.reused and prepared.failures_of(c.name)]
-    need = needs(prepared.suite, left, prepared.folder.path) if left else None
+    need = needs(prepared.suite, left, prepared.folder.path) if left and paper is None else None
     if need is not None:
         need.check()
+    if as_json:
+        print_json(plan_json(prepared, timetable_of(prepared, paper)))
     if dry_run:
         return 0
     cells, todo = len(prepared.plan.cells), len(left)

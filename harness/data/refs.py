@@ -198,6 +198,7 @@ class BaseShape:
     ``model_type`` is transformers' name of its (text) architecture, "" where unknown; ``public_id`` its Hugging Face
     name, None for a folder; ``unknown_words`` finds the words of a text that the tokenizer has no token for,
     ``vocabulary`` maps its tokens to numbers and ``config`` is transformers' configuration, both None where unknown.
+    ``on_paper``: only a plan is made, so that no weights, of SAEs neither, need be there or are looked at.
     """
 
     name: str
@@ -208,3 +209,4 @@ class BaseShape:
     unknown_words: Callable[[str], Sequence[str]] = field(default=lambda text: (), compare=False)
     vocabulary: Mapping[str, int] | None = field(default=None, compare=False, repr=False)
     config: Any = field(default=None, compare=False, repr=False)
+    on_paper: bool = False

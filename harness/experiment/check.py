@@ -41,15 +41,18 @@ class Checked:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def check_suite(suite: Suite) -> Checked:
+def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
     """Check files, sizes and budgets; raises one ValueError listing every problem and its place in the suite.
+
+    ``on_paper``, where only a plan is made, neither this machine's devices count nor the weights of base and SAEs.
 
     Evaluation prompts that occur among the training prompts are refused: their scores would say nothing. So are triples
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
-    problems.of(("execution", "device"), check_device, file.execution.device)
-    shape = problems.of(("base",), check_base, file.base)
+    if not on_paper:
+        problems.of(("execution", "device"), check_device, file.execution.device)
+    shape = problems.of(("base",), check_base, file.base, on_paper=on_paper)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():
             text = f"SAE folder {ref.path!r} has no cfg.json; give a folder in SAELens format"
@@ -116,6 +119,8 @@ def check_suite(suite: Suite) -> Checked:
     assert triples is not None
     assert room is not None
     counts = {name: len(texts) for name, texts in prompts.items()}
+    if on_paper:
+        notes.append("planned on paper: the weights of base and SAEs were not looked at, and need not be there")
     if shape is not None:
         notes += dict.fromkeys(note for _, method in suite.methods for note in method.notes(shape))
     left = LeftOut(context=room.max_length, triples=tuple(too_long), benchmarks=left_out)
@@ -232,17 +237,20 @@ def _check_can_be_split(suite: Suite, triples: list[Triple], size: int) -> None:
             )
 
 
-def check_base(ref: ModelRef) -> BaseShape:
+def check_base(ref: ModelRef, *, on_paper: bool = False) -> BaseShape:
     """The shape of the base model and what its tokenizer does not know, without holding the model.
 
-    Raises ValueError when configuration, tokenizer or weights cannot be read or are not all there.
+    Raises ValueError when configuration, tokenizer or, but for ``on_paper``, weights cannot be read or are not all
+    there.
     """
-    check_weights(ref)
+    if not on_paper:
+        check_weights(ref)
     shape = base_shape(ref)
     tokenizer = read_tokenizer(source_of(ref), revision=ref.revision)
     chat = ChatFormat.of(tokenizer, ref.chat)
-    check_weights(ref, AutoModelForCausalLM)
-    return replace(shape, unknown_words=chat.unknown_words, vocabulary=tokenizer.get_vocab())
+    if not on_paper:
+        check_weights(ref, AutoModelForCausalLM)
+    return replace(shape, unknown_words=chat.unknown_words, vocabulary=tokenizer.get_vocab(), on_paper=on_paper)
 
 
 def _check_unseen(triples: list[Triple], prompts: list[str], whose: str, advice: str) -> None:

@@ -62,7 +62,7 @@ class Forecaster:
         """
         if budget is None:
             return Forecast(None, None)
-        base, triples = base or self._base, budget.triples
+        base, triples = base or self.base, budget.triples
 
         def stages(n: int) -> dict[str, int] | None:
             try:
@@ -87,14 +87,14 @@ class Forecaster:
     def preview(self, method: MethodConfig, budget: Budget) -> Preview | None:
         """What ``method`` can measure on ``budget`` before it is fitted; None: nothing."""
         try:
-            return method.preview(self._base, budget.triples, self.rates)
+            return method.preview(self.base, budget.triples, self.rates)
         except ValueError:  # what is wrong with the triples, the fit will say
             return None
 
     @property
     def fingerprint(self) -> str:
         """The base model's: it depends on its files, chat format and dtype, and not on what the weights are."""
-        return self._base.fingerprint
+        return self.base.fingerprint
 
     @cached_property
     def rates(self) -> Rates:
@@ -103,7 +103,8 @@ class Forecaster:
         return Rates(config, dtype=getattr(torch, self._ref.dtype), device=self._device)
 
     @cached_property
-    def _base(self) -> AlignedModel:
+    def base(self) -> AlignedModel:
+        """The base with its tokenizer and chat format, and no weights."""
         tokenizer = read_tokenizer(source_of(self._ref), revision=self._ref.revision)
         base = BaseModel(self._ref, self.rates.model, tokenizer, ChatFormat.of(tokenizer, self._ref.chat))
         return AlignedModel(base, self.rates.model, encoded={})

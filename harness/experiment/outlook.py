@@ -34,34 +34,103 @@ MEASURED_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
+class Decode:
+    """``times`` batches in which ``rows`` answers of ``tokens`` new tokens are written behind ``context`` tokens."""
+
+    times: float
+    rows: float
+    tokens: int
+    context: float
+
+
+@dataclass(frozen=True)
 class Asked:
-    """What one benchmark asks in one cell, at most: answers, their new tokens, FLOPs of reading and answering, and the
-    verdicts of a judge with the tokens that it reads for them. None where the benchmark does not say what it asks."""
+    """What one benchmark asks in one cell, at most: answers, their new tokens, FLOPs of all of it, and the verdicts of
+    a judge with the tokens that it reads for them. ``read_flops`` are those of prompts and of given answers alone, and
+    ``decodes`` how the new tokens are written. None where the benchmark does not say what it asks."""
 
     answers: int
     tokens: int
     flops: int
     verdicts: int
     judged_tokens: int
+    read_flops: int = 0
+    decodes: tuple[Decode, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Load:
+    """One thing that is asked, in tokens: ``given`` answers scored behind a prompt, or ``new`` ones in each round."""
+
+    prompt: int
+    given: tuple[int, ...]
+    new: int
+    rounds: int
+    count: float
 
 
 def asked(benchmark: BenchmarkConfig, room: Room, rates: Rates) -> Asked | None:
-    """Every answer counts as long as it may be, each round with all that was said before."""
-    if not isinstance(benchmark, PromptBenchmark):
+    """Every answer counts as long as it may be, each round with all that was said before; a context is encoded once for
+    all that is scored behind it."""
+    loads = _loads(benchmark, room)
+    if loads is None:
         return None
-    body, answers, tokens, flops, read = rates.body(), 0, 0, 0, 0
-    for item in benchmark.items():
-        prompt, new = room.prompt_tokens(item.conversation), item.generated
-        for number in range(item.rounds if new else 0):
-            flops += body.of(1, prompt + (number + 1) * new) + new * rates.head
-            read += prompt + (number + 1) * new + INSTRUCTIONS
-        for answer in item.answers:
-            length = prompt + len(room.chat.response_ids(answer)) + 1
-            flops += body.of(1, length) + (length - prompt) * rates.head
-        answers += item.rounds if new else 0
-        tokens += new * item.rounds
-    verdicts = benchmark.verdicts
-    return Asked(answers, tokens, flops, verdicts, round(verdicts * read / answers) if answers else 0)
+    body, reading, writing, judged = rates.body(), 0.0, 0.0, 0.0
+    written: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    for one in loads:
+        for number in range(one.rounds if one.new else 0):
+            past = one.prompt + number * one.new
+            read = body.of(1, past) + rates.head
+            reading += one.count * read
+            writing += one.count * (body.of(1, past + one.new) + one.new * rates.head - read)
+            judged += one.count * (past + one.new + INSTRUCTIONS)
+            written.setdefault((number, one.new), []).append((one.count, past))
+        if one.given:
+            behind = sum(body.of(1, length, past=one.prompt) + length * rates.head for length in one.given)
+            reading += one.count * (body.of(1, one.prompt) + behind)
+    batch, decodes, answers, tokens = getattr(benchmark, "batch_size", 1), [], 0.0, 0.0
+    for (_, new), rows in written.items():
+        count = sum(times for times, _ in rows)
+        size = min(batch, count)
+        decodes.append(Decode(count / size, size, new, sum(times * past for times, past in rows) / count))
+        answers, tokens = answers + count, tokens + count * new
+    verdicts = benchmark.verdicts if isinstance(benchmark, PromptBenchmark) else 0
+    return Asked(
+        answers=round(answers),
+        tokens=round(tokens),
+        flops=round(reading + writing),
+        verdicts=verdicts,
+        judged_tokens=round(verdicts * judged / answers) if answers else 0,
+        read_flops=round(reading),
+        decodes=tuple(decodes),
+    )
+
+
+def _loads(benchmark: BenchmarkConfig, room: Room) -> list[_Load] | None:
+    """In tokens of the base's tokenizer; what is longer than its context is cut to it."""
+    chat, longest = room.chat, room.max_length
+    if isinstance(benchmark, PromptBenchmark):
+        return [
+            _Load(
+                room.prompt_tokens(item.conversation),
+                tuple(len(chat.response_ids(answer)) + 1 for answer in item.answers),
+                item.generated,
+                item.rounds,
+                1,
+            )
+            for item in benchmark.items()
+        ]
+    requests = benchmark.requests()
+    if requests is None:
+        return None
+
+    def tokens(text: str) -> int:
+        return min(longest, len(chat.tokenizer.encode(text, add_special_tokens=False)))
+
+    return [
+        _Load(tokens(one.context), tuple(map(tokens, one.continuations)), one.generated, 1, one.count)
+        for one in requests
+    ]
 
 
 def most_money(judge: Judge, verdicts: int, judged_tokens: int) -> float | None:

@@ -69,13 +69,16 @@ def prepare(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     donors: Sequence[str | Path] = (),
+    *,
+    on_paper: bool = False,
 ) -> Prepared:
     """Load, check and plan; ``out`` is runs/<suite name> unless given. ``donors`` are runs to copy equal cells from.
+    ``on_paper``: nothing is to be run, so neither devices nor weights need be here.
 
     Raises ValueError for everything that is wrong with the suite, its files or a run folder, before any work.
     """
     suite = load_suite(suite_path, overrides)
-    checked = check_suite(suite)
+    checked = check_suite(suite, on_paper=on_paper)
     folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
     check_bills(suite, plan.cells, checked.triples, folder.path)

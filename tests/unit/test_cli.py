@@ -16,7 +16,7 @@ from harness.cli.app import ORDER, app
 from tests.toys import write_suite
 
 COMMANDS = ["run", "report", "verify", "fit", "eval", "generate", "lm-eval", "doctor", "sandbox", "sandbox build"]
-COMMANDS += ["sandbox show", "init", "methods", "benchmarks", "judges", "describe", "schema", "chat"]
+COMMANDS += ["sandbox show", "init", "devices", "methods", "benchmarks", "judges", "describe", "schema", "chat"]
 COMMANDS += ["data list", "data fetch", "data verify", "score alpaca-eval", "score mt-bench", "score agreement"]
 COMMANDS += ["mt-bench judge", "audit", "finetune-sae", "train-sae", "data split", "formats build", "formats show"]
 
