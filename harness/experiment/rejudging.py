@@ -121,10 +121,16 @@ class Rejudging:
         judge, base = suite.judge.at(folder.judging), Forecaster(suite.file.base).fingerprint
         seeds = {cell.name: cell.seed for cell in self.prepared.plan.cells}
         (folder.path / "cells").mkdir(exist_ok=True)
+        # The old judge's verdicts stay behind, also on what is not judged now: the next command may ask for it.
+        judged = {
+            one.name: one.files
+            for one in self.source.plan.benchmarks
+            if one.name in self.judged or one.name not in suite.benchmarks
+        }
         for name in todo:
             cell, other = folder.cell(name), self.source.cell(name)
             if not cell.path.exists():
-                adopt_answers(cell, other, {one: suite.benchmarks[one].folder(one) for one in self.judged})
+                adopt_answers(cell, other, judged)
             with cell.log.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
                 self._judge_cell(cell, other, judge, base, seeds[name], progress)
             progress.over(name)

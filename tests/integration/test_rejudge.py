@@ -111,6 +111,22 @@ def test_a_killed_one_goes_on_with_the_cells_that_are_left(finished, tmp_path, m
     assert len(seen) == 5 and sorted({*seen}) == CELLS
 
 
+def test_what_is_asked_for_later_is_judged_by_the_new_judge_too(tmp_path, tiny_folders):
+    benchmarks = [{"name": "toy_rated"}, {"name": "toy_rated", "as": "more"}]
+    suite, variants = tmp_path / "suite", [{"name": "base", "method": "toy_base"}]
+    made = make_suite(suite, tiny_folders, second_judge=None, benchmarks=benchmarks, variants=variants, seeds=1)
+    assert run(made, tmp_path / "run") == {}
+    out = tmp_path / "again"
+    for asked in (["toy_rated"], ["toy_rated", "more"]):
+        again = Rejudging.of(tmp_path / "run", "toy_rule", LENGTH, benchmarks=asked, out=out)
+        assert again.run(NoProgress()) == {}
+        cell = RunFolder(out).cell(CELLS[0])
+        assert {name: {r.raw["by"] for r in cell.records(name) or ()} for name in asked} == dict.fromkeys(
+            asked, {"toy-length"}
+        )
+        assert verify(RunFolder(out), thorough=True) == []
+
+
 def test_cells_without_all_their_answers_are_left_out_and_named(finished, tmp_path):
     copy = Path(shutil.copytree(finished, tmp_path / "run"))
     (copy / "cells" / CELLS[0] / "cell.json").unlink()
