@@ -62,12 +62,15 @@ def _read(text: str) -> tuple[yaml.Node | None, Any]:
 
 def _check_size(node: yaml.Node) -> None:
     """Raise YAMLError for a tree that is too large or too deep, its aliases followed."""
-    level, count = [node], 0
+    level, count = [node], 1
     for _ in range(DEEPEST):
-        count += len(level)
-        if count > LARGEST:
-            raise ConstructorError(None, None, f"more than {LARGEST:,} values, with what its aliases stand for")
-        level = [inner for outer in level for inner in _inner(outer)]
+        below: list[yaml.Node] = []
+        for inner in (inner for outer in level for inner in _inner(outer)):
+            below.append(inner)
+            count += 1
+            if count > LARGEST:  # one level may be billions
+                raise ConstructorError(None, None, f"more than {LARGEST:,} values, with what its aliases stand for")
+        level = below
         if not level:
             return
     raise ConstructorError(None, None, f"more than {DEEPEST} levels; does an alias stand for itself?", node.start_mark)

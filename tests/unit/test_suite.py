@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,16 @@ def test_a_suite_that_does_not_exist_or_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="expected a mapping"):
         Source(tmp_path / "list.yaml")
+
+
+def test_what_aliases_stand_for_is_never_held_at_once():
+    numbers, aliases = ", ".join(["1"] * 2000), ", ".join(["*a"] * 2000)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 100,000 values, with what its aliases stand for"):
+        parse_scalar(f"{{a: &a [{numbers}], b: [{aliases}]}}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20  # their four million places alone are twice that
 
 
 @pytest.mark.parametrize(
