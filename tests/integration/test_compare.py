@@ -1,6 +1,7 @@
 """`compare`: runs that start from the same things become one run with one report; what differs is refused by name."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -75,11 +76,23 @@ def test_runs_become_one_with_all_variants_budgets_and_seeds(first, second, tmp_
     assert "first-and-second" in text and "This compares cells of 2 runs" in text
     pairs = (out / "report" / "tables" / "pairs.csv").read_text()
     assert "flat" in pairs and "noise" in pairs
-    # What is damaged is mended by the command that made it.
-    assert repair_command(run) == run.environment.command
     # Made once more, it takes the place of the first.
     Merged.of([str(second), str(first)], out).write()
     assert RunFolder.open(out).plan.name == "second-and-first"
+
+
+def test_what_is_damaged_is_mended_by_the_command_that_is_named(first, second, tmp_path, monkeypatch, call):
+    out = tmp_path / "both"
+    monkeypatch.setenv("HOME", str(first.parent))
+    assert call("compare", first, second, "--out", out)[0] == 0
+    command = shlex.split(repair_command(RunFolder(out)))
+    assert command == ["dspa-bench", "compare", "~/first", "~/second", "--out", str(out)]
+    (out / "plan.json").write_bytes(b"")
+    (out / "cells" / "base__n0__s0" / "cell.json").write_text("{")
+    (out / "suite.yaml").unlink()
+    assert len(verify(RunFolder(out), thorough=True)) >= 2
+    Merged.of([str(first), str(second)], out).write()
+    assert verify(RunFolder.open(out), thorough=True) == []
 
 
 def test_the_records_are_those_of_the_runs_and_models_can_be_loaded(first, second, tmp_path):
