@@ -22,7 +22,15 @@ DEEPEST = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string)."""
+    """YAML 1.2: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string), and JSON is YAML,
+    which writes a character beyond U+FFFF as two halves."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        """As PyYAML does, with two halves of a character as one."""
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or value.isascii():
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As PyYAML does, which ends in the error of int(), date() or whatever cannot read a value."""

@@ -61,7 +61,11 @@ def test_the_resolved_suite_loads_from_another_folder_as_the_same_suite(suite_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("true", True), ("w", "w"), ("1.", 1.0)]
+    ("text", "value"),
+    [
+        *[("1e-3", 0.001), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("true", True), ("w", "w"), ("1.", 1.0)],
+        *[('"\\ud83d\\ude00 é"', "😀 é"), ('"\\ud83d"', "\ud83d")],
+    ],
 )
 def test_values_are_read_as_yaml_with_exponents_as_numbers(text, value):
     assert parse_scalar(text) == value
