@@ -68,6 +68,20 @@ def _read(text: str) -> tuple[yaml.Node | None, Any]:
         loader.dispose()
 
 
+def read_yaml(path: str | Path, what: str) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML file and its value; ``what`` names the file where it is missing.
+
+    Raises ValueError (file:line), which repeats nothing of the content, for what is no YAML, too large or too deep.
+    """
+    text = read_text(path, what)
+    try:
+        return _read(text)
+    except (yaml.YAMLError, RecursionError) as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
+
+
 def _check_size(node: yaml.Node) -> None:
     """Raise YAMLError for a tree that is too large or too deep, its aliases followed."""
     level, count = [node], 1
@@ -96,14 +110,8 @@ class Source:
         """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
         self.path = path
         self._places: dict[Key, str] = {(): str(path)}
-        text = read_text(path, "suite")
-        try:
-            node, data = _read(text)
-            self._locate(node, ())
-        except (yaml.YAMLError, RecursionError) as problem:
-            mark = getattr(problem, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-            raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
+        node, data = read_yaml(path, "suite")
+        self._locate(node, ())
         if not isinstance(data, dict):
             raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
         self.data: dict[str, Any] = data
