@@ -167,7 +167,7 @@ class Merged:
                     ((key, values),) = there["sweep"].items()
                     there["sweep"] = {key: list(dict.fromkeys([*values, *renamed["sweep"][key]]))}
         found["variants"] = list(entries.values())
-        found["benchmarks"] = [b for b in found["benchmarks"] if b.get("as", b["name"]) in self.benchmarks]
+        found["benchmarks"] = [b for b in found["benchmarks"] if (b.get("as") or b["name"]) in self.benchmarks]
         found["report"] = {**found.get("report", {}), "baseline": self.baseline}
         second = found.pop("second_judge", None)
         if self.second:

@@ -70,7 +70,7 @@ class Rejudging:
         judged = _judged(suite, benchmarks, source)
         kept = [name for name, one in suite.benchmarks.items() if not one.needs_judge or name in judged]
         data: dict[str, Any] = yaml.safe_load((source.path / "suite.yaml").read_text("utf-8"))
-        entries = [entry for entry in data["benchmarks"] if entry.get("as", entry["name"]) in kept]
+        entries = [entry for entry in data["benchmarks"] if (entry.get("as") or entry["name"]) in kept]
         overrides = [f"judge={json.dumps(section)}", "second_judge=null"]
         if len(entries) < len(data["benchmarks"]):
             overrides.append(f"benchmarks={json.dumps(entries)}")

@@ -171,7 +171,7 @@ def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str)
 
 
 def _entry(entries: list[Any], name: str, where: str) -> int:
-    names = [entry.get("as", entry.get("name")) if isinstance(entry, dict) else None for entry in entries]
+    names = [entry.get("as") or entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(entries):

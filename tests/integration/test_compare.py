@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from harness.cli.algebra import commands
 from harness.experiment.merging import Merged
 from harness.experiment.run import prepare, run_suite
+from harness.experiment.suite import load_suite
 from harness.judging.ledger import Ledger, read_accounts
 from harness.run_folder import RunFolder
 from harness.run_folder.verify import repair_command, verify
@@ -181,13 +182,14 @@ def test_questions_that_were_edited_are_refused_by_their_hash(runs, first, tmp_p
 
 def test_benchmarks_that_not_all_have_are_left_out_by_name(runs, first, tmp_path):
     two = [
-        {"name": "toy_bench", "questions": "questions.jsonl"},
+        {"name": "toy_bench", "as": None, "questions": "questions.jsonl"},
         {"name": "toy_bench", "as": "more", "questions": "questions.jsonl"},
     ]
     merged = Merged.of([str(runs("two", [FLAT], benchmarks=two, report={})), str(first)], tmp_path / "both")
     assert "Left out, because not every run has it: more." in merged.notes
     run = merged.write()
     assert run.plan.benchmark_names == ("toy_bench",)
+    assert list(load_suite(run.path / "suite.yaml", ["benchmarks.toy_bench.pause=1"]).benchmarks) == ["toy_bench"]
     assert "more_evenness" not in write_report(run.path).read_text()
     assert run.plan.baseline == "flat"
 

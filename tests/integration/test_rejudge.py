@@ -113,7 +113,7 @@ def test_a_killed_one_goes_on_with_the_cells_that_are_left(finished, tmp_path, m
 
 
 def test_what_is_asked_for_later_is_judged_by_the_new_judge_too(tmp_path, tiny_folders):
-    benchmarks = [{"name": "toy_rated"}, {"name": "toy_rated", "as": "more"}]
+    benchmarks = [{"name": "toy_rated", "as": None}, {"name": "toy_rated", "as": "more"}]
     suite, variants = tmp_path / "suite", [{"name": "base", "method": "toy_base"}]
     made = make_suite(suite, tiny_folders, second_judge=None, benchmarks=benchmarks, variants=variants, seeds=1)
     assert run(made, tmp_path / "run") == {}
