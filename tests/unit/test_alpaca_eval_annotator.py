@@ -299,10 +299,12 @@ def test_unknown_and_unreadable_configurations_are_refused(tmp_path):
 
 def test_two_addresses_for_one_client_are_refused(judge, tmp_path, monkeypatch):
     clients = tmp_path / "clients.yaml"
-    clients.write_text(yaml.safe_dump({"default": [{"base_url": judge.url}]}), encoding="utf-8")
+    held = judge.url.replace("://", "://me:sk-of-mine@")
+    clients.write_text(yaml.safe_dump({"default": [{"base_url": held}]}), encoding="utf-8")
     monkeypatch.setenv("OPENAI_CLIENT_CONFIG_PATH", str(clients))
-    with pytest.raises(ValueError, match="leave it out of the file"):
+    with pytest.raises(ValueError, match="leave it out of the file") as refused:
         PackageAnnotator.load("alpaca_eval_llama3_70b_fn").check()
+    assert "sk-of-mine" not in str(refused.value)
     clients.write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match="expected a mapping from models"):
         PackageAnnotator.load("alpaca_eval_gpt4").check()

@@ -300,8 +300,8 @@ def _addresses(settings: Mapping[str, Any]) -> list[str]:
     named = [row["base_url"] for row in rows if isinstance(row, dict) and row.get("base_url")]
     if fixed and named:
         raise ValueError(
-            f"base_url is given by the file of clients ({named[0]}) and by the configuration or annotator_url "
-            f"({fixed}), but the package takes one: leave it out of the file"
+            "base_url is given by the file of clients and by the configuration or annotator_url, but the package takes "
+            "one: leave it out of the file"
         )
     default = os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or OPENAI_ADDRESS
     return [fixed] if fixed else named or [default]
