@@ -1,6 +1,5 @@
 """checkpoint and adapter: what somebody else aligned, with the cost that is declared for it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from harness.compute import Meter
 from harness.compute.bill import Declared
 from harness.data.refs import WeightsRef
 from harness.data.triples import Triple
-from harness.files import folder_hash
+from harness.files import folder_hash, load_json
 from harness.method import BaseShape, MethodConfig, register_method
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import name_base
@@ -158,7 +157,7 @@ class Adapter(Given):
             raise ValueError(f"adapter {self.adapter}: has no adapter_config.json; give an adapter in PEFT's format")
         try:
             return PeftConfig.from_pretrained(str(folder))
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise ValueError(f"adapter {self.adapter}: adapter_config.json cannot be read: {problem}") from None
 
 
@@ -166,11 +165,15 @@ def shapes_in(folder: Path, stem: str = "model") -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in a folder's safetensors files, without loading them.
 
     Raises ValueError where there are none (weights in another format are not read: they can hold code), where one that
-    the index names is missing, and where one is damaged.
+    the index names is missing, and where one or the index is damaged.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        found = load_json(index, "index of the weights")
+        places = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"{index}: 'weight_map' must say in which file each tensor is; get it again")
+        names = set(places.values())
     else:
         names = {f"{stem}.safetensors"}
     shapes: dict[str, tuple[int, ...]] = {}

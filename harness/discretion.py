@@ -14,9 +14,10 @@ _SHORTEST = 8
 
 def discreet(text: str) -> str:
     """``text`` without the keys of the environment, and with ``~`` for the home folder."""
-    home = str(Path.home())
-    if home not in ("/", ""):
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    home = os.path.expanduser("~")
+    if home not in ("/", "~", ""):
+        # Behind another path's end it is a part of that path; behind an option such as -I it is itself.
+        text = re.sub(rf"(?:(?<![\w.~-])|(?<=\s-[A-Za-z])){re.escape(home)}(?![\w.-])", "~", text)
     return without_keys(text)
 
 
@@ -28,7 +29,7 @@ def without_keys(text: str, keys: Iterable[str] = ()) -> str:
     held = [value for name, value in os.environ.items() if _SECRET.search(name.upper())]
     parts = {part.strip() for value in (*held, *keys) for part in value.split(",")}
     for key in sorted(parts, key=len, reverse=True):
-        text = text.replace(key, "***") if len(key) >= _SHORTEST and not Path(key).exists() else text
+        text = text.replace(key, "***") if len(key) >= _SHORTEST and not os.path.exists(key) else text
     return text
 
 

@@ -174,12 +174,13 @@ def eval(
     from harness.model.aligned import AlignedModel
     from harness.model.artifact import read_description
     from harness.run_folder.layout import CellFolder, RunFolder
-    from harness.run_folder.sweep import sweep_cell
+    from harness.run_folder.sweep import is_ours, sweep_cell
     from harness.run_folder.verify import mend_cell
 
     without_progress_bars()
     loaded = load_suite(suite, set_ or [])
-    if out.exists() and not (out / "identity.json").is_file():
+    begun = (out / "identity.json").is_file() or (out.is_dir() and all(is_ours(one.name) for one in out.iterdir()))
+    if out.exists() and not begun:
         raise ValueError(f"--out {str(out)!r} exists already and is no evaluation; give a new folder")
     check_can_make(out)
     for name in benchmark or ():
@@ -204,7 +205,7 @@ def eval(
     with RunFolder(out).lock():
         _begin_or_go_on(out, loaded, chosen, aligned.fingerprint)
         sweep_cell(out)
-        mend_cell(folder, {name: asked.files or name for name, asked in chosen.items()})
+        mend_cell(folder, {name: asked.folder(name) for name, asked in chosen.items()})
         judge = loaded.judge and loaded.judge.at(out / "judging")
         if judge is not None:
             judge.prepare()
@@ -239,7 +240,10 @@ def _begin_or_go_on(out: Path, suite: "Suite", benchmarks: "Mapping[str, Benchma
     units.pop("second_judge", None)
     del units["suite"]["triples"], units["suite"]["name"]
     here = {"artifact": {"fingerprint": fingerprint}, **units}
-    there = read_sealed(out / "identity.json") or {}
+    try:
+        there = read_sealed(out / "identity.json") or {}
+    except ValueError as problem:
+        raise ValueError(f"{problem}; put it back from a copy, or give another --out") from None
     if found := differences({name: unit for name, unit in there.items() if name in here}, here):
         shown = "".join(f"\n  {line}" for line in found[:10])
         raise ValueError(f"--out {str(out)!r} is of another evaluation; these differ:{shown}\ngive a new folder")

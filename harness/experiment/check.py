@@ -20,7 +20,7 @@ from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
-from harness.run_folder.layout import CELL_FOLDERS
+from harness.run_folder.layout import CELL_ENTRIES
 from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")
@@ -150,8 +150,8 @@ class _Problems:
 
 
 def _check_folder(name: str, benchmark: BenchmarkConfig, others: Iterable[tuple[str, BenchmarkConfig]]) -> None:
-    """What a suite calls a benchmark is no other one's name, and names no folder that a cell has anyway."""
-    taken = dict.fromkeys(CELL_FOLDERS, "every cell has a folder of this name")
+    """What a suite calls a benchmark is no other one's name, and names nothing that a cell has anyway."""
+    taken = dict.fromkeys(CELL_ENTRIES, "a cell has a file or folder of this name")
     taken |= {other.folder(one): f"benchmark {one!r} keeps its files under this name" for one, other in others}
     if name != benchmark.name:
         taken |= dict.fromkeys(BENCHMARKS, "this is another benchmark's name")

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from harness.discretion import discreet
 from harness.experiment.parts import Part, check_alike, name_apart
 from harness.experiment.plan import Identity, identity_hash
 from harness.experiment.suite import load_suite
@@ -56,7 +57,6 @@ class Merged:
                 raise ValueError(f"{parts[index].path} is given twice")
             if place == out.resolve():
                 raise ValueError(f"--out {str(out)!r} is one of the runs; choose another folder")
-        _check_out(out)
         check_alike(parts)
         name_apart(parts)
         first = parts[0]
@@ -70,8 +70,9 @@ class Merged:
         labels = dict.fromkeys(name for part in parts for name in part.variants.values())
         if baseline is not None and baseline not in labels:
             raise ValueError(f"no variant is called {baseline!r}; the runs have: {', '.join(labels)}")
-        found = baseline or first.variants[first.plan.baseline]
-        return cls(parts, out, found, tuple(benchmarks), tuple(second))
+        merged = cls(parts, out, baseline or first.variants[first.plan.baseline], tuple(benchmarks), tuple(second))
+        _check_out(out, merged.cells)
+        return merged
 
     @property
     def name(self) -> str:
@@ -166,7 +167,7 @@ class Merged:
                     ((key, values),) = there["sweep"].items()
                     there["sweep"] = {key: list(dict.fromkeys([*values, *renamed["sweep"][key]]))}
         found["variants"] = list(entries.values())
-        found["benchmarks"] = [b for b in found["benchmarks"] if b.get("as", b["name"]) in self.benchmarks]
+        found["benchmarks"] = [b for b in found["benchmarks"] if (b.get("as") or b["name"]) in self.benchmarks]
         found["report"] = {**found.get("report", {}), "baseline": self.baseline}
         second = found.pop("second_judge", None)
         if self.second:
@@ -274,7 +275,7 @@ class Merged:
             environments[0].model_dump(exclude={"second_judge", "files"})
             | {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": discreet(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
                 "suite_hash": identity_hash(identity),
                 "git": git_state(),
                 "second_judge": environments[0].second_judge if self.second else None,
@@ -313,16 +314,25 @@ def _points(suite: Path) -> Iterator[str]:
         yield from (point_name(variant.name, values) for values in (None, *(values for values, _ in variant.points)))
 
 
-def _check_out(out: Path) -> None:
-    """A folder that is there must be one that can be made again: a comparison, without a cell of its own."""
+def _check_out(out: Path, cells: Collection[str]) -> None:
+    """A folder that is there must be one that can be made again: a comparison, without a cell of its own.
+
+    It may be damaged: ``cells``, which are copied anew, need not be readable.
+    """
     if not out.exists():
         check_can_make(out)
         return
     if not (out / "environment.json").is_file():
         raise ValueError(f"--out {str(out)!r} is there, and is no comparison of runs; choose a new folder")
-    there = RunFolder.open(out)
-    states = [there.cell(cell.name).state for cell in there.plan.cells]
-    if not there.environment.compared or any(state is not None and state.origin is None for state in states):
+
+    def is_own(cell: CellFolder) -> bool:
+        try:
+            return cell.state is not None and cell.state.origin is None
+        except ValueError:
+            return cell.path.name not in cells
+
+    there = RunFolder(out)
+    if not there.environment.compared or any(map(is_own, map(CellFolder, (out / "cells").glob("[!.]*")))):
         raise ValueError(
             f"--out {str(out)!r} is a run with cells of its own, which would be lost; choose a new folder (and give "
             "this one as a run where its cells are to be compared)"

@@ -21,7 +21,7 @@ from harness.experiment.kept import Kept
 from harness.experiment.plan import decisive_settings, derive_seed
 from harness.experiment.run import Prepared, prepare, run_suite
 from harness.experiment.source import Source, describe, dotted, set_value, split_override
-from harness.experiment.suite import Suite, as_given, dumped, load_suite
+from harness.experiment.suite import LONGEST, Suite, as_given, dumped, load_suite
 from harness.files import check_can_make
 from harness.judging import JUDGES, Judge
 from harness.model.artifact import read_description
@@ -70,7 +70,7 @@ class Rejudging:
         judged = _judged(suite, benchmarks, source)
         kept = [name for name, one in suite.benchmarks.items() if not one.needs_judge or name in judged]
         data: dict[str, Any] = yaml.safe_load((source.path / "suite.yaml").read_text("utf-8"))
-        entries = [entry for entry in data["benchmarks"] if entry.get("as", entry["name"]) in kept]
+        entries = [entry for entry in data["benchmarks"] if (entry.get("as") or entry["name"]) in kept]
         overrides = [f"judge={json.dumps(section)}", "second_judge=null"]
         if len(entries) < len(data["benchmarks"]):
             overrides.append(f"benchmarks={json.dumps(entries)}")
@@ -80,8 +80,9 @@ class Rejudging:
         assert new is not None
         _check_other(suite.judge, new)
         _check_verbs(suite, judged, new)
-        label = re.sub(r"[^A-Za-z0-9.-]+", "-", new.label).strip("-.")
-        name = f"{suite.file.name}-by-{label}"
+        # A suite's name has a longest length; a label's end, its hash, tells judges apart.
+        label = re.sub(r"[^A-Za-z0-9.-]+", "-", new.label)[-LONGEST // 2 :].strip("-.")
+        name = f"{suite.file.name[: LONGEST - len(label) - 4].rstrip('_.-')}-by-{label}"
         folder = source.path.resolve().parent / name if out is None else out
         if folder.resolve() == source.path.resolve():
             raise ValueError(f"--out {str(folder)!r} is the run itself; give another folder")
@@ -121,13 +122,27 @@ class Rejudging:
         judge, base = suite.judge.at(folder.judging), Forecaster(suite.file.base).fingerprint
         seeds = {cell.name: cell.seed for cell in self.prepared.plan.cells}
         (folder.path / "cells").mkdir(exist_ok=True)
+        # The old judge's verdicts stay behind, also on what is not judged now: the next command may ask for it.
+        judged = {
+            one.name: one.files
+            for one in self.source.plan.benchmarks
+            if one.name in self.judged or one.name not in suite.benchmarks
+        }
         for name in todo:
             cell, other = folder.cell(name), self.source.cell(name)
-            if not cell.path.exists():
-                adopt_answers(cell, other, {one: suite.benchmarks[one].folder(one) for one in self.judged})
+            if not self._is_copied(cell):
+                shutil.rmtree(cell.path, ignore_errors=True)
+                adopt_answers(cell, other, judged)
             with cell.log.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
                 self._judge_cell(cell, other, judge, base, seeds[name], progress)
             progress.over(name)
+
+    def _is_copied(self, cell: CellFolder) -> bool:
+        """Whether all is there that judging takes from the source; what was found damaged has been removed."""
+        unjudged = [name for name in self.prepared.suite.benchmarks if name not in self.judged]
+        answered = [cell.path / "answers" / f"{name}.jsonl" for name in self.judged]
+        fit = cell.artifact / "aligned.json"
+        return all(path.is_file() for path in (fit, *answered)) and all(map(cell.has_records, unjudged))
 
     def _judge_cell(
         self, cell: CellFolder, other: CellFolder, judge: Judge, base: str, repeat: int, progress: Progress
@@ -139,7 +154,7 @@ class Rejudging:
         for name in self.judged:
             if cell.settled(name):
                 continue
-            kept = Kept(described["method"], described["fingerprint"], base, cell.diagnostics(name))
+            kept = Kept(described["method"], described["fingerprint"], base, other.diagnostics(name))
             work = partial(
                 evaluate,
                 kept,

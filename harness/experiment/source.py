@@ -22,7 +22,15 @@ DEEPEST = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string)."""
+    """YAML 1.2: 1e-3 is a float, as the writer of a learning rate expects (YAML 1.1 reads a string), and JSON is YAML,
+    which writes a character beyond U+FFFF as two halves."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        """As PyYAML does, with two halves of a character as one."""
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or value.isascii():
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As PyYAML does, which ends in the error of int(), date() or whatever cannot read a value."""
@@ -60,14 +68,31 @@ def _read(text: str) -> tuple[yaml.Node | None, Any]:
         loader.dispose()
 
 
+def read_yaml(path: str | Path, what: str) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML file and its value; ``what`` names the file where it is missing.
+
+    Raises ValueError (file:line), which repeats nothing of the content, for what is no YAML, too large or too deep.
+    """
+    text = read_text(path, what)
+    try:
+        return _read(text)
+    except (yaml.YAMLError, RecursionError) as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+        raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
+
+
 def _check_size(node: yaml.Node) -> None:
     """Raise YAMLError for a tree that is too large or too deep, its aliases followed."""
-    level, count = [node], 0
+    level, count = [node], 1
     for _ in range(DEEPEST):
-        count += len(level)
-        if count > LARGEST:
-            raise ConstructorError(None, None, f"more than {LARGEST:,} values, with what its aliases stand for")
-        level = [inner for outer in level for inner in _inner(outer)]
+        below: list[yaml.Node] = []
+        for inner in (inner for outer in level for inner in _inner(outer)):
+            below.append(inner)
+            count += 1
+            if count > LARGEST:  # one level may be billions
+                raise ConstructorError(None, None, f"more than {LARGEST:,} values, with what its aliases stand for")
+        level = below
         if not level:
             return
     raise ConstructorError(None, None, f"more than {DEEPEST} levels; does an alias stand for itself?", node.start_mark)
@@ -85,14 +110,8 @@ class Source:
         """Read ``path`` and apply ``overrides`` (``a.b=c``); raises ValueError for a bad file or override."""
         self.path = path
         self._places: dict[Key, str] = {(): str(path)}
-        text = read_text(path, "suite")
-        try:
-            node, data = _read(text)
-            self._locate(node, ())
-        except (yaml.YAMLError, RecursionError) as problem:
-            mark = getattr(problem, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-            raise ValueError(f"{where}: not valid YAML: {_yaml_problem(problem)}") from None
+        node, data = read_yaml(path, "suite")
+        self._locate(node, ())
         if not isinstance(data, dict):
             raise ValueError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
         self.data: dict[str, Any] = data
@@ -152,7 +171,7 @@ def set_value(data: dict[str, Any], keys: Sequence[str], value: Any, where: str)
 
 
 def _entry(entries: list[Any], name: str, where: str) -> int:
-    names = [entry.get("as", entry.get("name")) if isinstance(entry, dict) else None for entry in entries]
+    names = [entry.get("as") or entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(entries):

@@ -45,7 +45,9 @@ from harness.run_folder.training import Curve
 from harness.run_folder.tuning import TuningFolder
 from harness.seals import read_line, sealed_line
 
-CELL_FOLDERS = ("answers", "artifact", "diagnostics", "fitting", "records", "second", "tuning")
+CELL_ENTRIES = ("answers", "artifact", "artifact.partial", "diagnostics", "fitting", "records", "second", "tuning")
+CELL_ENTRIES += ("cell.json", "compute.json", "files.json", "log.txt", "traceback.txt", "training.jsonl")
+CELL_ENTRIES += ("identity.json", "judging")  # of an `eval`
 """What a cell has beside the folders of its benchmarks."""
 
 

@@ -1,6 +1,7 @@
 """`compare`: runs that start from the same things become one run with one report; what differs is refused by name."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from harness.cli.algebra import commands
 from harness.experiment.merging import Merged
 from harness.experiment.run import prepare, run_suite
+from harness.experiment.suite import load_suite
 from harness.judging.ledger import Ledger, read_accounts
 from harness.run_folder import RunFolder
 from harness.run_folder.verify import repair_command, verify
@@ -75,11 +77,23 @@ def test_runs_become_one_with_all_variants_budgets_and_seeds(first, second, tmp_
     assert "first-and-second" in text and "This compares cells of 2 runs" in text
     pairs = (out / "report" / "tables" / "pairs.csv").read_text()
     assert "flat" in pairs and "noise" in pairs
-    # What is damaged is mended by the command that made it.
-    assert repair_command(run) == run.environment.command
     # Made once more, it takes the place of the first.
     Merged.of([str(second), str(first)], out).write()
     assert RunFolder.open(out).plan.name == "second-and-first"
+
+
+def test_what_is_damaged_is_mended_by_the_command_that_is_named(first, second, tmp_path, monkeypatch, call):
+    out = tmp_path / "both"
+    monkeypatch.setenv("HOME", str(first.parent))
+    assert call("compare", first, second, "--out", out)[0] == 0
+    command = shlex.split(repair_command(RunFolder(out)))
+    assert command == ["dspa-bench", "compare", "~/first", "~/second", "--out", str(out)]
+    (out / "plan.json").write_bytes(b"")
+    (out / "cells" / "base__n0__s0" / "cell.json").write_text("{")
+    (out / "suite.yaml").unlink()
+    assert len(verify(RunFolder(out), thorough=True)) >= 2
+    Merged.of([str(first), str(second)], out).write()
+    assert verify(RunFolder.open(out), thorough=True) == []
 
 
 def test_the_records_are_those_of_the_runs_and_models_can_be_loaded(first, second, tmp_path):
@@ -168,13 +182,14 @@ def test_questions_that_were_edited_are_refused_by_their_hash(runs, first, tmp_p
 
 def test_benchmarks_that_not_all_have_are_left_out_by_name(runs, first, tmp_path):
     two = [
-        {"name": "toy_bench", "questions": "questions.jsonl"},
+        {"name": "toy_bench", "as": None, "questions": "questions.jsonl"},
         {"name": "toy_bench", "as": "more", "questions": "questions.jsonl"},
     ]
     merged = Merged.of([str(runs("two", [FLAT], benchmarks=two, report={})), str(first)], tmp_path / "both")
     assert "Left out, because not every run has it: more." in merged.notes
     run = merged.write()
     assert run.plan.benchmark_names == ("toy_bench",)
+    assert list(load_suite(run.path / "suite.yaml", ["benchmarks.toy_bench.pause=1"]).benchmarks) == ["toy_bench"]
     assert "more_evenness" not in write_report(run.path).read_text()
     assert run.plan.baseline == "flat"
 

@@ -107,6 +107,19 @@ def test_what_only_looks_like_a_key_or_a_home_stays(monkeypatch, tmp_path):
     for name, value in {"MONKEY": "banana-split", "API_KEY": "short", "A_TOKENS": "one-token-1, one-token-2"}.items():
         monkeypatch.setenv(name, value)
     assert discreet("/home/anna /home/ann.old /home/ann/x '/home/ann'") == "/home/anna /home/ann.old ~/x '~'"
+    assert discreet("/nfs/home/ann/x cc -I/home/ann/x") == "/nfs/home/ann/x cc -I~/x"
     assert without_keys("banana-split short one-token-1 one-token-2 mine-and-only", ["mine-and-only"]) == (
         "banana-split short *** *** ***"
     )
+
+
+def test_a_key_longer_than_a_file_name_may_be_is_a_key(monkeypatch):
+    token = "ey" + "Jh" * 400
+    monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    assert discreet(f"sent {token}") == "sent ***"
+
+
+def test_a_user_without_a_home_folder_keeps_every_path(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])  # as in a container under any number
+    assert discreet("/home/ann/x") == "/home/ann/x"

@@ -7,7 +7,7 @@ import pytest
 from harness.experiment import cell as cell_module
 from harness.run_folder import CellFolder
 from tests.judge_server import serving
-from tests.toys import write_suite
+from tests.toys import ToyBench, write_suite
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def suite(tmp_path, tiny_folders):
             benchmarks=[
                 {"name": "mt_bench", "questions": "mt.jsonl", "temperatures": 1.0, "max_new_tokens": 6},
                 {"name": "toy_bench", "questions": "questions.jsonl"},
+                {"name": "toy_bench", "as": "more", "questions": "questions.jsonl"},
             ],
         )
         (path.parent / "mt.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
@@ -47,6 +48,8 @@ def test_an_interrupted_eval_goes_on_and_pays_for_nothing_twice(tmp_path, tiny_f
         path = suite(server.url)
         assert call("fit", *fit, "--triples", path.parent / "triples.jsonl")[0] == 0
         command = ("eval", artifact, "--suite", path, "--out", out)
+        out.mkdir()
+        (out / ".lock").touch()  # all that one leaves which is killed before it has begun
         code, _, err = call(*command)
         assert (code, "the lights went out" in err) == (2, True)
         asked = sum(server.seen.values())
@@ -60,5 +63,16 @@ def test_an_interrupted_eval_goes_on_and_pays_for_nothing_twice(tmp_path, tiny_f
         assert (code, "mt_bench ..." in text, sum(server.seen.values())) == (0, True, asked)
         assert {path.name: path.read_bytes() for path in (out / "records").iterdir()} == whole
         assert len(CellFolder(out).records("mt_bench") or ()) == 4
+        # What is made again takes its own files with it, and not those of the same benchmark's other entry.
+        monkeypatch.setattr(ToyBench, "files", "toys")
+        for name in ("toys", "more"):
+            (out / name).mkdir()
+        (out / "records" / "more.jsonl").unlink()
+        assert call(*command)[0] == 0
+        assert ((out / "toys").is_dir(), (out / "more").is_dir()) == (True, False)
+        assert {path.name: path.read_bytes() for path in (out / "records").iterdir()} == whole
         code, _, err = call(*command, "--set", "seed=6")
         assert (code, "suite.seed: 5 there, 6 here" in err) == (2, True)
+        (out / "identity.json").write_text("{}}")
+        code, _, err = call(*command)
+        assert (code, "identity.json" in err, "or give another --out" in err) == (2, True, True)

@@ -116,7 +116,8 @@ def test_settings_of_a_benchmark_are_overridden_under_its_name_here(tmp_path, ti
     [
         ({"as": "toy_bench"}, "the name 'toy_bench' is taken by another entry of benchmarks; .*`as: NAME`"),
         ({"as": None}, "the name 'toy_bench' is taken by another entry of benchmarks; .*`as: NAME`"),
-        ({"as": "records"}, "cannot use 'records': every cell has a folder of this name"),
+        ({"as": "records"}, "cannot use 'records': a cell has a file or folder of this name"),
+        ({"as": "cell.json"}, "cannot use 'cell.json': a cell has a file or folder of this name"),
         ({"as": "toy_crash"}, "cannot use 'toy_crash': this is another benchmark's name"),
         ({"as": "a/b"}, r"benchmarks\[1\]\.as: 'a/b' cannot be a name"),
     ],

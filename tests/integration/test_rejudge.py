@@ -16,6 +16,7 @@ from harness.experiment.rejudging import Rejudging, read_judge
 from harness.experiment.run import prepare, run_suite
 from harness.run_folder import RunFolder
 from harness.run_folder.verify import verify
+from harness.seals import sealed_text
 from reports.run import read_run
 from tests.integration.test_second_judge import CELLS, make_suite, run
 from tests.judged_toys import ToyRule
@@ -109,6 +110,42 @@ def test_a_killed_one_goes_on_with_the_cells_that_are_left(finished, tmp_path, m
         Rejudging.of(finished, "toy_rule", LENGTH, out=tmp_path / "again").run(NoProgress())
     assert Rejudging.of(finished, "toy_rule", LENGTH, out=tmp_path / "again").run(NoProgress()) == {}
     assert len(seen) == 5 and sorted({*seen}) == CELLS
+
+
+def test_what_is_asked_for_later_is_judged_by_the_new_judge_too(tmp_path, tiny_folders):
+    benchmarks = [{"name": "toy_rated", "as": None}, {"name": "toy_rated", "as": "more"}]
+    suite, variants = tmp_path / "suite", [{"name": "base", "method": "toy_base"}]
+    made = make_suite(suite, tiny_folders, second_judge=None, benchmarks=benchmarks, variants=variants, seeds=1)
+    assert run(made, tmp_path / "run") == {}
+    out = tmp_path / "again"
+    for asked in (["toy_rated"], ["toy_rated", "more"]):
+        again = Rejudging.of(tmp_path / "run", "toy_rule", LENGTH, benchmarks=asked, out=out)
+        assert again.run(NoProgress()) == {}
+        cell = RunFolder(out).cell(CELLS[0])
+        assert all({r.raw["by"] for r in cell.records(name) or ()} == {"toy-length"} for name in asked)
+        assert verify(RunFolder(out), thorough=True) == []
+
+
+def test_what_is_damaged_is_copied_and_judged_again_by_the_same_command(finished, tmp_path, no_model):
+    def judge(out: Path) -> dict:
+        return outcome(out) if Rejudging.of(finished, "toy_rule", LENGTH, out=out).run(NoProgress()) == {} else {}
+
+    whole = judge(tmp_path / "again")
+    cells = tmp_path / "again" / "cells"
+    (cells / CELLS[0] / "artifact" / "aligned.json").write_text("{")
+    (cells / CELLS[1] / "answers" / "toy_rated.jsonl").unlink()
+    (cells / CELLS[2] / "records" / "toy_bench.jsonl").unlink()
+    (cells / CELLS[3] / "records" / "toy_rated.jsonl").write_text("{")
+    assert judge(tmp_path / "again") == whole
+    assert verify(RunFolder(tmp_path / "again"), thorough=True) == []
+
+
+def test_a_new_run_of_a_long_name_has_a_name_that_a_suite_may_have(finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    data = yaml.safe_load((copy / "suite.yaml").read_text())
+    (copy / "suite.yaml").write_text(sealed_text(yaml.safe_dump({**data, "name": "n" * 100}, sort_keys=False)))
+    again = Rejudging.of(copy, "toy_rule", LENGTH)
+    assert again.prepared.folder.path.name == f"{'n' * 86}-by-toy-length"
 
 
 def test_cells_without_all_their_answers_are_left_out_and_named(finished, tmp_path):

@@ -263,7 +263,13 @@ def test_a_module_that_is_not_installed_is_named(monkeypatch):
         ({"fn_completions": "cache_completions"}, "'cache_completions' is not supported; allowed: openai_completions"),
         ({"prompt_template": "mine/no.txt"}, r"prompt_template .*mine/no\.txt' does not exist"),
         ({"prompt_template": 3}, "'prompt_template' must be"),
+        ({"prompt_template": "a" * 5000}, "prompt_template .* does not exist"),
+        ({"fn_completions": [1]}, r"\[1\] is not supported"),
         ({"completions_kwargs": [1]}, "'completions_kwargs' must be a mapping"),
+        ({"completions_kwargs": {"model_name": 3}}, "'model_name' must be a text, got 3"),
+        ({"completions_kwargs": {"client_kwargs": 3}}, "'client_kwargs' must be a mapping, got 3"),
+        ({"completions_kwargs": {"client_kwargs": {"base_url": 5}}}, "'base_url' must be a text, got 5"),
+        ({"completions_kwargs": {"client_config_path": [3]}}, "'client_config_path' must be a text"),
     ],
 )
 def test_a_malformed_configuration_is_refused(tmp_path, settings, complaint):
@@ -279,7 +285,10 @@ def test_unknown_and_unreadable_configurations_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         PackageAnnotator.load(tmp_path / "no.yaml")
     (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"bad\.yaml: not valid YAML"):
+    with pytest.raises(ValueError, match=r"bad\.yaml:1: not valid YAML"):
+        PackageAnnotator.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text("a: &a {b: *a}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad\.yaml:1: not valid YAML: more than 100 levels"):
         PackageAnnotator.load(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match="expected a mapping"):
@@ -290,10 +299,12 @@ def test_unknown_and_unreadable_configurations_are_refused(tmp_path):
 
 def test_two_addresses_for_one_client_are_refused(judge, tmp_path, monkeypatch):
     clients = tmp_path / "clients.yaml"
-    clients.write_text(yaml.safe_dump({"default": [{"base_url": judge.url}]}), encoding="utf-8")
+    held = judge.url.replace("://", "://me:sk-of-mine@")
+    clients.write_text(yaml.safe_dump({"default": [{"base_url": held}]}), encoding="utf-8")
     monkeypatch.setenv("OPENAI_CLIENT_CONFIG_PATH", str(clients))
-    with pytest.raises(ValueError, match="leave it out of the file"):
+    with pytest.raises(ValueError, match="leave it out of the file") as refused:
         PackageAnnotator.load("alpaca_eval_llama3_70b_fn").check()
+    assert "sk-of-mine" not in str(refused.value)
     clients.write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match="expected a mapping from models"):
         PackageAnnotator.load("alpaca_eval_gpt4").check()

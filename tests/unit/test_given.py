@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from baselines import DPO, SFT, Adapter, Base, Checkpoint
+from baselines.given import shapes_in
 from harness.data.refs import ModelRef
 from harness.experiment.check import check_base
 from harness.experiment.fitting import fit
@@ -107,6 +108,13 @@ def test_a_checkpoint_of_another_shape_or_vocabulary_is_refused_before_work(shap
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="numbers 2 tokens otherwise than the base's, first 'w2'"):
         check(folder)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "{", "[" * 100_000])
+def test_a_damaged_index_of_the_weights_is_named(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        shapes_in(tmp_path)
 
 
 def test_an_adapter_for_other_modules_is_refused_and_one_for_another_base_is_noted(shape, made, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,11 @@ def test_the_resolved_suite_loads_from_another_folder_as_the_same_suite(suite_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("true", True), ("w", "w"), ("1.", 1.0)]
+    ("text", "value"),
+    [
+        *[("1e-3", 0.001), ("0.5", 0.5), ("[1, 2]", [1, 2]), ("true", True), ("w", "w"), ("1.", 1.0)],
+        *[('"\\ud83d\\ude00 é"', "😀 é"), ('"\\ud83d"', "\ud83d")],
+    ],
 )
 def test_values_are_read_as_yaml_with_exponents_as_numbers(text, value):
     assert parse_scalar(text) == value
@@ -180,6 +185,16 @@ def test_a_suite_that_does_not_exist_or_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="expected a mapping"):
         Source(tmp_path / "list.yaml")
+
+
+def test_what_aliases_stand_for_is_never_held_at_once():
+    numbers, aliases = ", ".join(["1"] * 2000), ", ".join(["*a"] * 2000)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 100,000 values, with what its aliases stand for"):
+        parse_scalar(f"{{a: &a [{numbers}], b: [{aliases}]}}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20  # their four million places alone are twice that
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import yaml
-
 from harness.discretion import without_keys
 from harness.evaluators.alpaca_eval.spending import Spending
-from harness.files import read_text
+from harness.experiment.source import read_yaml
 from harness.judging.chat_endpoint import NotAsked, Unusable, bounded_client, check_address
 from harness.judging.verdicts import Journal
 from harness.plugins import installed, need
@@ -51,6 +49,8 @@ REMOTE = frozenset(name for name in _NEEDS if not name.endswith("_local_completi
 """Clients that ask a server, one request for each prompt."""
 _LONGEST_ANSWER = 1 << 20
 """Characters; a longer one is not kept."""
+_OPTIONS = (("model_name", str, "a text"), ("client_config_path", str, "a text"), ("client_kwargs", dict, "a mapping"))
+"""What this module reads of ``completions_kwargs``, which Python type it has, and that in words."""
 _UNSENT = ("num_procs", "client_kwargs", "client_config_path", "openai_api_keys", "price_per_token")
 """Settings that no answer depends on."""
 
@@ -73,7 +73,7 @@ class PackageAnnotator:
         path = Path(config) if isinstance(config, Path) else _named(config)
         if path.is_dir():
             path = path / CONFIG
-        configs = _yaml(path, "annotator configuration")
+        configs = read_yaml(path, "annotator configuration")[1]
         if not isinstance(configs, dict) or not configs or not all(isinstance(c, dict) for c in configs.values()):
             raise ValueError(f"{path}: expected a mapping from names to annotators with prompt_template and the like")
         for name, settings in configs.items():
@@ -227,13 +227,6 @@ def _keys(settings: Mapping[str, Any]) -> list[str]:
     return [str(row["api_key"]) for row in named if row.get("api_key")] + ([found] if isinstance(found, str) else found)
 
 
-def _yaml(path: str | Path, what: str) -> Any:
-    try:
-        return yaml.safe_load(read_text(path, what))
-    except yaml.YAMLError as problem:
-        raise ValueError(f"{path}: not valid YAML: {problem}") from None
-
-
 def _named(name: str) -> Path:
     need("alpaca_eval", f"annotator {name!r}")
     found = importlib.util.find_spec("alpaca_eval")
@@ -250,17 +243,24 @@ def _named(name: str) -> Path:
 
 def _check_settings(settings: Mapping[str, Any], place: str, base_dir: Path) -> None:
     client = settings.get("fn_completions", "openai_completions")
-    if client not in _NEEDS:
+    if not isinstance(client, str) or client not in _NEEDS:
         raise ValueError(f"{place}: fn_completions {client!r} is not supported; allowed: {', '.join(_NEEDS)}")
     template = settings.get("prompt_template")
     if not isinstance(template, str):
         raise ValueError(f"{place}: 'prompt_template' must be a file's name or a prompt, got {template!r}")
     # The package takes the name of a file that is not there for the prompt itself.
-    if "\n" not in template and not (base_dir / template).is_file():
+    if "\n" not in template and not os.path.isfile(base_dir / template):
         raise ValueError(f"{place}: prompt_template {str(base_dir / template)!r} does not exist")
     for key in ("completions_kwargs", "completion_parser_kwargs"):
         if not isinstance(settings.get(key, {}), dict):
             raise ValueError(f"{place}: {key!r} must be a mapping, got {settings[key]!r}")
+    options = settings.get("completions_kwargs", {})
+    for key, kind, what in _OPTIONS:
+        if key in options and not isinstance(options[key], kind):
+            raise ValueError(f"{place}: completions_kwargs: {key!r} must be {what}, got {options[key]!r}")
+    url = options.get("client_kwargs", {}).get("base_url", "")
+    if not isinstance(url, str):
+        raise ValueError(f"{place}: client_kwargs: 'base_url' must be a text, got {url!r}")
 
 
 def _redirected(settings: Mapping[str, Any], url: str | None, model: str | None, path: Path) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _clients(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     path = settings.get("completions_kwargs", {}).get("client_config_path") or os.environ.get(CLIENTS)
     if path is None:
         return None
-    clients = _yaml(path, CLIENTS)
+    clients = read_yaml(path, CLIENTS)[1]
     if not isinstance(clients, dict):
         raise ValueError(f"{path}: expected a mapping from models (or `default`) to lists of clients")
     return clients
@@ -300,8 +300,8 @@ def _addresses(settings: Mapping[str, Any]) -> list[str]:
     named = [row["base_url"] for row in rows if isinstance(row, dict) and row.get("base_url")]
     if fixed and named:
         raise ValueError(
-            f"base_url is given by the file of clients ({named[0]}) and by the configuration or annotator_url "
-            f"({fixed}), but the package takes one: leave it out of the file"
+            "base_url is given by the file of clients and by the configuration or annotator_url, but the package takes "
+            "one: leave it out of the file"
         )
     default = os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or OPENAI_ADDRESS
     return [fixed] if fixed else named or [default]
