@@ -38,7 +38,7 @@ Param = Annotated[
 )
 def fit(
     method: Annotated[str, typer.Argument(help="Method name; `dspa-bench methods` lists them.")],
-    base: Annotated[str, typer.Option(help="Base model: a local folder, a GGUF file, or a Hugging Face id[@revision].")],
+    base: Annotated[str, typer.Option(help="Base model: a folder, a GGUF file, or a Hugging Face id[@revision].")],
     triples: Annotated[
         Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
     ],

@@ -103,7 +103,7 @@ class Speed(_Entry):
     def of(cls, name: str, dtype: str, file: Path | None = None) -> Self:
         """Of `find_device`; ValueError, too, for a dtype that the device has no peak of."""
         device, assumed = find_device(name, file)
-        peaks: Mapping[str, float] = dict(device.peak_tflops)
+        peaks: dict[str, float] = {str(kind): peak for kind, peak in device.peak_tflops.items()}
         if dtype not in peaks:
             raise ValueError(
                 f"device {name!r} has no peak_tflops for {dtype}, the base's dtype; it has: {', '.join(peaks)}"
