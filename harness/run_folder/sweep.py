@@ -26,8 +26,11 @@ def is_ours(name: str) -> bool:
     return name in (".lock", REPORT_LOCK) or _TEXT.fullmatch(name) is not None
 
 
-def sweep_run(run: Path) -> None:
-    """All that is unfinished in a run folder that nobody writes to; a report that is being made is left alone."""
+def sweep_run(run: Path, *, cells: bool = True) -> None:
+    """All that is unfinished in a run folder that nobody writes to; a report that is being made is left alone.
+
+    Without ``cells`` what is in theirs stays: for a folder that is locked, in whose cells others may be at work.
+    """
     if _folders(run, _REPORT):
         with suppress(ValueError), locked(run / REPORT_LOCK, "run folder", busy="a report is being made", mend=""):
             for folder in _folders(run, _REPORT):
@@ -35,9 +38,9 @@ def sweep_run(run: Path) -> None:
     for path in run.iterdir():
         if _TEXT.fullmatch(path.name) and path.is_file():
             path.unlink()
-    for folder in _folders(run / "cells", _ADOPTED):
+    for folder in _folders(run / "cells", _ADOPTED) if cells else ():
         shutil.rmtree(folder)
-    for cell in (run / "cells").glob("[!.]*"):
+    for cell in (run / "cells").glob("[!.]*") if cells else ():
         sweep_cell(cell)
 
 
