@@ -33,7 +33,7 @@ from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, MachineEntry, Plan
-from harness.run_folder.sweep import is_ours, sweep_run
+from harness.run_folder.sweep import is_ours, sweep_documents, sweep_run
 from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_outside_cells, outside_cells, verify
 from harness.seals import sealed_text
 
@@ -55,6 +55,7 @@ class Prepared:
     reused: Mapping[str, Donor] = field(default_factory=dict)  # cell -> the run that it is copied from
     share: str = ""  # the option by which this process is for a part of the cells, and which those are (None: all)
     chosen: frozenset[str] | None = None
+    _found: dict[str, tuple[Any, list[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mine(self) -> list[str]:
@@ -82,8 +83,12 @@ class Prepared:
         return [line for line in found if not line.startswith(running)]
 
     def failures_of(self, cell: str) -> list[str]:
-        """Why ``cell`` is not all there: a line per reason."""
-        return self.folder.cell(cell).failures(self.suite.benchmarks, self.suite.judged_twice)
+        """Why ``cell`` is not all there: a line per reason. What was found is kept until its cell.json is another."""
+        folder = self.folder.cell(cell)
+        mark = folder.end
+        if cell not in self._found or self._found[cell][0] != mark:
+            self._found[cell] = mark, folder.failures(self.suite.benchmarks, self.suite.judged_twice)
+        return self._found[cell][1]
 
 
 def prepare(
@@ -158,9 +163,11 @@ def _run(prepared: Prepared, cells: Sharing) -> None:
 def _open(prepared: Prepared, cells: Sharing) -> None:
     """Write what the run is, and mend what lies outside its cells; to be done while the folder is locked."""
     folder, suite, first = prepared.folder, prepared.suite, not prepared.folder.claims.others()
-    sweep_run(folder.path, cells=first)
     if first:
+        sweep_run(folder.path)
         folder.claims.clear()
+    else:
+        sweep_documents(folder.path)
     _check_folder(folder, prepared.identity)  # again, under the lock
     write_sealed(folder.path / "identity.json", prepared.identity)
     write_text(folder.path / "suite.yaml", sealed_text(suite.to_yaml(folder.path)))

@@ -4,7 +4,6 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from harness.experiment.executors import Progress
 from harness.experiment.reuse import Donor
@@ -57,14 +56,9 @@ class Sharing(Collection[str]):
         files: Mapping[str, str],
         progress: Progress,
     ) -> None:
-        self._folder, self._claims, self._donors, self._files, self._progress = (
-            folder,
-            folder.claims,
-            donors,
-            files,
-            progress,
-        )
-        self._before = {name: _mark(self._end(name)) for name in names}  # before they are looked into
+        self._folder, self._claims, self._progress = folder, folder.claims, progress
+        self._donors, self._files = donors, files
+        self._before = {name: folder.cell(name).end for name in names}  # before they are looked into
         self.names = [name for name in names if lacking(name)]
         self._left, self._others, self._told = deque(self.names), list[str](), set[str]()
 
@@ -136,20 +130,17 @@ class Sharing(Collection[str]):
 
     def _is_over(self, name: str) -> bool:
         """Whether another process brought the cell to its end since this was made; then it is said so."""
-        mark = _mark(self._end(name))
+        mark = self._folder.cell(name).end
         over = mark is not None and mark != self._before[name]
         if over and name not in self._donors:
             self._progress.over(name)
         return over
 
-    def _end(self, name: str) -> Path:
-        return self._folder.cell(name).path / "cell.json"
-
 
 def missing(folder: RunFolder, plan: Plan) -> dict[str, str | None]:
     """The cells of a run that are not over, each with the living process that runs it (see `Taker.label`), or None."""
     claims = folder.claims
-    left = [cell.name for cell in plan.cells if not (folder.cell(cell.name).path / "cell.json").is_file()]
+    left = [cell.name for cell in plan.cells if folder.cell(cell.name).end is None]
     return {name: claims.holder(name) for name in left}
 
 
@@ -162,12 +153,3 @@ def missing_text(cells: Mapping[str, str | None], planned: int) -> str:
     parts = [f"{holder} runs {count}" for holder, count in runners.items()]
     parts += [f"nobody runs {nobody}"] * bool(nobody)
     return f"{len(cells)} of {planned} cells of the run are missing: {', '.join(parts)}"
-
-
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever the file is written anew; None where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

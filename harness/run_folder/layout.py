@@ -225,6 +225,15 @@ class CellFolder:
         return CellState.read(path) if path.is_file() else None
 
     @property
+    def end(self) -> tuple[int, int, int] | None:
+        """What is another whenever cell.json is written anew; None while the cell is not over."""
+        try:
+            stat = (self.path / "cell.json").stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    @property
     def bill(self) -> Bill | None:
         """What the fit cost; None before there is a bill. ValueError when it is no bill, or a cell is done without."""
         path, state = self.path / "compute.json", self.state

@@ -119,7 +119,7 @@ class PlannedCell(Document):
     sweep: dict[str, Any] | None = None
     params: dict[str, Any]
 
-    @property
+    @cached_property
     def point(self) -> str:
         """The variant, with the swept values of a sweep cell (see `point_name`)."""
         return point_name(self.variant, self.sweep)
