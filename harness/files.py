@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -238,10 +239,10 @@ def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
 def read_sealed(path: str | Path) -> Any | None:
     """What `write_sealed` or `write_json` wrote, None when there is no such file; ValueError naming it when it is
     damaged."""
-    if not Path(path).is_file():
-        return None
     try:
         return read_document(Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # at once: another process may take it away
+        return None
     except json.JSONDecodeError as problem:
         raise ValueError(f"{path}:{problem.lineno}: not valid JSON: {problem.msg}") from None
     except UnicodeDecodeError as problem:
@@ -291,19 +292,29 @@ def _complaints(problem: ValidationError) -> str:
     return "; ".join(texts)
 
 
+SAY_SECONDS = 3.0
+"""After which a process that waits for a lock says so."""
+
+
 @contextmanager
-def locked(lock_file: Path, what: str, *, busy: str | None, mend: str) -> Iterator[None]:
+def locked(lock_file: Path, what: str, *, busy: str | None, mend: str, seconds: float = 0.0) -> Iterator[None]:
     """Hold ``lock_file`` for this process; its folder, called ``what``, is made.
 
-    While another live process holds it: ValueError with ``busy``, or a wait where that is None. ValueError with
-    ``mend`` when the folder cannot be written to.
+    While another live process holds it: ValueError with ``busy`` after so many ``seconds``, or a wait for as long as it
+    takes where that is None. ValueError with ``mend`` when the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
     lock, folder = FileLock(lock_file), lock_file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=busy is None)
+        try:
+            lock.acquire(timeout=SAY_SECONDS if busy is None else seconds)
+        except Timeout:
+            if busy is not None:
+                raise
+            print(f"waiting for another process that holds {lock_file}", file=sys.stderr)
+            lock.acquire()
     except Timeout:
         raise ValueError(busy) from None
     except OSError as problem:

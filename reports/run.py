@@ -95,7 +95,16 @@ class Run:
 
     def _done_cells(self, variant: str) -> list[Cell]:
         """No sweeps."""
-        return [cell for cell in self.cells if cell.planned.variant == variant and not cell.planned.sweep and cell.done]
+        return self._done.get(variant, [])
+
+    @cached_property
+    def _done(self) -> dict[str, list[Cell]]:
+        """Variant -> its done cells but those of sweeps, gathered once: every table asks for every variant."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            if cell.done and not cell.planned.sweep:
+                found.setdefault(cell.planned.variant, []).append(cell)
+        return found
 
     @property
     def sweeps(self) -> list[list[Cell]]:

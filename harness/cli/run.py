@@ -67,6 +67,13 @@ def run(
         list[Path] | None,
         typer.Option(help="Another run: its complete cells that would be the same here are copied; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this cell and no other; may be repeated.", metavar="CELL")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Run every n-th cell, from the i-th on: one of n processes, anywhere.", metavar="I/N"),
+    ] = None,
     set_: Overrides = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing until the end, but for what failed.")
@@ -83,8 +90,12 @@ def run(
     An interrupted run goes on where it stopped when the same command is given again; a complete one is left
     as it is and only the report is made anew. Cells that failed are tried again.
 
-    Exit code 0: everything is there. 1: some cells or records failed (they are named). 2: bad input, nothing
-    was done.
+    Given several times at once, on one machine or on several that share the folder, the processes share the work:
+    each cell is run by one of them, and all end when the run is complete. With --only or --shard a process ends
+    when its own cells are; the last of them makes the report.
+
+    Exit code 0: everything that was asked for is there. 1: some cells or records failed (they are named). 2: bad
+    input, nothing was done.
     """
     if quiet and (verbose or dry_run):
         raise ValueError(f"--quiet says nothing of what --{'verbose' if verbose else 'dry-run'} asks for; give one")
@@ -95,6 +106,7 @@ def run(
         raise ValueError("--on and --devices need --device NAME, the kind of device; docs/scale.md lists those known")
     how: dict[str, Any] = {"paper": None if device is None else OnPaper(device, on or 1, devices), "as_json": as_json}
     how |= {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}
+    how |= {"only": only or (), "shard": shard}
     raise typer.Exit(run_command(suite, out, set_ or [], reuse or (), **how))
 
 
@@ -110,10 +122,13 @@ def run_command(
     verbose: bool = False,
     paper: "OnPaper | None" = None,
     as_json: bool = False,
+    only: Sequence[str] = (),
+    shard: str | None = None,
 ) -> int:
     """What `run` does; returns the exit code."""
     from harness.experiment.outlook import needs
     from harness.experiment.run import prepare, run_suite
+    from harness.experiment.sharing import missing, missing_text
     from harness.experiment.suite import load_suite
 
     without_progress_bars()
@@ -123,25 +138,30 @@ def run_command(
     # Bound to today's stdout: while a cell runs in this process, what libraries print goes to the cell's log.
     width = None if sys.stdout.isatty() else 160  # a file has no width, and rich would take 80
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=width)
-    prepared = prepare(suite, out, overrides, reused, on_paper=paper is not None)
+    prepared = prepare(suite, out, overrides, reused, on_paper=paper is not None, only=only, shard=shard)
     for note in () if quiet or as_json else prepared.checked.notes:
         console.print(f"note: {note}", markup=False)
     for line in () if as_json else prepared.damage:
         console.print(f"note: {line}; it is made again", markup=False)
     if (dry_run or verbose) and not as_json:
         print_plan(prepared, console, timetable_of(prepared, paper))
-    left = [c for c in prepared.plan.cells if c.name not in prepared.reused and prepared.failures_of(c.name)]
+    mine = set(prepared.mine) - prepared.reused.keys()
+    left = [c for c in prepared.plan.cells if c.name in mine and prepared.failures_of(c.name)]
     need = needs(prepared.suite, left, prepared.folder.path) if left and paper is None else None
     if need is not None:
         need.check()
     if as_json:
         print_json(plan_json(prepared, timetable_of(prepared, paper)))
-    if dry_run:
         return 0
     cells, todo = len(prepared.plan.cells), len(left)
+    share = "" if prepared.chosen is None else f", {len(prepared.mine)} of them for this process ({prepared.share})"
+    if dry_run:
+        if share:
+            console.print(f"{cells} cells{share}, of which {todo} to do", markup=False)
+        return 0
     if not quiet:
         to_do = f"{todo} to do{reused_text(prepared)}"
-        console.print(f"{prepared.plan.name}: {cells} cells, {to_do}, in {prepared.folder.path}")
+        console.print(f"{prepared.plan.name}: {cells} cells{share}, {to_do}, in {prepared.folder.path}")
         if need is not None:
             console.print(need.text, markup=False)
     try:
@@ -155,7 +175,11 @@ def run_command(
             print(f"failed: {cell}: {reason}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {cells} cells are not complete; the same command tries them again", file=sys.stderr)
-    show_reports(reports, prepared.folder.path, console)
+    left_over = missing(prepared.folder, prepared.plan)
+    if not left_over:
+        show_reports(reports, prepared.folder.path, console)
+    if left_over or share:
+        console.print(missing_text(left_over, cells), markup=False)
     return 1 if failures else 0
 
 

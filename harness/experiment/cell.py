@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from socket import gethostname
 from typing import TypeVar
 
 from transformers import set_seed
@@ -135,6 +136,7 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str 
         triples_hash=_triples_hash(context, cell, aligned),
         fingerprint=aligned and aligned.fingerprint,
         commit=code_commit(),
+        host=gethostname(),
         hung=hung,
         diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     )

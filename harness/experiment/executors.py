@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from socket import gethostname
 from typing import Protocol, TextIO
 
 from tqdm import tqdm
@@ -43,13 +44,15 @@ class Progress(Protocol):
 
 
 def run_local(
-    folder: Path, cells: Sequence[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
+    folder: Path, cells: Collection[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
 ) -> None:
     """Run ``cells`` of the run in ``folder``; a cell that fails leaves its reason in the folder.
 
-    One worker means this very process. Otherwise ``workers`` processes are spawned, each with ``threads``
-    torch threads; they end with this process, however it ends. One that gives no sign of progress (`harness.pulse`)
-    for ``hung_minutes`` (0: for ever) is ended, and its cell begun once more; the second time it failed.
+    The next cell is asked for when it can be begun, so ``cells`` may be claimed as they are handed out
+    (`harness.experiment.sharing`). One worker means this very process. Otherwise ``workers`` processes are spawned,
+    each with ``threads`` torch threads; they end with this process, however it ends. One that gives no sign of progress
+    (`harness.pulse`) for ``hung_minutes`` (0: for ever) is ended, and its cell begun once more; the second time it
+    failed.
     """
     folder = folder.absolute()  # lm-eval changes the working directory while it reads tasks
     if workers == 1 or len(cells) == 1:
@@ -58,7 +61,7 @@ def run_local(
         _Pool(folder, min(workers, len(cells)), threads, progress, 60 * hung_minutes).run(cells)
 
 
-def _run_here(folder: Path, cells: Sequence[str], threads: int, progress: Progress) -> None:
+def _run_here(folder: Path, cells: Iterable[str], threads: int, progress: Progress) -> None:
     import torch
 
     from harness.experiment.cell import CellContext, run_cell
@@ -96,19 +99,22 @@ class _Pool:
     threads: int
     progress: Progress
     hung_seconds: float
-    todo: list[str] = field(default_factory=list)
+    todo: Iterator[str] = field(default_factory=lambda: iter(()))
+    again: list[str] = field(default_factory=list)  # whose worker hung
     running: list[_Worker] = field(default_factory=list)
     hung: dict[str, str] = field(default_factory=dict)  # cell -> how its worker hung
 
-    def run(self, cells: Sequence[str]) -> None:
+    def run(self, cells: Iterable[str]) -> None:
         """Give ``cells`` to workers until all are over."""
-        self.todo = list(cells)[::-1]
+        self.todo = iter(cells)
         looked = time.monotonic()
         try:
-            while self.todo or self.running:
-                while self.todo and len(self.running) < self.size:
+            while True:
+                while len(self.running) < self.size and (cell := self._next()) is not None:
                     self.running.append(_start(self.folder, self.threads))
-                    self._give(self.running[-1])
+                    self._give(self.running[-1], cell)
+                if not self.running:
+                    return
                 ready = wait([worker.pipe for worker in self.running], LOOK_SECONDS if self.hung_seconds else None)
                 before, looked = looked, time.monotonic()
                 for worker in list(self.running):
@@ -138,19 +144,23 @@ class _Pool:
         if message == "over":
             assert worker.cell is not None
             self.progress.over(worker.cell)
-            if not self._give(worker):
+            cell = self._next()
+            self._give(worker, cell)
+            if cell is None:
                 worker.process.join()
                 self.running.remove(worker)
         elif message != "alive":
             worker.stage = message[1]
             self.progress.stage(*message)
 
-    def _give(self, worker: _Worker) -> bool:
-        """Hand the next cell to ``worker``, or tell it to go home when there is none."""
-        worker.cell = self.todo.pop() if self.todo else None
+    def _next(self) -> str | None:
+        return self.again.pop() if self.again else next(self.todo, None)
+
+    def _give(self, worker: _Worker, cell: str | None) -> None:
+        """Hand ``cell`` to ``worker``; None tells it to go home."""
+        worker.cell = cell
         with suppress(ConnectionError):  # it died in between: reading its pipe will tell
-            worker.pipe.send(worker.cell and (worker.cell, self.hung.get(worker.cell)))
-        return worker.cell is not None
+            worker.pipe.send(cell and (cell, self.hung.get(cell)))
 
     def _died(self, worker: _Worker) -> None:
         """A worker that died (killed for memory, crashed in native code) fails its cell and no other."""
@@ -174,7 +184,7 @@ class _Pool:
             self._fail(worker, f"worker process hung twice ({how}) and was ended")
             return
         self.hung[cell] = how
-        self.todo.append(cell)
+        self.again.append(cell)
         sweep_cell(RunFolder(self.folder).cell(cell).path)
         self.progress.stage(cell, f"{how}; its worker was ended, and it is begun once more", 0)
 
@@ -184,7 +194,7 @@ class _Pool:
         cell = RunFolder(self.folder).cell(worker.cell)
         sweep_cell(cell.path)
         state = CellState(status="failed", error=discreet(f"{error}; see {cell.log}"), commit=code_commit())
-        cell.finish(state.model_copy(update={"hung": self.hung.get(worker.cell)}))
+        cell.finish(state.model_copy(update={"hung": self.hung.get(worker.cell), "host": gethostname()}))
         self.progress.over(worker.cell)
 
 

@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from harness.experiment.forecast import Forecaster
 from harness.experiment.kept import Kept
 from harness.experiment.plan import decisive_settings, derive_seed
 from harness.experiment.run import Prepared, prepare, run_suite
+from harness.experiment.sharing import Sharing
 from harness.experiment.source import Source, describe, dotted, set_value, split_override
 from harness.experiment.suite import LONGEST, Suite, as_given, dumped, load_suite
 from harness.files import check_can_make
@@ -109,15 +111,17 @@ class Rejudging:
     def run(self, progress: Progress) -> Mapping[str, list[str]]:
         """Judge what is not judged yet; returns {cell: reasons} of those still not all there. May be interrupted: the
         next call goes on, and asks for no verdict that is there."""
-        return run_suite(self.prepared, progress, partial(self._judge, progress))
+        return run_suite(self.prepared, progress, self._judge, self._begin)
 
-    def _judge(self, progress: Progress, todo: Sequence[str]) -> None:
-        suite, folder = self.prepared.suite, self.prepared.folder
-        replies = "replies.jsonl"
+    def _begin(self) -> None:
+        folder, replies = self.prepared.folder, "replies.jsonl"
         if (self.source.judging / replies).is_file() and not (folder.judging / replies).exists():
             # What this judge said before, as the run's second judge or in its tuning, need not be asked again.
             folder.judging.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.source.judging / replies, folder.judging / replies)
+
+    def _judge(self, cells: Sharing) -> None:
+        suite, folder = self.prepared.suite, self.prepared.folder
         assert suite.judge is not None
         judge, base = suite.judge.at(folder.judging), Forecaster(suite.file.base).fingerprint
         seeds = {cell.name: cell.seed for cell in self.prepared.plan.cells}
@@ -128,14 +132,14 @@ class Rejudging:
             for one in self.source.plan.benchmarks
             if one.name in self.judged or one.name not in suite.benchmarks
         }
-        for name in todo:
+        for name in cells:
             cell, other = folder.cell(name), self.source.cell(name)
             if not self._is_copied(cell):
                 shutil.rmtree(cell.path, ignore_errors=True)
                 adopt_answers(cell, other, judged)
             with cell.log.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-                self._judge_cell(cell, other, judge, base, seeds[name], progress)
-            progress.over(name)
+                self._judge_cell(cell, other, judge, base, seeds[name], cells)
+            cells.over(name)
 
     def _is_copied(self, cell: CellFolder) -> bool:
         """Whether all is there that judging takes from the source; what was found damaged has been removed."""
@@ -167,7 +171,8 @@ class Rejudging:
             )
             failures.attempt(name, work)
         made = {"status": "failed" if failures.errors else "done", "error": "; ".join(failures.errors) or None}
-        made |= {"second_judge_error": None, "commit": code_commit(), "origin": state.origin or self.source.plan.name}
+        made |= {"second_judge_error": None, "commit": code_commit(), "host": gethostname()}
+        made |= {"origin": state.origin or self.source.plan.name}
         cell.finish(state.model_copy(update=made), "\n".join(failures.tracebacks) or None)
 
 

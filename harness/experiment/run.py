@@ -3,12 +3,15 @@
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from io import StringIO
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -21,18 +24,23 @@ from harness.experiment.forecast import check_bills
 from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
 from harness.experiment.reuse import Donor, reusable
 from harness.experiment.room import without_left_out
+from harness.experiment.sharing import Sharing, share_of
 from harness.experiment.suite import Suite, load_suite
 from harness.files import Document, check_can_make, read_sealed, write_sealed, write_text
 from harness.judging import Judge
 from harness.judging.ledger import MEND
 from harness.model.base import base_identity
 from harness.provenance import git_state, machine, package_versions
-from harness.run_folder.adoption import adopt
 from harness.run_folder.layout import RunFolder
-from harness.run_folder.plan import Environment, Plan
-from harness.run_folder.sweep import is_ours
-from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_cell, mend_outside_cells, outside_cells, verify
+from harness.run_folder.plan import Environment, MachineEntry, Plan
+from harness.run_folder.sweep import is_ours, sweep_documents, sweep_run
+from harness.run_folder.verify import LEDGER, damage_outside_cells, mend_outside_cells, outside_cells, verify
 from harness.seals import sealed_text
+
+CLOSE_SECONDS = 10.0
+"""How long a process that is done waits for the folder, to add its seconds."""
+BEGUN = ("command", "git", "threads", "packages", "python", "platform", "cpu", "cores", "memory_bytes", "gpu")
+"""What of environment.json is that of the first process, where several are at work."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,14 @@ class Prepared:
     identity: Identity
     folder: RunFolder
     reused: Mapping[str, Donor] = field(default_factory=dict)  # cell -> the run that it is copied from
+    share: str = ""  # the option by which this process is for a part of the cells, and which those are (None: all)
+    chosen: frozenset[str] | None = None
+    _found: dict[str, tuple[Any, list[str]]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def mine(self) -> list[str]:
+        """The cells that this process is for, in the plan's order."""
+        return [cell.name for cell in self.plan.cells if self.chosen is None or cell.name in self.chosen]
 
     @property
     def failures(self) -> dict[str, list[str]]:
@@ -54,14 +70,25 @@ class Prepared:
 
     @property
     def damage(self) -> list[str]:
-        """A sentence for every file of the folder that is not what was written; `run_suite` makes them again."""
-        path = self.folder.path
-        begun = (path / "environment.json").exists() or (path / "cells").exists()
-        return verify(self.folder, thorough=False) if begun else []
+        """A sentence for every file of the folder that is not what was written; `run_suite` makes them again.
+
+        Not of cells that another process is just running."""
+        path, claims = self.folder.path, self.folder.claims
+        if not (path / "environment.json").exists() and not (path / "cells").exists():
+            return []
+        found = verify(self.folder, thorough=False)
+        if not found or not claims.others():
+            return found
+        running = tuple(f"cells/{cell.name}/" for cell in self.plan.cells if claims.holder(cell.name) is not None)
+        return [line for line in found if not line.startswith(running)]
 
     def failures_of(self, cell: str) -> list[str]:
-        """Why ``cell`` is not all there: a line per reason."""
-        return self.folder.cell(cell).failures(self.suite.benchmarks, self.suite.judged_twice)
+        """Why ``cell`` is not all there: a line per reason. What was found is kept until its cell.json is another."""
+        folder = self.folder.cell(cell)
+        mark = folder.end
+        if cell not in self._found or self._found[cell][0] != mark:
+            self._found[cell] = mark, folder.failures(self.suite.benchmarks, self.suite.judged_twice)
+        return self._found[cell][1]
 
 
 def prepare(
@@ -71,64 +98,92 @@ def prepare(
     donors: Sequence[str | Path] = (),
     *,
     on_paper: bool = False,
+    only: Sequence[str] = (),
+    shard: str | None = None,
 ) -> Prepared:
     """Load, check and plan; ``out`` is runs/<suite name> unless given. ``donors`` are runs to copy equal cells from.
     ``on_paper``: nothing is to be run, so neither devices nor weights need be here.
 
-    Raises ValueError for everything that is wrong with the suite, its files or a run folder, before any work.
+    ``only`` are the cells to run, by default all; or those of ``shard`` ("1/8"). Raises ValueError for everything that
+    is wrong with the suite, its files or a run folder, before any work.
     """
     suite = load_suite(suite_path, overrides)
     checked = check_suite(suite, on_paper=on_paper)
     folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
+    mine = share_of(plan, only, shard)
+    share = f"--shard {shard}" if shard is not None else "--only" if only else ""
     check_bills(suite, plan.cells, checked.triples, folder.path)
     suite = replace(suite, benchmarks=without_left_out(suite.benchmarks, checked.left_out.benchmarks))
     identity = identify(suite, plan.cells, checked.triples, checked.left_out)
     _check_folder(folder, identity)
     others = [Donor(Path(path), identity) for path in donors]
-    return Prepared(suite, checked, plan, identity, folder, reusable(others, folder, plan))
+    chosen = None if mine is None else frozenset(mine)
+    return Prepared(suite, checked, plan, identity, folder, reusable(others, folder, plan), share, chosen)
 
 
 def run_suite(
-    prepared: Prepared, progress: Progress, work: Callable[[list[str]], object] | None = None
+    prepared: Prepared,
+    progress: Progress,
+    work: Callable[[Sharing], object] | None = None,
+    begin: Callable[[], object] = lambda: None,
 ) -> Mapping[str, list[str]]:
-    """Run every cell that is missing, failed or damaged; returns {cell: reasons} of those still not all there.
+    """Run every cell of this process's share that is missing, failed or damaged; returns {cell: reasons} of those still
+    not all there.
 
-    ``work`` brings the cells with these names to their end; by default it fits, evaluates and judges.
+    ``work`` brings the cells that it is handed to their end; by default they are fitted, evaluated and judged. What is
+    damaged is removed first, with what was made from it. A complete run is left untouched. May be interrupted at any
+    moment: the next call goes on from the folder.
 
-    What is damaged is removed first, with what was made from it. A complete run is left untouched. May be interrupted
-    at any moment: the next call goes on from the folder.
+    Any number of processes may be in here with the same folder, on any hosts that share it: each cell is claimed by
+    one of them, and all return when their share is over. ``begin`` is called before, while nobody else is in there.
     """
-    folder, suite = prepared.folder, prepared.suite
-    with folder.lock():
-        _check_folder(folder, prepared.identity)  # again under the lock
-        write_sealed(folder.path / "identity.json", prepared.identity)
-        write_text(folder.path / "suite.yaml", sealed_text(suite.to_yaml(folder.path)))
-        before = _read_if_whole(Plan, folder.path / "plan.json")
-        plan = grown(prepared.plan, before, folder.path)
-        if plan != before:
-            plan.write(folder.path / "plan.json")
-        for name, donor in prepared.reused.items():
-            if not folder.cell(name).path.exists():
-                adopt(folder.cell(name), donor.folder.cell(name), donor.folder.plan.name)
-        if prepared.checked.left_out:
-            prepared.checked.left_out.write(folder.path / "left_out.json")
-        mended = mend_outside_cells(folder)
-        todo = list(prepared.failures)
-        files = {one.name: one.files for one in plan.benchmarks}
-        for name in todo:
-            mend_cell(folder.cell(name), files)
-        described = _read_if_whole(Environment, folder.path / "environment.json")
-        # Where every cell was copied, or something else was damaged, there is still something to be described.
-        if todo or before is None or described is None or mended:
-            with _clock(prepared):
-                if todo and work is not None:
-                    work(todo)
-                elif todo:
-                    how = suite.file.execution
-                    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
-                    run_local(folder.path, todo, **settings, progress=progress)
-    return prepared.failures
+    folder, start = prepared.folder, time.monotonic()
+    files = {one.name: one.files for one in prepared.plan.benchmarks}
+    how = {"lacking": prepared.failures_of, "donors": prepared.reused, "files": files, "progress": progress}
+    cells = Sharing(folder, prepared.mine, **how)
+    try:
+        with folder.opened():
+            _open(prepared, cells)
+            if cells:
+                begin()
+                folder.claims.enter(prepared.share)
+        while cells.more():
+            (work or partial(_run, prepared))(cells)
+    finally:
+        _close(folder, time.monotonic() - start)
+    found = {name: prepared.failures_of(name) for name in cells.names}
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def _run(prepared: Prepared, cells: Sharing) -> None:
+    how = prepared.suite.file.execution
+    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
+    run_local(prepared.folder.path, cells, **settings, progress=cells)
+
+
+def _open(prepared: Prepared, cells: Sharing) -> None:
+    """Write what the run is, and mend what lies outside its cells; to be done while the folder is locked."""
+    folder, suite, first = prepared.folder, prepared.suite, not prepared.folder.claims.others()
+    if first:
+        sweep_run(folder.path)
+        folder.claims.clear()
+    else:
+        sweep_documents(folder.path)
+    _check_folder(folder, prepared.identity)  # again, under the lock
+    write_sealed(folder.path / "identity.json", prepared.identity)
+    write_text(folder.path / "suite.yaml", sealed_text(suite.to_yaml(folder.path)))
+    before = _read_if_whole(Plan, folder.path / "plan.json")
+    plan = grown(prepared.plan, before, folder.path)
+    if plan != before:
+        plan.write(folder.path / "plan.json")
+    if prepared.checked.left_out:
+        prepared.checked.left_out.write(folder.path / "left_out.json")
+    mended = first and mend_outside_cells(folder)
+    described = _read_if_whole(Environment, folder.path / "environment.json")
+    # Where something else was damaged there is still something to be described.
+    if cells or before is None or described is None or mended:
+        _describe(prepared, described, first=first)
 
 
 def _check_folder(folder: RunFolder, identity: Identity) -> None:
@@ -178,25 +233,36 @@ def _read_if_whole(kind: type[D], path: Path) -> D | None:
         return None
 
 
-@contextmanager
-def _clock(prepared: Prepared) -> Iterator[None]:
-    """Keep environment.json: written before the cells, and its ``seconds`` (summed over sittings) after them."""
-    path = prepared.folder.path / "environment.json"
-    before = _read_if_whole(Environment, path)
-    start, seconds = time.monotonic(), before.seconds if before is not None else 0.0
+def _describe(prepared: Prepared, before: Environment | None, *, first: bool) -> None:
+    """Write environment.json, and let judges prepare themselves; ``before`` is what it held.
+
+    Where and how a sitting was begun is that of its ``first`` process; others add their machines.
+    """
     judges = _prepared_judges(prepared)
     for warning in (text for judge in judges.values() for text in judge.warnings):
         print(warning, file=sys.stderr)
-    environment = _environment(prepared, judges)
+    environment = _environment(prepared, judges, before.machines if before is not None else {})
     if before is not None:
-        environment = environment.model_copy(update={"created": before.created, "seconds": seconds})
-    environment.model_copy(update={"files": outside_cells(prepared.folder)}).write(path)
-    try:
-        yield
-    finally:
-        seconds = round(seconds + time.monotonic() - start, 1)
-        files = outside_cells(prepared.folder)
-        environment.model_copy(update={"seconds": seconds, "files": files}).write(path)
+        kept = ("created", "seconds") if first else ("created", "seconds", *BEGUN)
+        environment = environment.model_copy(update={name: getattr(before, name) for name in kept})
+    files = outside_cells(prepared.folder)
+    environment.model_copy(update={"files": files}).write(prepared.folder.path / "environment.json")
+
+
+def _close(folder: RunFolder, seconds: float) -> None:
+    """Where this process was at work: leave the folder to others, with its ``seconds`` added to those of the run; the
+    last one tidies up. Where another process holds the folder for long, the seconds are not added.
+    """
+    if not folder.claims.leave():
+        return
+    path = folder.path / "environment.json"
+    with suppress(ValueError), folder.opened(wait=False, seconds=CLOSE_SECONDS):
+        environment = _read_if_whole(Environment, path)
+        if environment is not None:
+            seconds = round(environment.seconds + seconds, 1)
+            environment.model_copy(update={"seconds": seconds, "files": outside_cells(folder)}).write(path)
+        if not folder.claims.others():
+            folder.claims.clear()
 
 
 def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:
@@ -214,9 +280,14 @@ def _prepared_judges(prepared: Prepared) -> dict[str, Judge]:
     return judges
 
 
-def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment:
-    """environment.json as it is now; what ``judges`` say of themselves (a reward model's accuracy) is in it."""
+def _environment(prepared: Prepared, judges: Mapping[str, Judge], machines: Mapping[str, MachineEntry]) -> Environment:
+    """environment.json as it is now; what ``judges`` say of themselves (a reward model's accuracy) is in it.
+
+    ``machines`` are those that worked at the run before.
+    """
     suite, file, triples = prepared.suite, prepared.suite.file, prepared.checked.triples
+    here = machine()
+    machines = {**machines, gethostname(): MachineEntry(**here)}
 
     def entry(section: BaseModel, **more: Any) -> dict[str, Any]:
         # What was too long, and left out, stands in left_out.json and the notes.
@@ -232,13 +303,15 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "command": discreet(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "suite_hash": identity_hash(prepared.identity),
             "git": git_state(),
-            **machine(),
+            **here,
+            "machines": machines,
             "threads": file.execution.threads,
             "packages": package_versions(),
             "judge": None,
             **described,
             "notes": [
                 *map(discreet, prepared.checked.notes),
+                *_machines_note(machines),
                 *(note for benchmark in suite.benchmarks.values() for note in benchmark.notes),
             ],
             "base": entry(file.base, hash=base_identity(file.base)),
@@ -246,3 +319,11 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "triples": entry(file.triples, n=len(triples), hash=triples_hash(triples)),
         }
     )
+
+
+def _machines_note(machines: Mapping[str, MachineEntry]) -> Iterator[str]:
+    """What a report says of a run that several kinds of machines worked at; their names are nobody's business."""
+    kinds = Counter(f"{one.cores} cores of {one.cpu}, {one.gpu or 'no GPU'}" for one in machines.values())
+    if len(kinds) > 1:
+        told = "; ".join(f"{count} with {kind}" for kind, count in kinds.items())
+        yield f"Cells were run on machines of {len(kinds)} kinds ({told}): FLOPs compare, seconds and bytes do not."

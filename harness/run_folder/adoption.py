@@ -39,6 +39,7 @@ def adopt_answers(cell: CellFolder, other: CellFolder, judged: Mapping[str, str]
 def _copy(cell: CellFolder, other: CellFolder) -> CellFolder:
     """A copy beside ``cell``, under the name that a killed process's is swept by."""
     partial = cell.path.with_name(f".{cell.path.name}.adopted")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process's
     shutil.copytree(other.path, partial, copy_function=_copy_file)
     rebase(partial / "artifact", other.artifact)  # which may change a file, and so its mark
     return CellFolder(partial)

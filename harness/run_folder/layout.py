@@ -5,6 +5,7 @@ plan.json                                 the cells, benchmarks and metrics; wri
 left_out.json                             triples and prompts that do not fit, where the suite leaves them out
 environment.json                          where, when and with what; written before the first cell
 judging/                                  what the judge keeps: replies, each as it comes, and the ledger
+claims/                                   which process runs which cell; only while some process does
 cells/<cell>/compute.json                 the bill of the fit, written before the artifact
 cells/<cell>/tuning/trials.jsonl          what was tried before the fit of a tuned variant, each trial as it is over
 cells/<cell>/tuning/best.json             which of them won; written before the fit
@@ -37,6 +38,7 @@ from harness.benchmark import Metric, Record
 from harness.compute.bill import Bill
 from harness.files import Document, locked, read_json, read_text, write_json, write_text
 from harness.run_folder.answers import AnswerStore
+from harness.run_folder.claims import Claims
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.marks import Manifest, Mark, differences
 from harness.run_folder.plan import Environment, Plan
@@ -119,11 +121,27 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; ValueError when another live process holds it."""
-        busy = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
-        with locked(self.path / ".lock", "run folder", busy=busy, mend="give another --out"):
+        """Hold the folder for this process, what is unfinished in it gone; ValueError when another live one holds it.
+
+        For folders that one process at a time works in; those of `run` are shared by claims.
+        """
+        with self.opened(wait=False):
             sweep_run(self.path)
             yield
+
+    @contextmanager
+    def opened(self, *, wait: bool = True, seconds: float = 0.0) -> Iterator[None]:
+        """The same with everything in it left alone. With ``wait`` for as long as another one holds it, else
+        ValueError after so many ``seconds``."""
+        busy = f"another process is writing to {str(self.path)!r}; wait for it or give another --out"
+        lock, how = self.path / ".lock", {"mend": "give another --out", "seconds": seconds}
+        with locked(lock, "run folder", busy=None if wait else busy, **how):
+            yield
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Who runs which cell."""
+        return Claims(self.path)
 
 
 class CellState(Document):
@@ -131,11 +149,12 @@ class CellState(Document):
 
     ``error`` says why the cell failed, ``second_judge_error`` what the second judge could not do (the first judge's
     results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
-    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
-    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
-    made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
-    their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
-    how a worker hung at the cell and was ended before this attempt; None where none did.
+    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures that
+    the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``host`` is the machine that brought it to
+    its end, ``origin`` the name of the run that made the cell, where it was copied from another. ``files`` are the
+    marks of the cell's files but for its logs, by their names relative to the cell; None in a cell of an older version,
+    whose files cannot be verified. ``hung`` says how a worker hung at the cell and was ended before this attempt; None
+    where none did.
     """
 
     sealed: ClassVar[bool] = True
@@ -145,6 +164,7 @@ class CellState(Document):
     triples_hash: str | None = None
     fingerprint: str | None = None
     commit: str | None = None
+    host: str | None = None
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
     hung: str | None = None
@@ -158,7 +178,7 @@ class CellState(Document):
 
 
 class CellFolder:
-    """The folder of one cell. Only one process at a time writes to it (see `RunFolder.lock`)."""
+    """The folder of one cell. Only one process at a time writes to it (see `RunFolder.claims`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -207,6 +227,15 @@ class CellFolder:
         return CellState.read(path) if path.is_file() else None
 
     @property
+    def end(self) -> tuple[int, int, int] | None:
+        """What is another whenever cell.json is written anew; None while the cell is not over."""
+        try:
+            stat = (self.path / "cell.json").stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    @property
     def bill(self) -> Bill | None:
         """What the fit cost; None before there is a bill. ValueError when it is no bill, or a cell is done without."""
         path, state = self.path / "compute.json", self.state
@@ -234,6 +263,8 @@ class CellFolder:
             state, damage = self.state, self.damage()
         except ValueError as problem:
             return [str(problem)]
+        except FileNotFoundError:  # another process has just begun with the cell
+            return ["not run to its end"]
         if state is None:
             return ["not run to its end"]
         if reason := state.error or state.second_judge_error:

@@ -45,13 +45,16 @@ class Mark(Document):
         """
         if not path.is_file():
             return "is missing"
-        stat = path.stat()
-        if stat.st_size < self.size or (stat.st_size > self.size and not grows):
-            return f"has {stat.st_size} bytes and had {self.size}"
-        same_time = stat.st_mtime_ns == self.changed
-        if same_time and stat.st_size >= LARGE and not thorough:
-            return None
-        found = _hash(path, self.size) if thorough else _hash_once(path, self.size, stat.st_mtime_ns)
+        try:
+            stat = path.stat()
+            if stat.st_size < self.size or (stat.st_size > self.size and not grows):
+                return f"has {stat.st_size} bytes and had {self.size}"
+            same_time = stat.st_mtime_ns == self.changed
+            if same_time and stat.st_size >= LARGE and not thorough:
+                return None
+            found = _hash(path, self.size) if thorough else _hash_once(path, self.size, stat.st_mtime_ns)
+        except FileNotFoundError:  # another process has just taken it away
+            return "is missing"
         return None if found == self.blake2b else "was changed"
 
 

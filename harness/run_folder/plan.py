@@ -119,7 +119,7 @@ class PlannedCell(Document):
     sweep: dict[str, Any] | None = None
     params: dict[str, Any]
 
-    @property
+    @cached_property
     def point(self) -> str:
         """The variant, with the swept values of a sweep cell (see `point_name`)."""
         return point_name(self.variant, self.sweep)
@@ -218,15 +218,28 @@ class TriplesEntry(Document):
     hash: str
 
 
+class MachineEntry(Document):
+    """A machine that cells were run on."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpu: str | None
+
+
 class Environment(Document):
     """What environment.json holds. Paths in it are relative to the run folder, and every ``hash`` is one of contents.
 
     ``created`` is when the run began (ISO 8601), ``suite_hash`` the hash of identity.json, ``git`` the commit that the
     code ran from and whether there were uncommitted changes, ``threads`` those of one worker, ``packages`` name ->
     installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
-    time of all sittings so far. An SAE under a public name has no hash. ``files`` are the marks, at the end of the last
-    sitting, of what lies outside the cells and has no checksum of its own; None in a run of an older version.
-    ``compared`` names the runs that `dspa-bench compare` made this one of.
+    time of all sittings so far, added up also where several processes worked at once, and ``machines`` name -> what it
+    is, of each that a process worked on. What stands outside of ``machines`` is the latest sitting's first one. An SAE
+    under a public name has no hash. ``files`` are the marks, at the end of the last sitting, of what lies outside the
+    cells and has no checksum of its own; None in a run of an older version. ``compared`` names the runs that
+    `dspa-bench compare` made this one of.
     """
 
     sealed: ClassVar[bool] = True
@@ -240,6 +253,7 @@ class Environment(Document):
     cores: int
     memory_bytes: int
     gpu: str | None
+    machines: dict[str, MachineEntry] = Field(default={})
     threads: int
     packages: dict[str, str]
     judge: JudgeEntry | None

@@ -28,6 +28,15 @@ def is_ours(name: str) -> bool:
 
 def sweep_run(run: Path) -> None:
     """All that is unfinished in a run folder that nobody writes to; a report that is being made is left alone."""
+    sweep_documents(run)
+    for folder in _folders(run / "cells", _ADOPTED):
+        shutil.rmtree(folder)
+    for cell in (run / "cells").glob("[!.]*"):
+        sweep_cell(cell)
+
+
+def sweep_documents(run: Path) -> None:
+    """The same outside of the cells, for a run folder that is locked and in whose cells others may be at work."""
     if _folders(run, _REPORT):
         with suppress(ValueError), locked(run / REPORT_LOCK, "run folder", busy="a report is being made", mend=""):
             for folder in _folders(run, _REPORT):
@@ -35,10 +44,6 @@ def sweep_run(run: Path) -> None:
     for path in run.iterdir():
         if _TEXT.fullmatch(path.name) and path.is_file():
             path.unlink()
-    for folder in _folders(run / "cells", _ADOPTED):
-        shutil.rmtree(folder)
-    for cell in (run / "cells").glob("[!.]*"):
-        sweep_cell(cell)
 
 
 def sweep_cell(cell: Path) -> None:

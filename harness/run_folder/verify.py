@@ -4,6 +4,7 @@ Not looked at: the report, which is made anew from the rest, logs, and what some
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from harness.seals import check_text, read_line
 T = TypeVar("T")
 LEDGER = "judging/ledger.jsonl"
 _TRIES, _PAUSE = 20, 0.5
+_LAST = ("cell.json", Manifest.NAME)
+"""What of a cell is written when something in it is over."""
 
 
 def verify(run: RunFolder, *, thorough: bool) -> list[str]:
@@ -72,11 +75,12 @@ def undisturbed(folder: str | Path, read: Callable[[], T]) -> T:
 def _documents_now(folder: Path) -> dict[str, tuple[int, int]]:
     """What is rewritten whenever a run begins, mends, goes on or ends: file -> (inode, time of change)."""
     found = {}
-    for pattern in ("*.json", "cells/*/cell.json", "cells/*/files.json"):
-        for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                stat = path.stat()
-                found[str(path)] = (stat.st_ino, stat.st_mtime_ns)
+    cells = os.listdir(folder / "cells") if (folder / "cells").is_dir() else []
+    # By names and not by patterns, which take ten times as long with thousands of cells.
+    for path in (*folder.glob("*.json"), *(f"{folder}/cells/{cell}/{name}" for cell in cells for name in _LAST)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            stat = os.stat(path)
+            found[str(path)] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 

@@ -87,9 +87,9 @@ class Killing:
         """Requests that came to the server until now."""
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
 
-    def begin(self, out: Path, workers: int) -> int:
-        """Start the run in a session of its own; its process id."""
-        words = ["run", str(self.suite), "--out", str(out), "--set", f"execution.workers={workers}"]
+    def begin(self, out: Path, workers: int, *more: str) -> int:
+        """Start the run, with ``more`` words on its command line, in a session of its own; its process id."""
+        words = ["run", str(self.suite), "--out", str(out), "--set", f"execution.workers={workers}", *more]
         pid = os.fork()
         if pid:
             return pid

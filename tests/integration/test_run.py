@@ -77,7 +77,7 @@ def test_the_environment_is_described(uninterrupted):
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert {"created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes", "gpu",
             "threads", "packages", "judge", "second_judge", "base", "saes", "triples", "compared",
-            "notes", "seconds", "files", "checksum"} == set(environment)  # fmt: skip
+            "notes", "seconds", "files", "checksum", "machines"} == set(environment)  # fmt: skip
     assert environment["judge"] == {"label": "toy-v1", "statement": "A toy judge made these numbers."}
     assert environment["triples"]["n"] == 12
     assert environment["packages"]["torch"]
@@ -278,16 +278,3 @@ def test_a_folder_that_is_no_run_is_never_written_to(suite_path, tmp_path):
         prepare(suite_path, tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         prepare(suite_path, tmp_path / "notes.txt")
-
-
-def test_two_runs_do_not_write_to_one_folder(suite_path, uninterrupted):
-    with RunFolder(uninterrupted).lock():
-        second = subprocess.run(
-            command("run", suite_path, "--out", uninterrupted),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert second.returncode == 2
-    assert "another process is writing" in second.stderr
