@@ -1,5 +1,6 @@
 """``dspa-bench run``: what stands around harness.experiment on the terminal, from the plan to the leaderboard."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -54,6 +55,13 @@ def run(
         list[Path] | None,
         typer.Option(help="Another run: its complete cells that would be the same here are copied; may be repeated."),
     ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Who runs the cells: local or ray (docs/ray.md).", show_default="the suite's, or local"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto.", show_default="the suite's, or auto")
+    ] = None,
     set_: Overrides = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing until the end, but for what failed.")
@@ -75,8 +83,10 @@ def run(
     """
     if quiet and (verbose or dry_run):
         raise ValueError(f"--quiet says nothing of what --{'verbose' if verbose else 'dry-run'} asks for; give one")
+    placed = {"executor": executor, "address": address}
+    set_ = [*(set_ or []), *(f"execution.{key}={json.dumps(value)}" for key, value in placed.items() if value)]
     how = {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}
-    raise typer.Exit(run_command(suite, out, set_ or [], reuse or (), **how))
+    raise typer.Exit(run_command(suite, out, set_, reuse or (), **how))
 
 
 def run_command(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
+from harness.experiment.executors import check_executor
 from harness.experiment.plan import decisive_settings
 from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
@@ -48,7 +49,9 @@ def check_suite(suite: Suite) -> Checked:
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
-    problems.of(("execution", "device"), check_device, file.execution.device)
+    if file.execution.executor == "local":  # a node's device is looked at when it loads the model
+        problems.of(("execution", "device"), check_device, file.execution.device)
+    problems.of(("execution", "executor"), check_executor, file.execution)
     shape = problems.of(("base",), check_base, file.base)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from harness.data.triples import triples_hash
 from harness.discretion import discreet
 from harness.experiment.check import Checked, check_suite
-from harness.experiment.executors import Progress, run_local
+from harness.experiment.executors import Progress, run_cells
 from harness.experiment.forecast import check_bills
 from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
 from harness.experiment.reuse import Donor, reusable
@@ -122,9 +122,7 @@ def run_suite(
                 if todo and work is not None:
                     work(todo)
                 elif todo:
-                    how = suite.file.execution
-                    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
-                    run_local(folder.path, todo, **settings, progress=progress)
+                    run_cells(folder.path, todo, suite.file.execution, progress)
     return prepared.failures
 
 

@@ -133,7 +133,8 @@ class CellState(Document):
     that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
     made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
     their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
-    how a worker hung at the cell and was ended before this attempt; None where none did.
+    how a worker hung at the cell and was ended before this attempt; None where none did. ``host`` is the machine of a
+    cluster that brought it to its end, None elsewhere, and ``lost`` says how earlier attempts there were lost.
     """
 
     sealed: ClassVar[bool] = True
@@ -146,6 +147,8 @@ class CellState(Document):
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
     hung: str | None = None
+    host: str | None = None
+    lost: tuple[str, ...] = ()
     files: dict[str, Mark] | None = None
 
     @model_validator(mode="after")

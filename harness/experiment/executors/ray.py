@@ -1,0 +1,291 @@
+"""Cells as tasks on a Ray cluster: where they run, what becomes of those whose worker or node dies."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from harness.experiment.executors.desk import Desk, Place, Sign
+from harness.experiment.executors.node import Job, look, plan_digest, versions, work
+from harness.experiment.executors.worker import START_SECONDS, Progress, fail, variables
+from harness.experiment.suite import ExecutionSection, load_suite
+from harness.run_folder.layout import RunFolder
+from harness.run_folder.sweep import sweep_cell
+
+LOOK_SECONDS = 0.5
+"""How long is waited at most before the desk is asked for news."""
+GRACE_SECONDS = 10.0
+"""How long workers may take to end when they are told to."""
+IN_FLIGHT = 1000
+"""Cells that Ray is given at once; it keeps those that wait for room."""
+_PASSED_ON = ("DSPA_BENCH_", "HF_", "TRANSFORMERS_", "TOKENIZERS_")
+"""Beginnings of the variables that decide what a worker finds; Ray gives it those of its node."""
+_KEY = re.compile(r"_API_KEYS?$")
+
+
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, by which a run would no longer say how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def connect(address: str) -> None:
+    """Join the cluster at ``address``, if this process is in none; ValueError where there is none to join."""
+    if ray.is_initialized():
+        return
+    if "://" in address:
+        raise ValueError(
+            f"address {address!r}: the driver reads and writes files for the nodes, so it has to run on a machine of "
+            "the cluster (one that does no work: `ray start --address HEAD:PORT --num-cpus 0`); give HOST:PORT, or auto"
+        )
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
+    try:
+        with _sigterm_as_before():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise ValueError(
+            f"there is no Ray cluster at {address!r} that this machine is in ({reason}); start one with `ray start "
+            "--head` here and `ray start --address HEAD:PORT` on the others, or give another address"
+        ) from None
+
+
+def check_cluster(how: ExecutionSection) -> None:
+    """Raise ValueError where the cluster is not there, or none of its nodes has room for a cell."""
+    connect(how.address)
+    if not _nodes_with_room(how):
+        most = {name: max((node["Resources"].get(name, 0) for node in _nodes()), default=0) for name in ("CPU", "GPU")}
+        raise ValueError(
+            f"no node of the Ray cluster has the {_cpus(how):g} CPUs and {how.per_cell.gpus:g} GPUs of a cell; the "
+            f"largest have {most['CPU']:g} CPUs, {most['GPU']:g} GPUs: lower execution.per_cell, or start other nodes"
+        )
+
+
+def run_ray(folder: Path, cells: Sequence[str], how: ExecutionSection, progress: Progress) -> None:
+    """Run ``cells`` of the run in ``folder`` (absolute) on the cluster; a cell that fails leaves its reason there.
+
+    A cell whose worker or node dies is begun again, elsewhere where there is room, ``how.retries`` times at most; then
+    it failed. Returns before all are over when no node is left that has room for one. ValueError, before any cell is
+    begun, for nodes that cannot do it: other versions of packages, another folder at the same path.
+    """
+    connect(how.address)
+    try:
+        _Fleet(folder, how, progress).run(cells)
+    finally:
+        with _sigterm_as_before():
+            ray.shutdown()
+
+
+def _cpus(how: ExecutionSection) -> float:
+    return how.threads if how.per_cell.cpus is None else how.per_cell.cpus
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _nodes_with_room(how: ExecutionSection) -> list[str]:
+    """The ids of the nodes that could hold a cell if they did nothing else."""
+    wanted = {"CPU": _cpus(how), "GPU": how.per_cell.gpus}
+    return [
+        node["NodeID"]
+        for node in _nodes()
+        if all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items())
+    ]
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+@dataclass
+class _Attempt:
+    """A cell that Ray was given. ``sign`` is None until a worker has it, ``silent`` the seconds since its last sign;
+    ``hung``: how it hung, when it was ended for that."""
+
+    cell: str
+    number: int
+    sign: Sign | None = None
+    silent: float = 0.0
+    hung: str | None = None
+
+
+@dataclass
+class _Fleet:
+    """The cells of one sitting: those to do, those that Ray has, and what went wrong with them before."""
+
+    folder: Path
+    how: ExecutionSection
+    progress: Progress
+    todo: deque[str] = field(default_factory=deque)
+    running: dict[ray.ObjectRef, _Attempt] = field(default_factory=dict)
+    hung: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[str]) -> None:
+        """Until all are over, or there is nowhere left to run them."""
+        here = _on(ray.get_runtime_context().get_node_id())
+        self._desk: Any = ray.remote(Desk).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        environment = {"env_vars": variables(self.how.threads)}
+        resources = {"num_cpus": _cpus(self.how), "num_gpus": self.how.per_cell.gpus, "runtime_env": environment}
+        self._work: Any = ray.remote(max_retries=0, **resources)(work)
+        self._job = ray.put(job := self._describe())
+        self._check_nodes(job, environment)
+        self.todo = deque(cells)
+        looked = time.monotonic()
+        try:
+            while self.todo or self.running:
+                while self.todo and len(self.running) < IN_FLIGHT:
+                    self._begin(self.todo.popleft())
+                ended, _ = ray.wait(list(self.running), timeout=LOOK_SECONDS)
+                before, looked = looked, time.monotonic()
+                self._hear(min(looked - before, 2 * LOOK_SECONDS))  # all of the run may have been stopped meanwhile
+                for ref in ended:
+                    self._settle(ref, self.running.pop(ref))
+                if not ended and not any(attempt.sign for attempt in self.running.values()):
+                    self._check_room()
+        except _NoRoom:
+            print("no node of the Ray cluster is left that has room for a cell", file=sys.stderr)
+        finally:
+            self._end_all()
+
+    def _describe(self) -> Job:
+        judges = load_suite(self.folder / "suite.yaml").judges.values()
+        keys = {getattr(judge, "api_key_env", None) for judge in judges}
+        wanted = [name for name in os.environ if name.startswith(_PASSED_ON) or name in keys or _KEY.search(name)]
+        return Job(
+            folder=str(self.folder),
+            plan=plan_digest(self.folder) or "",
+            threads=self.how.threads,
+            environment={name: os.environ[name] for name in wanted},
+            python_path=tuple(entry for entry in sys.path if entry),
+            versions=versions(),
+        )
+
+    def _check_nodes(self, job: Job, environment: dict[str, Any]) -> None:
+        """ValueError for the first of the nodes there are that cannot do this run's cells; those that join later fail
+        their cells."""
+        looks = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(look)
+        nodes = _nodes_with_room(self.how)
+        for text in ray.get([looks.options(scheduling_strategy=_on(node)).remote(job) for node in nodes]):
+            if text is not None:
+                raise ValueError(text)
+
+    def _begin(self, cell: str) -> None:
+        attempt = _Attempt(cell, len(self.lost.get(cell, ())) + (cell in self.hung))
+        ref = self._work.options(name=cell).remote(
+            self._job, cell, attempt.number, self.hung.get(cell), self.lost.get(cell, ()), self._desk
+        )
+        self.running[ref] = attempt
+
+    def _hear(self, seconds: float) -> None:
+        """Pass on what the workers said in the last ``seconds``, and end those that have been silent for too long."""
+        news: dict[str, Sign] = {}
+        with suppress(RayError):  # it is being started again, and what it was told is told again soon
+            news = ray.get(self._desk.news.remote())
+        for attempt in self.running.values():
+            sign = news.get(attempt.cell)
+            if sign is None or sign.attempt != attempt.number:
+                attempt.silent += seconds if attempt.sign else 0.0
+            else:
+                if sign.stage and (attempt.sign is None or attempt.sign != sign):
+                    self.progress.stage(attempt.cell, sign.stage, sign.records)
+                attempt.sign, attempt.silent = sign, 0.0
+            if attempt.sign and attempt.hung is None and 0 < self._patience(attempt.sign) <= attempt.silent:
+                stage = attempt.sign.stage or "its beginning"
+                attempt.hung = f"no progress for {self.how.hung_minutes:g} minutes in {stage}"
+                _kill(attempt.sign.place)
+
+    def _patience(self, sign: Sign) -> float:
+        """Seconds; 0: for ever."""
+        seconds = 60 * self.how.hung_minutes
+        return seconds if sign.stage or not seconds else max(seconds, START_SECONDS)
+
+    def _settle(self, ref: ray.ObjectRef, attempt: _Attempt) -> None:
+        try:
+            ray.get(ref)
+        except (RayTaskError, RuntimeEnvSetupError) as problem:
+            # No accident: it would be so everywhere, such as a node without the plugin that the suite names.
+            cause = getattr(problem, "cause", problem)
+            self._fail(attempt, f"{type(cause).__name__}: {cause}")
+        except RayError as problem:
+            self._lose(attempt, problem)
+        else:
+            self.progress.over(attempt.cell)
+
+    def _lose(self, attempt: _Attempt, problem: RayError) -> None:
+        """Begin a cell again whose worker is gone, or let it fail."""
+        cell, where = attempt.cell, f" on {attempt.sign.place.host}" if attempt.sign else ""
+        if attempt.hung is not None:
+            if cell in self.hung:
+                self._fail(attempt, f"worker process hung twice ({attempt.hung}) and was ended")
+                return
+            self.hung[cell], how = attempt.hung, f"{attempt.hung}; its worker was ended"
+        else:
+            hint = "; not enough memory? give a cell more execution.per_cell.cpus, so that fewer share a node"
+            cause = f"{type(problem).__name__}{hint if isinstance(problem, OutOfMemoryError) else ''}"
+            how = f"worker process died{where} ({cause})"
+            self.lost[cell] = (*self.lost.get(cell, ()), how)
+            if len(self.lost[cell]) > self.how.retries:
+                times = len(self.lost[cell])
+                self._fail(attempt, how if times == 1 else f"{how}, as in {times - 1} attempts before")
+                return
+        if self.how.shared_folder:
+            sweep_cell(RunFolder(self.folder).cell(cell).path)
+        self.todo.appendleft(cell)
+        self.progress.stage(cell, f"{how}, and it is begun once more", 0)
+
+    def _fail(self, attempt: _Attempt, error: str) -> None:
+        cell = attempt.cell
+        host = attempt.sign.place.host if attempt.sign else None
+        more = {"hung": self.hung.get(cell), "host": host, "lost": self.lost.get(cell, ())}
+        fail(RunFolder(self.folder).cell(cell), error, **more)
+        self.progress.over(cell)
+
+    def _check_room(self) -> None:
+        if not _nodes_with_room(self.how):
+            raise _NoRoom
+
+    def _end_all(self) -> None:
+        """Nobody writes to the folder any more when this returns."""
+        for ref in self.running:
+            ray.cancel(ref, force=True)
+        if self.running:
+            ray.wait(list(self.running), num_returns=len(self.running), timeout=GRACE_SECONDS)
+        for attempt in self.running.values():
+            if self.how.shared_folder and attempt.sign:
+                sweep_cell(RunFolder(self.folder).cell(attempt.cell).path)
+
+
+class _NoRoom(Exception):
+    """No node that is alive can hold a cell."""
+
+
+def _kill(place: Place) -> None:
+    """End a worker in which nothing goes on, which Ray could only ask to; where it was stands in the cell's log."""
+
+    def end(pid: int) -> None:
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+
+    ray.remote(num_cpus=0, max_retries=0)(end).options(scheduling_strategy=_on(place.node)).remote(place.pid)
