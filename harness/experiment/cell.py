@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from socket import gethostname
 from typing import TypeVar
 
 from transformers import set_seed
@@ -141,8 +142,8 @@ def run_cell(
         triples_hash=_triples_hash(context, cell, aligned),
         fingerprint=aligned and aligned.fingerprint,
         commit=code_commit(),
+        host=host or gethostname(),
         hung=hung,
-        host=host,
         lost=lost,
         diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     )

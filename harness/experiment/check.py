@@ -51,7 +51,7 @@ def check_suite(suite: Suite) -> Checked:
     file, problems = suite.file, _Problems(suite)
     if file.execution.executor == "local":  # a node's device is looked at when it loads the model
         problems.of(("execution", "device"), check_device, file.execution.device)
-    problems.of(("execution", "executor"), check_executor, file.execution)
+    problems.of(("execution", "executor"), check_executor, suite)
     shape = problems.of(("base",), check_base, file.base)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():

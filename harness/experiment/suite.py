@@ -109,10 +109,21 @@ class PerCellSection(_Section):
 class ExecutionSection(_Section):
     """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
 
+    workers: int = Field(default=1, ge=1, le=1024, description="local: processes, each running one cell at a time")
+    threads: int = Field(default=1, ge=1, le=1024, description="torch threads in each process")
+    device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
+    checkpoint_minutes: float = Field(
+        default=10.0, ge=0, description="how often a training is kept, to go on from there when killed; 0: never"
+    )
+    hung_minutes: float = Field(
+        default=60.0,
+        ge=0,
+        description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
+        "cell begun once more; 0: never",
+    )
     executor: Literal["local", "ray"] = Field(
         default="local", description="processes on this machine, or tasks on a Ray cluster (docs/ray.md)"
     )
-    workers: int = Field(default=1, ge=1, le=1024, description="local: processes, each running one cell at a time")
     address: str = Field(
         default="auto", description="ray: HOST:PORT of the cluster's head; auto: the cluster that this machine is in"
     )
@@ -126,17 +137,6 @@ class ExecutionSection(_Section):
         default=True,
         description="ray: all nodes see the run folder and what the suite names under the same paths; "
         "false: files travel to the nodes and back",
-    )
-    threads: int = Field(default=1, ge=1, le=1024, description="torch threads in each process")
-    device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
-    checkpoint_minutes: float = Field(
-        default=10.0, ge=0, description="how often a training is kept, to go on from there when killed; 0: never"
-    )
-    hung_minutes: float = Field(
-        default=60.0,
-        ge=0,
-        description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
-        "cell begun once more; 0: never",
     )
 
     @model_validator(mode="after")

@@ -133,8 +133,9 @@ class CellState(Document):
     that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
     made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
     their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
-    how a worker hung at the cell and was ended before this attempt; None where none did. ``host`` is the machine of a
-    cluster that brought it to its end, None elsewhere, and ``lost`` says how earlier attempts there were lost.
+    how a worker hung at the cell and was ended before this attempt; None where none did. ``host`` is the machine that
+    brought it to its end (of a Ray cluster with the beginning of the node's id); ``lost`` says how earlier attempts
+    there were lost with their worker or node.
     """
 
     sealed: ClassVar[bool] = True
@@ -144,10 +145,10 @@ class CellState(Document):
     triples_hash: str | None = None
     fingerprint: str | None = None
     commit: str | None = None
+    host: str | None = None
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
     hung: str | None = None
-    host: str | None = None
     lost: tuple[str, ...] = ()
     files: dict[str, Mark] | None = None
 

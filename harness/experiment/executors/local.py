@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from socket import gethostname
 
 from tqdm import tqdm
 
@@ -173,7 +174,7 @@ class _Pool:
     def _fail(self, worker: _Worker, error: str) -> None:
         if worker.cell is None:
             return
-        fail(RunFolder(self.folder).cell(worker.cell), error, hung=self.hung.get(worker.cell))
+        fail(RunFolder(self.folder).cell(worker.cell), error, hung=self.hung.get(worker.cell), host=gethostname())
         self.progress.over(worker.cell)
 
 

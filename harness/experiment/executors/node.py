@@ -4,21 +4,25 @@ import faulthandler
 import fcntl
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from tqdm import tqdm
 
-from harness.experiment.executors.desk import Place, Sign
+from harness.data.external import DATA_VARIABLE
+from harness.experiment.executors.cargo import CHUNK, Item, Mirror
+from harness.experiment.executors.desk import Entry, Owner, Place, Sign, entries
 from harness.experiment.executors.worker import BEAT_SECONDS, all_output_to, cell_log
+from harness.judging.verdicts import Replies, keep_elsewhere
 from harness.provenance import code_commit, package_versions
 from harness.pulse import heard_by
 from harness.run_folder.layout import RunFolder
@@ -27,13 +31,17 @@ from harness.seals import digest
 if TYPE_CHECKING:
     from harness.experiment.cell import CellContext
 
+CANARY = "f" * 64
+"""The question that the driver holds as if it asked it, by which a node sees whether locks hold between machines."""
+
 
 @dataclass(frozen=True)
 class Job:
     """What all cells of one sitting have in common.
 
     ``plan`` is the digest of the plan in the run folder ``folder``, ``environment`` are variables of the driver,
-    ``python_path`` its sys.path, ``versions`` those of its code and packages.
+    ``python_path`` its sys.path, ``versions`` those of its code and packages. ``paid``: a judge asks for money.
+    ``cargo`` are the files to bring to nodes that do not see them, None where nodes see the folder.
     """
 
     folder: str
@@ -42,6 +50,8 @@ class Job:
     environment: dict[str, str]
     python_path: tuple[str, ...]
     versions: dict[str, str | None]
+    paid: bool
+    cargo: tuple[Item, ...] | None
 
 
 def versions() -> dict[str, str | None]:
@@ -49,23 +59,30 @@ def versions() -> dict[str, str | None]:
     return {"Python": platform.python_version(), "commit": code_commit(), **package_versions()}
 
 
-def plan_digest(folder: Path) -> str | None:
-    """Of the plan in a run folder; None where there is none."""
+def plan_digest(folder: Path) -> str:
+    """Of the plan in a run folder; "" where there is none."""
     path = folder / "plan.json"
-    return digest(path.read_bytes()) if path.is_file() else None
+    return digest(path.read_bytes()) if path.is_file() else ""
 
 
 def look(job: Job) -> str | None:
     """Why this node cannot do the cells of ``job``; None where it can."""
-    host, mine = _here().host, versions()
+    host, mine, folder = _here().host, versions(), Path(job.folder)
     if mine != job.versions:
         names = [name for name in {**job.versions, **mine} if job.versions.get(name) != mine.get(name)]
         shown = ", ".join(f"{name} {mine.get(name)} (here {job.versions.get(name)})" for name in names[:5])
         return f"Ray node {host} has {shown}: its results could differ; install the same on all nodes"
-    if plan_digest(Path(job.folder)) != job.plan:
+    if job.cargo is not None:
+        return None
+    if plan_digest(folder) != job.plan:
         return (
             f"Ray node {host} does not see the run folder {job.folder!r}: put it, and what the suite names, on a file "
-            "system that all nodes share, or set execution.shared_folder: false, which sends files to the nodes"
+            "system that all nodes share, or set execution.shared_folder=false, which sends files to the nodes"
+        )
+    if job.paid and not _locks_hold(RunFolder(folder).judging):
+        return (
+            f"Ray node {host} does not see the locks that this machine holds in {job.folder!r}, so verdicts could be "
+            "paid for twice and a cap be exceeded: mount it with locks, or set execution.shared_folder=false"
         )
     return None
 
@@ -75,52 +92,115 @@ def work(job: Job, cell: str, attempt: int, hung: str | None, lost: tuple[str, .
 
     ValueError where the node cannot (see `look`). ``desk`` is the actor `Desk`.
     """
-    place, folder = _here(), Path(job.folder)
+    place = _here()
     reporter = _Reporter(desk, cell, Sign(attempt, place))
     ray.get(reporter.send())  # where it is must be known, whatever becomes of it
-    _set_up(job)
-    if (reason := look(job)) is not None:
-        raise ValueError(reason)
-    from harness.experiment.cell import run_cell
+    process = _Process.of(job, desk)
+    folder = RunFolder(process.folder).cell(cell)
+    if process.mirror is not None:
+        process.lay_out(cell, attempt)
+    with cell_log(folder) as log, all_output_to(log), heard_by(reporter.alive):
+        from harness.experiment.cell import run_cell
 
-    with cell_log(RunFolder(folder).cell(cell)) as log, all_output_to(log), heard_by(reporter.alive):
         with suppress(OSError):  # a file system without locks
             # A worker that a killed driver left behind ends soon, but may not have yet; the system frees its lock.
             fcntl.flock(log, fcntl.LOCK_EX)
-        context = _context(job.folder)
-        run_cell(context, context.cells[cell], reporter.stage, hung, place.host, lost)
+        run_cell(process.context, process.context.cells[cell], reporter.stage, hung, place.host, lost)
+    if process.mirror is not None:
+        process.hand_in(cell, attempt)
 
 
-def _here() -> Place:
-    node = ray.get_runtime_context().get_node_id()
-    return Place(node, f"{platform.node()}/{node[:8]}", os.getpid())
+class _Process:
+    """What this process has set up for its sitting; Ray gives each sitting processes of its own.
+
+    ``folder`` is the run's, as this process sees it: with a ``mirror`` it lies in there.
+    """
+
+    _the: "_Process | None" = None
+
+    @classmethod
+    def of(cls, job: Job, desk: Any) -> "_Process":
+        if cls._the is None:
+            if (reason := look(job)) is not None:
+                raise ValueError(reason)
+            cls._the = cls(job, desk)
+        return cls._the
+
+    def __init__(self, job: Job, desk: Any) -> None:
+        self._desk, self._there = desk, RunFolder(job.folder)
+        self.folder, self.mirror = Path(job.folder), None
+        environment, python_path = job.environment, job.python_path
+        if job.cargo is not None:
+            self.mirror = mirror = Mirror()
+            mirror.bring(job.cargo, self._read)
+            self.folder = mirror.of(job.folder)
+            self._keeper = _DeskKeeper(desk)
+            keep_elsewhere(RunFolder(self.folder).judging, self._keeper)
+            data = {DATA_VARIABLE: str(mirror.of(environment[DATA_VARIABLE]))}
+            # Variables that name places (caches) are another on each machine.
+            environment = {n: v for n, v in environment.items() if not v.startswith(("/", "~", "."))} | data
+            python_path += tuple(str(mirror.of(entry)) for entry in python_path if entry.startswith("/"))
+        os.environ.update(environment)
+        sys.path += [entry for entry in python_path if entry not in sys.path]
+        # tqdm's own lock is a named semaphore, which a killed worker would leave to Python's resource tracker.
+        tqdm.set_lock(threading.RLock())
+        faulthandler.register(signal.SIGUSR1, file=2)  # by which the driver asks where a hung worker is
+        import torch
+
+        torch.set_num_threads(job.threads)
+
+    @cached_property
+    def context(self) -> "CellContext":
+        """Base model and triples are read once in a process."""
+        from harness.experiment.cell import CellContext
+
+        return CellContext.open(self.folder)
+
+    def lay_out(self, cell: str, attempt: int) -> None:
+        """Make this machine's folder of ``cell`` what the driver has of it."""
+        self._keeper.owner = cell, attempt
+        here, there = RunFolder(self.folder).cell(cell).path, self._there.cell(cell).path
+        shutil.rmtree(here, ignore_errors=True)
+        found: list[Entry] = ray.get(self._desk.begin.remote(cell, attempt))
+        for entry in found:
+            path = here / entry.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                while file.tell() < entry.size and (chunk := self._read(str(there / entry.name), file.tell())):
+                    file.write(chunk)
+            os.utime(path, ns=(entry.changed, entry.changed))
+
+    def hand_in(self, cell: str, attempt: int) -> None:
+        """Send all of the cell to the driver, which puts it into its place when the task is over."""
+        here = RunFolder(self.folder).cell(cell).path
+        for entry in entries(here):
+            with (here / entry.name).open("rb") as file:
+                for offset in range(0, max(entry.size, 1), CHUNK):
+                    ray.get(self._desk.write.remote(cell, attempt, entry, offset, file.read(CHUNK)))
+        shutil.rmtree(here)
+
+    def _read(self, path: str, offset: int) -> bytes:
+        return ray.get(self._desk.read.remote(path, offset))
 
 
-_prepared = False
+class _DeskKeeper:
+    """The judges' folder as the desk has it (`harness.judging.verdicts.Keeper`); ``owner`` is who asks."""
 
+    def __init__(self, desk: Any) -> None:
+        self._desk = desk
+        self.owner: Owner = ("", 0)
 
-def _set_up(job: Job) -> None:
-    """Make this process one like the driver, before it loads anything heavy."""
-    global _prepared
-    if _prepared:
-        return
-    _prepared = True
-    os.environ.update(job.environment)
-    sys.path += [entry for entry in job.python_path if entry not in sys.path]
-    # tqdm's own lock is a named semaphore, which a killed worker would leave to Python's resource tracker's warnings.
-    tqdm.set_lock(threading.RLock())
-    import torch
+    def read(self, name: str, start: int) -> bytes:
+        return ray.get(self._desk.read_lines.remote(name, start))
 
-    torch.set_num_threads(job.threads)
-    faulthandler.register(signal.SIGUSR1, file=2)  # by which the driver asks where a hung worker is
+    def append(self, name: str, line: bytes, at: int | None) -> bool:
+        return ray.get(self._desk.append.remote(name, line, at))
 
+    def take(self, key: str) -> bool:
+        return ray.get(self._desk.take.remote(key, self.owner))
 
-@lru_cache(maxsize=1)
-def _context(folder: str) -> "CellContext":
-    """That of the run, read once in a process; so are base model and triples."""
-    from harness.experiment.cell import CellContext
-
-    return CellContext.open(Path(folder))
+    def release(self, key: str | None) -> None:
+        ray.get(self._desk.release.remote(key, self.owner))
 
 
 class _Reporter:
@@ -146,3 +226,17 @@ class _Reporter:
         if time.monotonic() - self._sent >= BEAT_SECONDS:
             with self._lock:
                 self.send()
+
+
+def _here() -> Place:
+    node = ray.get_runtime_context().get_node_id()
+    return Place(node, f"{platform.node()}/{node[:8]}", os.getpid())
+
+
+def _locks_hold(judging: Path) -> bool:
+    """Whether the question that the driver holds cannot be taken here."""
+    try:
+        with Replies(judging).claims() as claims:
+            return not claims.take(CANARY)
+    except OSError:
+        return False

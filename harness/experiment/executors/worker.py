@@ -41,7 +41,8 @@ def fail(cell: CellFolder, error: str, **more: object) -> None:
     """Write that the cell failed by no doing of its own, once nobody writes there any more; ``more`` goes to its
     state."""
     sweep_cell(cell.path)
-    state = CellState(status="failed", error=discreet(f"{error}; see {cell.log}"), commit=code_commit())
+    where = f"; see {cell.log}" if cell.log.is_file() else ""
+    state = CellState(status="failed", error=discreet(f"{error}{where}"), commit=code_commit())
     cell.finish(state.model_copy(update=more))
 
 
