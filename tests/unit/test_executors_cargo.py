@@ -67,7 +67,7 @@ def test_everything_that_a_suite_names_reaches_a_node_once_and_under_the_same_re
     assert there.file.triples.path == first.of(source.parent / "triples.jsonl")
     assert Path(there.file.base.path or "").is_dir() and there.file.base.path == str(first.of(folders[0]))
     assert there.file.triples.path.read_bytes() == (source.parent / "triples.jsonl").read_bytes()
-    first._owner.close()  # as the system does for a process that ends
+    os.close(first._owner)  # as the system does for a process that ends
     assert Mirror().root.is_dir() and second.root.is_dir()
     assert not first.root.exists()
 

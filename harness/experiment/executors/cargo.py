@@ -112,7 +112,7 @@ class Mirror:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees a dead owner's
                     shutil.rmtree(tree)
             self.root.mkdir(parents=True)
-            self._owner = (self.root / ".owner").open("a")
+            self._owner = os.open(self.root / ".owner", os.O_WRONLY | os.O_CREAT)  # open for as long as the process is
             fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def of(self, path: str | Path) -> Path:
