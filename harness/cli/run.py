@@ -60,7 +60,10 @@ def run(
         typer.Option(help="Who runs the cells: local or ray (docs/ray.md).", show_default="the suite's, or local"),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto.", show_default="the suite's, or auto")
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster that is to run the cells: HOST:PORT, or auto.", show_default="the suite's, or auto"
+        ),
     ] = None,
     set_: Overrides = None,
     quiet: Annotated[
@@ -83,6 +86,11 @@ def run(
     """
     if quiet and (verbose or dry_run):
         raise ValueError(f"--quiet says nothing of what --{'verbose' if verbose else 'dry-run'} asks for; give one")
+    if address is not None and executor not in (None, "ray"):
+        raise ValueError(
+            f"--address is a Ray cluster's, and --executor {executor} asks for none; leave one of them out"
+        )
+    executor = executor or (None if address is None else "ray")
     placed = {"executor": executor, "address": address}
     set_ = [*(set_ or []), *(f"execution.{key}={json.dumps(value)}" for key, value in placed.items() if value)]
     how = {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}

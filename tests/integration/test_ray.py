@@ -1,6 +1,5 @@
 """A Ray cluster of two nodes on this machine gives the local results, also when workers, nodes and drivers die."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,19 +10,16 @@ import pytest
 from harness.experiment.run import prepare, run_suite
 from harness.run_folder import RunFolder
 from tests.integration.test_run import environment
+from tests.ray_nodes import NODE, Cluster
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 
-Cluster = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'dspa-bench[ray]'").Cluster
 pytestmark = pytest.mark.scale
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 PROGRAM = "from harness.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # The head does no cells, as where a run is started from a login node: any other node can be killed.
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -31,8 +27,6 @@ def cluster():
         yield cluster
     finally:
         cluster.shutdown()
-        if before is None:
-            del os.environ["RAY_USAGE_STATS_ENABLED"]
 
 
 @pytest.fixture
