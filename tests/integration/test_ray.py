@@ -1,8 +1,13 @@
 """A Ray cluster of two nodes on this machine gives the local results, also when workers, nodes and drivers die."""
 
+import os
+import random
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.scale
+KILLS = int(os.environ.get("DSPA_BENCH_NODE_KILLS", "3"))
 PROGRAM = "from harness.cli import main; main()"
 
 
@@ -96,6 +102,31 @@ def test_cells_of_a_node_that_is_killed_are_made_elsewhere(suite, local, tmp_pat
     lost = [state for state in cell_states(tmp_path / "run").values() if state.lost]
     assert len(lost) <= 1 and all(nodes[1].node_id[:8] in state.host for state in lost)
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_nodes_that_are_killed_at_random_moments_change_nothing(tmp_path, tiny_folders, cluster, nodes, on_ray):
+    dpo = {"name": "dpo", "method": "dpo", "params": {"tuning": "lora", "batch_size": 2, "lora_dropout": 0.1}}
+    fits = [{"name": "noise", "method": "toy_noise", "params": {"scale": 0.2}}, dpo]
+    suite = write_suite(tmp_path / "suite", tiny_folders["llama"], variants=fits, seeds=3, report=None)
+    assert run_suite(prepare(suite, tmp_path / "local"), NoProgress()) == {}
+    start = time.monotonic()
+    assert on_ray(suite, tmp_path / "whole")[0] == {}
+    seconds, draw, lost = time.monotonic() - start, random.Random(KILLS), 0
+    for number in range(KILLS):
+        out, victim = tmp_path / f"killed{number}", nodes.pop(0)
+        # A node joins for the one that goes, so that the next series begins with two again.
+        kill = threading.Timer(seconds * draw.uniform(0.1, 0.9), cluster.remove_node, (victim, False))
+        nodes.append(cluster.add_node(**NODE))
+        kill.start()
+        failures, told = on_ray(suite, out)
+        kill.join()
+        assert failures == {}
+        assert outcome(out) == outcome(tmp_path / "local")
+        assert not [*out.rglob("*.partial"), *out.rglob(".[!l]*")]
+        over = Counter(cell for cell, what, *_ in told if what == "over")
+        assert set(over.values()) == {1} and len(over) == 12, "each cell is brought to its end once"
+        lost += sum(len(state.lost) for state in cell_states(out).values())
+    print(f"{KILLS} nodes killed, {lost} cells begun again")
 
 
 def test_a_cell_that_kills_its_workers_is_named_and_others_are_not_disturbed(tmp_path, tiny_folders, on_ray):

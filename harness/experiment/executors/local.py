@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -37,7 +37,7 @@ LOOK_SECONDS = 5.0
 
 
 def run_local(
-    folder: Path, cells: Sequence[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
+    folder: Path, cells: Collection[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
 ) -> None:
     """Run ``cells`` of the run in ``folder`` (absolute); a cell that fails leaves its reason in the folder.
 
@@ -51,7 +51,7 @@ def run_local(
         _Pool(folder, min(workers, len(cells)), threads, progress, 60 * hung_minutes).run(cells)
 
 
-def _run_here(folder: Path, cells: Sequence[str], threads: int, progress: Progress) -> None:
+def _run_here(folder: Path, cells: Collection[str], threads: int, progress: Progress) -> None:
     import torch
 
     from harness.experiment.cell import CellContext, run_cell
@@ -93,7 +93,7 @@ class _Pool:
     running: list[_Worker] = field(default_factory=list)
     hung: dict[str, str] = field(default_factory=dict)  # cell -> how its worker hung
 
-    def run(self, cells: Sequence[str]) -> None:
+    def run(self, cells: Collection[str]) -> None:
         """Give ``cells`` to workers until all are over."""
         self.todo = list(cells)[::-1]
         looked = time.monotonic()

@@ -1,5 +1,6 @@
 """Cells as tasks on a Ray cluster: where they run, what becomes of those whose worker or node dies."""
 
+import logging
 import os
 import re
 import shutil
@@ -66,7 +67,7 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
     try:
         with _sigterm_as_before():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         _joined = True
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
