@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,12 @@ import pytest
 from harness.experiment.run import prepare, run_suite
 from harness.judging.ledger import read_accounts
 from tests.judge_server import serving
-from tests.ray_nodes import NODE, Cluster
+from tests.ray_nodes import NODE, Cluster, ray
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.scale
-UNSHARE = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 PRICES = {"price_in": 100.0, "price_out": 1000.0}
 
 
@@ -33,23 +34,22 @@ def apart(tmp_path_factory):
     try:
         start = f"{sys.executable} -m ray.scripts.scripts start --block --address {cluster.address} --num-cpus 1"
         start += f" --object-store-memory {NODE['object_store_memory']}"
-        for cache in caches:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        for number, cache in enumerate(caches, 1):  # one after another: two at once take each other's ports
             script = f"mount -t tmpfs none {hidden} && exec {start}"
             environment = {**os.environ, "DSPA_BENCH_CACHE": str(cache)}
             how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-            started.append(
-                subprocess.Popen(["unshare", "--mount", "bash", "-c", script], env=environment, cwd="/", **how)
-            )
-        import ray
-
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        wait_until(lambda: ray.cluster_resources().get("CPU") == 2, *started)
+            started.append(subprocess.Popen(["unshare", "-m", "bash", "-c", script], env=environment, cwd="/", **how))
+            wait_until(lambda number=number: ray.cluster_resources().get("CPU") == number, *started)
         ray.shutdown()
         yield cluster.address, caches
     finally:
+        ray.shutdown()
         for process in started:
-            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                one.kill()
+            with suppress(psutil.NoSuchProcess):
+                for one in psutil.Process(process.pid).children(recursive=True):
+                    one.kill()
+            process.kill()
             process.wait()
         cluster.shutdown()
         for cache in caches:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ from harness.run_folder.sweep import sweep_cell
 
 LOOK_SECONDS = 0.5
 """How long is waited at most before the desk is asked for news."""
+CONNECT_SECONDS = 10.0
+"""How long the head may take to answer at all."""
 GRACE_SECONDS = 10.0
 """How long workers may take to end when they are told to."""
 MOST_WAITING = 16
@@ -64,12 +67,15 @@ def connect(address: str) -> None:
             f"address {address!r}: the driver reads and writes files for the nodes, so it has to run on a machine of "
             "the cluster (one that does no work: `ray start --address HEAD:PORT --num-cpus 0`); give HOST:PORT, or auto"
         )
+    host, _, port = address.rpartition(":")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
     try:
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         with _sigterm_as_before():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         _joined = True
-    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as problem:
+    except (RuntimeError, ValueError, OSError, OverflowError, RayError) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise ValueError(
             f"there is no Ray cluster at {address!r} that this machine is in ({reason}); start one with `ray start "
