@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.scale
 UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
-PRICES = {"price_in": 100.0, "price_out": 1000.0}
+PRICES = {"price_in": 10.0, "price_out": 1000.0, "max_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +122,13 @@ def test_a_cap_holds_over_nodes_and_no_verdict_is_paid_for_twice(apart, tmp_path
             report=None,
         )
         apart_once, out = "execution.shared_folder=false", tmp_path / "run"
-        failures = on_ray(apart, suite, out, apart_once, "judge.max_cost=20")
+        failures = on_ray(
+            apart, suite, out, apart_once, "judge.max_cost=0.15"
+        )  # about a call at its worst, and ten as they are
         (account,) = read_accounts(out / "judging").values()
         assert account.cost is not None and account.possible is not None
-        assert 0 < account.cost + account.possible <= 20
-        assert failures and all("spending cap of 20 reached" in reasons[0] for reasons in failures.values())
+        assert 0 < account.cost + account.possible <= 0.15
+        assert failures and all("spending cap of 0.15 reached" in reasons[0] for reasons in failures.values())
         assert on_ray(apart, suite, out, apart_once, "judge.max_cost=2000") == {}
         assert set(server.answered.values()) == {1}, "each question is asked once, on whatever node"
     (account,) = read_accounts(out / "judging").values()
