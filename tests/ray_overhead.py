@@ -12,21 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray
-from ray.cluster_utils import Cluster
-
 from tests.conftest import make_model, make_tokenizer
+from tests.ray_nodes import new_cluster, node
 from tests.toys import outcome, write_suite
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 DPO = {"tuning": "lora", "batch_size": 2, "learning_rate": 0.001, "epochs": 4}
 PROGRAM = "from harness.cli import main\nif __name__ == '__main__':\n    main()\n"
 
 
 def main() -> None:
     """Prints a line for each round, and the medians."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as home:
         folder = Path(home)
         (folder / "program.py").write_text(PROGRAM)  # worker processes import the main module
@@ -34,11 +30,10 @@ def main() -> None:
         make_tokenizer().save_pretrained(folder / "base")
         variants = [{"name": f"dpo{n}", "method": "dpo", "params": {**DPO, "beta": 0.1 * n}} for n in (1, 2, 3, 4)]
         suite = write_suite(folder / "suite", folder / "base", variants=variants, budgets=[8], seeds=12, report=None)
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+        cluster = new_cluster()
         try:
             for _ in range(2):
-                cluster.add_node(**NODE)
-            ray.shutdown()
+                cluster.add_node(**node())
             ways = {
                 "local": ["--set", "execution.workers=2"],
                 "ray": ["--executor", "ray", "--address", cluster.address],

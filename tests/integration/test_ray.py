@@ -15,7 +15,7 @@ import pytest
 from harness.experiment.run import prepare, run_suite
 from harness.run_folder import RunFolder
 from tests.integration.test_run import environment
-from tests.ray_nodes import NODE, Cluster
+from tests.ray_nodes import new_cluster, node
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 
@@ -26,9 +26,7 @@ PROGRAM = "from harness.cli import main; main()"
 
 @pytest.fixture(scope="module")
 def cluster():
-    # The head does no cells, as where a run is started from a login node: any other node can be killed.
-    head = {**NODE, "num_cpus": 0, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = new_cluster()
     try:
         yield cluster
     finally:
@@ -38,12 +36,12 @@ def cluster():
 @pytest.fixture
 def nodes(cluster):
     """Two nodes, new for each test; a test may kill them."""
-    nodes = [cluster.add_node(**NODE) for _ in range(2)]
+    nodes = [cluster.add_node(**node()) for _ in range(2)]
     cluster.wait_for_nodes()
     yield nodes
-    for node in nodes:
-        if node in cluster.worker_nodes:
-            cluster.remove_node(node, allow_graceful=False)
+    for one in nodes:
+        if one in cluster.worker_nodes:
+            cluster.remove_node(one, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ def test_nodes_that_are_killed_at_random_moments_change_nothing(tmp_path, tiny_f
         out, victim = tmp_path / f"killed{number}", nodes.pop(0)
         # A node joins for the one that goes, so that the next series begins with two again.
         kill = threading.Timer(seconds * draw.uniform(0.1, 0.9), cluster.remove_node, (victim, False))
-        nodes.append(cluster.add_node(**NODE))
+        nodes.append(cluster.add_node(**node()))
         kill.start()
         failures, told = on_ray(suite, out)
         kill.join()
@@ -196,9 +194,9 @@ def test_a_run_without_nodes_waits_for_one(suite, local, tmp_path, cluster, node
         def stage(self, cell: str, stage: str, records: int) -> None:
             super().stage(cell, stage, records)
             if "waits for one" in stage:
-                nodes.append(cluster.add_node(**NODE))
+                nodes.append(cluster.add_node(**node()))
 
-    progress = Waiting(lambda: [cluster.remove_node(node, allow_graceful=False) for node in list(nodes)])
+    progress = Waiting(lambda: [cluster.remove_node(one, allow_graceful=False) for one in list(nodes)])
     failures, _ = on_ray(suite, tmp_path / "run", progress=progress)
     assert failures == {}
     assert len(nodes) == 3, "it said that it waits, once"

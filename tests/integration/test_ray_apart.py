@@ -13,7 +13,7 @@ import pytest
 from harness.experiment.run import prepare, run_suite
 from harness.judging.ledger import read_accounts
 from tests.judge_server import serving
-from tests.ray_nodes import NODE, Cluster, ray
+from tests.ray_nodes import new_cluster, node, ray
 from tests.toys import NoProgress, cell_states, outcome, write_suite
 from tests.waiting import wait_until
 
@@ -29,14 +29,16 @@ def apart(tmp_path_factory):
         pytest.skip("this machine allows no mount namespaces, by which a node is kept from seeing files")
     hidden = tmp_path_factory.getbasetemp()
     caches = [Path(f"{hidden}-node{number}") for number in (1, 2)]
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
+    cluster = new_cluster()
     started = []
     try:
         start = f"{sys.executable} -m ray.scripts.scripts start --block --address {cluster.address} --num-cpus 1"
-        start += f" --object-store-memory {NODE['object_store_memory']}"
+        start += " --object-store-memory {object_store_memory} --dashboard-agent-grpc-port {metrics_agent_port}"
+        start += " --metrics-export-port {metrics_export_port} --runtime-env-agent-port {runtime_env_agent_port}"
+        start += " --dashboard-agent-listen-port {dashboard_agent_listen_port}"
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         for number, cache in enumerate(caches, 1):  # one after another: two at once take each other's ports
-            script = f"mount -t tmpfs none {hidden} && exec {start}"
+            script = f"mount -t tmpfs none {hidden} && exec {start.format(**node())}"
             environment = {**os.environ, "DSPA_BENCH_CACHE": str(cache)}
             how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
             started.append(subprocess.Popen(["unshare", "-m", "bash", "-c", script], env=environment, cwd="/", **how))
