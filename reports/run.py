@@ -175,6 +175,11 @@ class Run:
         """Run -> how many cells were copied from it."""
         return dict(Counter(cell.state.origin for cell in self.cells if cell.state.origin is not None))
 
+    @property
+    def hosts(self) -> dict[str, int]:
+        """Machine -> the cells that it brought to their end; of older versions' cells nobody knows."""
+        return dict(sorted(Counter(cell.state.host for cell in self.cells if cell.state.host is not None).items()))
+
 
 def read_run(folder: str | Path, *, at_work: bool = False) -> Run:
     """Read the run in ``folder``; with ``at_work`` also what cells have measured that are not over yet, benchmark by

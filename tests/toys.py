@@ -171,7 +171,7 @@ class NoProgress:
         self.told.append((cell, "over"))
 
 
-_TIMES = ("commit", "origin", "files", "checksum")
+_TIMES = ("commit", "origin", "host", "lost", "files", "checksum")
 """What of cell.json says when and where and not what."""
 
 

@@ -1,5 +1,6 @@
 """``dspa-bench run``: what stands around harness.experiment on the terminal, from the plan to the leaderboard."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -74,6 +75,16 @@ def run(
         str | None,
         typer.Option(help="Run every n-th cell, from the i-th on: one of n processes, anywhere.", metavar="I/N"),
     ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Who runs the cells: local or ray (docs/ray.md).", show_default="the suite's, or local"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster that is to run the cells: HOST:PORT, or auto.", show_default="the suite's, or auto"
+        ),
+    ] = None,
     set_: Overrides = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing until the end, but for what failed.")
@@ -104,10 +115,17 @@ def run(
             raise ValueError(f"{option} is about a plan, without a run; give --dry-run, too")
     if device is None and (on or devices):
         raise ValueError("--on and --devices need --device NAME, the kind of device; docs/scale.md lists those known")
+    if address is not None and executor not in (None, "ray"):
+        raise ValueError(
+            f"--address is a Ray cluster's, and --executor {executor} asks for none; leave one of them out"
+        )
+    executor = executor or (None if address is None else "ray")
+    placed = {"executor": executor, "address": address}
+    set_ = [*(set_ or []), *(f"execution.{key}={json.dumps(value)}" for key, value in placed.items() if value)]
     how: dict[str, Any] = {"paper": None if device is None else OnPaper(device, on or 1, devices), "as_json": as_json}
     how |= {"max_cost": max_cost, "dry_run": dry_run, "quiet": quiet, "verbose": verbose}
     how |= {"only": only or (), "shard": shard}
-    raise typer.Exit(run_command(suite, out, set_ or [], reuse or (), **how))
+    raise typer.Exit(run_command(suite, out, set_, reuse or (), **how))
 
 
 def run_command(

@@ -101,10 +101,17 @@ class Failures:
             return None
 
 
-def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str | None = None) -> None:
+def run_cell(
+    context: CellContext,
+    cell: PlannedCell,
+    notify: Notify,
+    hung: str | None = None,
+    host: str | None = None,
+    lost: tuple[str, ...] = (),
+) -> None:
     """Bring ``cell`` to its end in the run folder; exceptions of its parts are recorded there, not raised.
 
-    ``hung`` says how an earlier attempt hung, if one did.
+    ``hung`` says how an earlier attempt hung, if one did; ``host`` and ``lost`` are as in `CellState`.
     """
     code_commit()  # asked before the work, because the checkout may change during it
     suite, folder = context.suite, context.folder.cell(cell.name)
@@ -136,8 +143,9 @@ def run_cell(context: CellContext, cell: PlannedCell, notify: Notify, hung: str 
         triples_hash=_triples_hash(context, cell, aligned),
         fingerprint=aligned and aligned.fingerprint,
         commit=code_commit(),
-        host=gethostname(),
+        host=host or gethostname(),
         hung=hung,
+        lost=lost,
         diagnostics={f"{name}.{key}": value for name, d in figures.items() for key, value in d.items()},
     )
     folder.finish(state, "\n".join(first.tracebacks + second.tracebacks) or None)

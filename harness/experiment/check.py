@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
+from harness.experiment.executors import check_executor
 from harness.experiment.plan import decisive_settings
 from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
@@ -50,8 +51,11 @@ def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
-    if not on_paper:
+    # A node's device is looked at when it loads the model, and so is one that is on paper alone.
+    if not on_paper and file.execution.executor == "local":
         problems.of(("execution", "device"), check_device, file.execution.device)
+    if not on_paper:
+        problems.of(("execution", "executor"), check_executor, suite)
     shape = problems.of(("base",), check_base, file.base, on_paper=on_paper)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():

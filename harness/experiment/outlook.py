@@ -220,7 +220,7 @@ def needs(suite: Suite, cells: Sequence[PlannedCell], folder: Path) -> Needs:
     records = LEAST_RECORD * (len(cells) - len(begun)) * sum(map(len, items.values()))
     most, free = disk(folder, fits=len(fits), weights=weights, asked_by=answered, cells=len(cells))
     workers = min(file.execution.workers, max(1, len(cells)))
-    on_gpu = file.execution.device.startswith("cuda")
+    on_gpu = file.execution.device.startswith("cuda") and torch.cuda.is_available()  # a cluster's need not be here
     copies = 1 + (TRAINED_COPIES if whole else 0)
     least = len(whole) * weights + records
     return Needs(

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from harness.data.triples import triples_hash
 from harness.discretion import discreet
 from harness.experiment.check import Checked, check_suite
-from harness.experiment.executors import Progress, run_local
+from harness.experiment.executors import Progress, run_cells
 from harness.experiment.forecast import check_bills
 from harness.experiment.plan import Identity, differences, grown, identify, identity_hash, make_plan, sae_hash
 from harness.experiment.reuse import Donor, reusable
@@ -157,9 +157,7 @@ def run_suite(
 
 
 def _run(prepared: Prepared, cells: Sharing) -> None:
-    how = prepared.suite.file.execution
-    settings = {"workers": how.workers, "threads": how.threads, "hung_minutes": how.hung_minutes}
-    run_local(prepared.folder.path, cells, **settings, progress=cells)
+    run_cells(prepared.folder.path, cells, prepared.suite.file.execution, cells)
 
 
 def _open(prepared: Prepared, cells: Sharing) -> None:

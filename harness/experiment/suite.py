@@ -92,10 +92,24 @@ class ReportSection(_Section):
     baseline: str | None = Field(default=None, description="what others are compared with; by default the first")
 
 
+class PerCellSection(_Section):
+    """What one cell takes of a node of a cluster, in Ray's units: a share of a device lets several cells have it."""
+
+    cpus: float | None = Field(default=None, gt=0, le=1024, description="by default execution.threads")
+    gpus: float = Field(default=0.0, ge=0, le=1024, description="more than 1: a whole number")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PerCellSection":
+        for name, value in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if value is not None and value > 1 and value != int(value):
+                raise ValueError(f"{name} is {value:g}; Ray gives shares of one only: a whole number, or less than 1")
+        return self
+
+
 class ExecutionSection(_Section):
     """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
 
-    workers: int = Field(default=1, ge=1, le=1024, description="processes, each running one cell at a time")
+    workers: int = Field(default=1, ge=1, le=1024, description="local: processes, each running one cell at a time")
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads in each process")
     device: str = Field(default="cpu", description="torch device, e.g. cpu or cuda")
     checkpoint_minutes: float = Field(
@@ -107,6 +121,29 @@ class ExecutionSection(_Section):
         description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
         "cell begun once more; 0: never",
     )
+    executor: Literal["local", "ray"] = Field(
+        default="local", description="processes on this machine, or tasks on a Ray cluster (docs/ray.md)"
+    )
+    address: str = Field(
+        default="auto", description="ray: HOST:PORT of the cluster's head; auto: the cluster that this machine is in"
+    )
+    per_cell: PerCellSection = Field(
+        default=PerCellSection(), description="ray: what a cell takes of its node; as many run at once as there is room"
+    )
+    retries: int = Field(
+        default=2, ge=0, le=100, description="ray: how often a cell is begun again whose worker or node died"
+    )
+    shared_folder: bool = Field(
+        default=True,
+        description="ray: all nodes see the run folder and what the suite names under the same paths; "
+        "false: files travel to the nodes and back",
+    )
+
+    @model_validator(mode="after")
+    def _has_its_device(self) -> "ExecutionSection":
+        if self.executor == "ray" and self.device.startswith("cuda") and not self.per_cell.gpus:
+            raise ValueError(f"device is {self.device} and a cell gets no GPU of its node; add per_cell: {{gpus: 1}}")
+        return self
 
 
 class SuiteFile(_Section):

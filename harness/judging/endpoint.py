@@ -15,7 +15,7 @@ from harness.judging.chat_endpoint import ChatEndpoint, NotAsked, RequestHooks
 from harness.judging.judge import register_judge
 from harness.judging.ledger import CapReached, Ledger, Outcome
 from harness.judging.prompted import PromptedJudge, Received, Reply
-from harness.judging.verdicts import Claims, Replies
+from harness.judging.verdicts import Claims, Keeper, Replies
 from harness.pulse import beat
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -113,7 +113,7 @@ class RequestQueue(RequestHooks):
     judge: OpenAIJudge
     kept: Replies
     ledger: Ledger
-    claims: Claims
+    claims: Claims | Keeper
     questions: Sequence[Conversation]
     received: Received
 

@@ -1,6 +1,7 @@
 """What judge models said, kept on disk so that no verdict is asked for (and paid for) twice.
 
-A `Journal` is a file of JSON lines that several processes append to and read; `Replies` is the one of all replies.
+A `Journal` is a file of JSON lines that several processes append to and read; `Replies` is the one of all replies. On
+a machine that does not see the folder they are in, a `Keeper` stands for it.
 """
 
 import fcntl
@@ -11,12 +12,40 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from harness.data.triples import Conversation
 from harness.seals import read_line, sealed_line
 
 Row = dict[str, Any]
+
+
+class Keeper(Protocol):
+    """A folder of journals and claims that is on another machine, as far as one process there may have it."""
+
+    def read(self, name: str, start: int) -> bytes:
+        """The whole lines of the journal ``name`` from byte ``start`` on."""
+        ...
+
+    def append(self, name: str, line: bytes, at: int | None) -> bool:
+        """Add a line; with ``at`` only where the journal ends at that byte, else False."""
+        ...
+
+    def take(self, key: str) -> bool:
+        """As `Claims.take`."""
+        ...
+
+    def release(self, key: str | None) -> None:
+        """As `Claims.release`; None: all that this process holds."""
+        ...
+
+
+_elsewhere: dict[Path, Keeper] = {}
+
+
+def keep_elsewhere(folder: Path, keeper: Keeper) -> None:
+    """From now on journals and claims of ``folder`` are what ``keeper`` has, and not files of this machine."""
+    _elsewhere[folder] = keeper
 
 
 class Journal:
@@ -28,40 +57,39 @@ class Journal:
     def __init__(self, path: Path, mend: str | None = "remove this line") -> None:
         self.path, self._mend = path, mend
         self._read_up_to, self._lines = 0, 0
+        self._keeper = _elsewhere.get(path.parent)
 
     def append(self, row: Mapping[str, Any], check: Callable[[list[Row]], None] | None = None) -> None:
         """Add one line, in ASCII.
 
         ``check`` gets the `news` before, while no other process can add any; what it raises prevents the line.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        line = sealed_line(row)
+        if self._keeper is not None:
+            while True:
+                if check is not None:
+                    check(self.news())
+                if self._keeper.append(self.path.name, line, self._read_up_to if check is not None else None):
+                    return
+        with appending(self.path) as file:
             if check is not None:
-                check(self._news_in(file))
-            _cut_torn_end(file)
-            file.write(sealed_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+                check(self._rows(_lines_from(file, self._read_up_to)))
+            file.write(line)
 
     def news(self) -> list[Row]:
         """The rows that were added since the last call, this object's own included; none without a file.
 
         Raises ValueError (file:line) for a line that is no JSON object, or another than was written.
         """
-        try:
-            with self.path.open("rb") as file:
-                return self._news_in(file)
-        except FileNotFoundError:
-            return []
+        if self._keeper is not None:
+            return self._rows(self._keeper.read(self.path.name, self._read_up_to))
+        return self._rows(read_lines(self.path, self._read_up_to))
 
-    def _news_in(self, file: BinaryIO) -> list[Row]:
-        file.seek(self._read_up_to)
-        whole = file.read().rpartition(b"\n")[0]
+    def _rows(self, whole: bytes) -> list[Row]:
         if not whole:
             return []
         rows = []
-        for number, line in enumerate(whole.split(b"\n"), self._lines + 1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], self._lines + 1):
             try:
                 row = read_line(line)
                 if not isinstance(row, dict):
@@ -70,9 +98,36 @@ class Journal:
             except ValueError as problem:
                 if self._mend is not None:
                     raise ValueError(f"{self.path}:{number}: damaged ({problem}); {self._mend}") from None
-        self._read_up_to += len(whole) + 1
-        self._lines += whole.count(b"\n") + 1
+        self._read_up_to += len(whole)
+        self._lines += whole.count(b"\n")
         return rows
+
+
+def read_lines(path: Path, start: int) -> bytes:
+    """The whole lines of a journal from byte ``start`` on; none without a file."""
+    try:
+        with path.open("rb") as file:
+            return _lines_from(file, start)
+    except FileNotFoundError:
+        return b""
+
+
+def _lines_from(file: BinaryIO, start: int) -> bytes:
+    file.seek(start)
+    content = file.read()
+    return content[: content.rfind(b"\n") + 1]
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """The journal at ``path`` to add whole lines to, while no other process can; they are on disk after the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _cut_torn_end(file)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut_torn_end(file: BinaryIO) -> None:
@@ -113,8 +168,14 @@ class Replies:
         self._texts[key] = text
 
     @contextmanager
-    def claims(self) -> Iterator["Claims"]:
+    def claims(self) -> Iterator["Claims | Keeper"]:
         """For a batch of questions: processes agree who asks which, so that two never pay for the same."""
+        if (keeper := _elsewhere.get(self._claims.parent)) is not None:
+            try:
+                yield keeper
+            finally:
+                keeper.release(None)
+            return
         self._claims.parent.mkdir(parents=True, exist_ok=True)
         with self._claims.open("a+b") as file:
             yield Claims(file)

@@ -149,12 +149,13 @@ class CellState(Document):
 
     ``error`` says why the cell failed, ``second_judge_error`` what the second judge could not do (the first judge's
     results stand without it). ``triples_hash`` is that of the triples that the fit was given, ``fingerprint`` that of
-    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures that
-    the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``host`` is the machine that brought it to
-    its end, ``origin`` the name of the run that made the cell, where it was copied from another. ``files`` are the
-    marks of the cell's files but for its logs, by their names relative to the cell; None in a cell of an older version,
-    whose files cannot be verified. ``hung`` says how a worker hung at the cell and was ended before this attempt; None
-    where none did.
+    the aligned model, ``commit`` that of the code; each is None where it is not known. ``diagnostics`` are figures
+    that the intervention reports of itself: ``<benchmark>.<figure>`` -> value. ``origin`` is the name of the run that
+    made the cell, where it was copied from another. ``files`` are the marks of the cell's files but for its logs, by
+    their names relative to the cell; None in a cell of an older version, whose files cannot be verified. ``hung`` says
+    how a worker hung at the cell and was ended before this attempt; None where none did. ``host`` is the machine that
+    brought it to its end (of a Ray cluster with the beginning of the node's id); ``lost`` says how earlier attempts
+    there were lost with their worker or node.
     """
 
     sealed: ClassVar[bool] = True
@@ -168,6 +169,7 @@ class CellState(Document):
     diagnostics: dict[str, float] = Field(default={})
     origin: str | None = None
     hung: str | None = None
+    lost: tuple[str, ...] = ()
     files: dict[str, Mark] | None = None
 
     @model_validator(mode="after")

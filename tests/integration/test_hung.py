@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from harness.experiment import executors
+from harness.experiment.executors import local
 from harness.experiment.run import prepare, run_suite
 from harness.pulse import beat, heard_by
 from harness.run_folder import RunFolder
@@ -16,8 +16,8 @@ MINUTES = 0.15
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(executors, "LOOK_SECONDS", 0.5)
-    monkeypatch.setattr(executors, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(local, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.5)
 
 
 def test_a_worker_that_hangs_is_ended_named_and_its_cell_begun_once_more(tmp_path, tiny_folders, quick):

@@ -6,7 +6,7 @@ import sys
 
 LEAVES = """
 import os, signal
-from harness.experiment.executors import _leave_off
+from harness.experiment.executors.local import _leave_off
 
 signal.signal(signal.SIGTERM, _leave_off)
 try:

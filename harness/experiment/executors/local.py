@@ -1,4 +1,4 @@
-"""Who runs the cells: this process, or a handful of worker processes on this machine."""
+"""Cells on this machine: in this very process, or in a handful of worker processes."""
 
 import faulthandler
 import multiprocessing
@@ -8,45 +8,38 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from socket import gethostname
-from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
-from harness.discretion import discreet, make_discreet
-from harness.provenance import code_commit
+from harness.experiment.executors.worker import (
+    BEAT_SECONDS,
+    START_SECONDS,
+    Progress,
+    all_output_to,
+    cell_log,
+    fail,
+    variables,
+)
 from harness.pulse import heard_by
-from harness.run_folder.layout import CellFolder, CellState, RunFolder
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.sweep import sweep_cell
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
 LOOK_SECONDS = 5.0
 """How often workers are looked at that say nothing."""
-START_SECONDS = 1800.0
-"""How long a worker may at least take to begin with its first cell: it may have to download the model."""
-BEAT_SECONDS = 0.5
-"""Between two signs of life of a worker, at least."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-class Progress(Protocol):
-    """What is told to whoever watches a run."""
-
-    def stage(self, cell: str, stage: str, records: int) -> None: ...
-
-    def over(self, cell: str) -> None: ...
 
 
 def run_local(
     folder: Path, cells: Collection[str], *, workers: int, threads: int, progress: Progress, hung_minutes: float = 0.0
 ) -> None:
-    """Run ``cells`` of the run in ``folder``; a cell that fails leaves its reason in the folder.
+    """Run ``cells`` of the run in ``folder`` (absolute); a cell that fails leaves its reason in the folder.
 
     The next cell is asked for when it can be begun, so ``cells`` may be claimed as they are handed out
     (`harness.experiment.sharing`). One worker means this very process. Otherwise ``workers`` processes are spawned,
@@ -54,7 +47,6 @@ def run_local(
     (`harness.pulse`) for ``hung_minutes`` (0: for ever) is ended, and its cell begun once more; the second time it
     failed.
     """
-    folder = folder.absolute()  # lm-eval changes the working directory while it reads tasks
     if workers == 1 or len(cells) == 1:
         _run_here(folder, cells, threads, progress)
     else:
@@ -72,7 +64,7 @@ def _run_here(folder: Path, cells: Iterable[str], threads: int, progress: Progre
         context = CellContext.open(folder)
         for cell in cells:
             # Not by file descriptor as in a worker: the progress display is written by this very process.
-            with _log(RunFolder(folder).cell(cell)) as log, redirect_stdout(log), redirect_stderr(log):
+            with cell_log(RunFolder(folder).cell(cell)) as log, redirect_stdout(log), redirect_stderr(log):
                 run_cell(context, context.cells[cell], progress.stage)
             progress.over(cell)
     finally:
@@ -191,10 +183,7 @@ class _Pool:
     def _fail(self, worker: _Worker, error: str) -> None:
         if worker.cell is None:
             return
-        cell = RunFolder(self.folder).cell(worker.cell)
-        sweep_cell(cell.path)
-        state = CellState(status="failed", error=discreet(f"{error}; see {cell.log}"), commit=code_commit())
-        cell.finish(state.model_copy(update={"hung": self.hung.get(worker.cell), "host": gethostname()}))
+        fail(RunFolder(self.folder).cell(worker.cell), error, hung=self.hung.get(worker.cell), host=gethostname())
         self.progress.over(worker.cell)
 
 
@@ -211,7 +200,7 @@ def _start(folder: Path, threads: int) -> _Worker:
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(folder, threads, there), name="dspa-bench worker")
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    os.environ.update(variables(threads))
     try:
         process.start()
     finally:
@@ -240,7 +229,7 @@ def _work(folder: Path, threads: int, pipe: Connection) -> None:
     with heard_by(voice.alive):
         while (task := pipe.recv()) is not None:
             name, hung = task
-            with _log(RunFolder(folder).cell(name)) as log, _all_output_to(log):
+            with cell_log(RunFolder(folder).cell(name)) as log, all_output_to(log):
                 context = context or CellContext.open(folder)
                 run_cell(context, context.cells[name], lambda *news: voice.say(news), hung)
             voice.say("over")
@@ -279,30 +268,3 @@ def _die_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-@contextmanager
-def _log(folder: CellFolder) -> Iterator[TextIO]:
-    """The cell's log.txt: what libraries print would tear up the progress display."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with folder.log.open("a", encoding="utf-8") as log:
-            yield log
-    finally:
-        make_discreet(folder.log)
-
-
-@contextmanager
-def _all_output_to(log: TextIO) -> Iterator[None]:
-    """Send what this process prints, in Python or below it, to ``log``."""
-    saved = [os.dup(1), os.dup(2)]
-    for number in (1, 2):
-        os.dup2(log.fileno(), number)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, copy in enumerate(saved, 1):
-            os.dup2(copy, number)
-            os.close(copy)
