@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
-from harness.data.refs import ModelRef, SAERef, TriplesPath
+from harness.data.refs import InputPath, ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
 from harness.experiment.shipped import Shipped, find_shipped
 from harness.experiment.source import Key, Source, describe
@@ -92,6 +92,11 @@ class ReportSection(_Section):
     baseline: str | None = Field(default=None, description="what others are compared with; by default the first")
 
 
+class PerFitSection(_Section):
+    processes: int = Field(default=1, ge=1, le=1024, description="that share a fit, each on a device of its own")
+    accelerate_config: InputPath | None = Field(default=None, description="file of `accelerate config`")
+
+
 class ExecutionSection(_Section):
     """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
 
@@ -107,6 +112,7 @@ class ExecutionSection(_Section):
         description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
         "cell begun once more; 0: never",
     )
+    per_fit: PerFitSection = PerFitSection()
 
 
 class SuiteFile(_Section):
