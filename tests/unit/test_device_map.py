@@ -107,7 +107,10 @@ def test_ids_go_where_the_embeddings_are_computed(bases):
         (["base.device_map=auto", "base.max_memory.cpu=lots"], "max_memory of cpu: 'lots' is no size"),
         (["base.device_map=everywhere"], "base.device_map"),
         (["base.device_map=auto", "execution.workers=2"], "2 workers would each spread a copy"),
-        (["base.device_map=auto", "execution.workers=1", "execution.per_fit.processes=2"], "set per_fit.processes to 1"),
+        (
+            ["base.device_map=auto", "execution.workers=1", "execution.per_fit.processes=2"],
+            "set per_fit.processes to 1",
+        ),
         (["base.device_map=auto", "execution.workers=1"], "dpo.*: what has an adapter or weights of its own"),
     ],
 )

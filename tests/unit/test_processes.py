@@ -13,12 +13,15 @@ import torch
 from baselines import CAA, DPO, FPO, KTO, ORPO, RAHFSCIT, SAILS, SFT, RAHFDual, RepE, SimPO, StaticSAE
 from dspa.method import DSPA
 from harness.compute.sitting import Sitting
+from harness.data.refs import SAERef
 from harness.data.triples import Budget
 from harness.experiment.processes import check_per_fit, environment, fit_over
 from harness.experiment.suite import PerFitSection
 from harness.run_folder.training import Curve
+from tests.unit.rank_group import Case, fit_all, outcome
 
 TWO = PerFitSection(processes=2)
+NO_SAES = SAERef(path="/"), SAERef(path="/")  # for names alone
 COMMON = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 4}
 LORA = {"tuning": "lora", "lora_rank": 2}
 RAHF = {**COMMON, "tuning": "lora", "lora_dropout": 0.0, "layers": [2], "fit_batch_size": 3, "steps": 3}
@@ -26,20 +29,47 @@ TRIPLES = 11
 """No multiple of a batch: of the last one the two processes have one and two rows."""
 
 
-def trained(sae):
-    """Name -> each trained method; with 9 triples of FPO one process has no row of the last batch."""
-    return {
+def cases(sae_refs):
+    """Name -> every method that fits anything."""
+    early, late = sae_refs
+    sparse = {"input_sae": early, "output_sae": late, "k_prompt": 4, "k_diff": 4, "batch_size": 4}
+    trained = {
         "sft": SFT(**COMMON),
         "dpo": DPO(**COMMON, **LORA),
         "dpo full": DPO(**COMMON, accumulation=2),
         "kto": KTO(**COMMON, **LORA),
         "orpo": ORPO(**COMMON, **LORA),
         "simpo": SimPO(**COMMON, **LORA),
-        "fpo": FPO(**COMMON, **LORA, sae={"path": str(sae)}, k=4),
-        "sails": SAILS(**COMMON, lora_rank=4, saes=[{"path": str(sae)}], k=8),
+        "fpo": FPO(**COMMON, **LORA, sae=late, k=4),
+        "sails": SAILS(**COMMON, lora_rank=4, saes=[late], k=8),
         "rahf_scit": RAHFSCIT(**RAHF, good_instruction="w1 w2", bad_instruction="w3"),
         "rahf_dual": RAHFDual(**RAHF),
     }
+    counted = {
+        "dspa": DSPA(**sparse),
+        "ridge": DSPA(**sparse, scores="ridge"),
+        "causal": DSPA(**sparse, select="causal"),
+        "static_sae": StaticSAE(sae=late, batch_size=4),
+        "caa": CAA(layer=2, batch_size=4),
+        "repe": RepE(layer=2, directions=4, batch_size=4),
+    }
+    found = {name: Case(method, TRIPLES) for name, method in trained.items()}
+    # The last batch has one row, which both processes pass and one bills.
+    found |= {f"{name}, one row": Case(trained[name], 9) for name in ("sft", "dpo", "kto", "orpo", "fpo", "rahf_scit")}
+    found["fpo under a limit"] = Case(trained["fpo"], TRIPLES, flops_limit=4 * 10**8)
+    return found | {name: Case(method, 24) for name, method in counted.items()}
+
+
+COUNTED = ("dspa", "ridge", "causal", "static_sae", "caa", "repe")
+
+
+@pytest.fixture(scope="module")
+def of_two(tiny_folders, triples, sae_refs, tmp_path_factory):
+    """Name -> outcome of the case by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    given = cases(sae_refs)
+    torch.multiprocessing.spawn(fit_all, (given, str(tiny_folders["llama"]), triples, folder), nprocs=2)
+    return {name: torch.load(folder / name / "outcome.pt", weights_only=True) for name in given}
 
 
 def fitted_in(folder, per_fit, method, base, triples, *, minutes=0.0, **bounds):
@@ -58,61 +88,32 @@ def exact(bill):
     return [{name: bill[name] for name in names}, stages]
 
 
-def alike(tmp_path, method, base, triples, **bounds):
-    """That two processes give what one gives."""
-    one, losses = fitted_in(tmp_path / "one", PerFitSection(), method, base, triples, **bounds)
-    two, halves = fitted_in(tmp_path / "two", TWO, method, base, triples, **bounds)
-    assert len(losses) > 1
-    assert halves == pytest.approx(losses, rel=1e-5, abs=1e-5)
+@pytest.mark.parametrize("name", ["dpo", "sft"])
+def test_two_processes_train_what_one_trains(tiny_base, triples, sae_refs, tmp_path, name):
+    method, base = cases(sae_refs)[name].method, tiny_base("llama")
+    one, losses = fitted_in(tmp_path / "one", PerFitSection(), method, base, triples[:TRIPLES])
+    two, halves = fitted_in(tmp_path / "two", TWO, method, base, triples[:TRIPLES])
+    assert halves == pytest.approx(losses, rel=1e-5, abs=1e-5) and len(losses) > 1
     assert exact(two.bill) == exact(one.bill)
-    assert two.params == one.params
-    tensors, others = one.delta_tensors(), two.delta_tensors()
-    assert tensors.keys() == others.keys()
-    for name in tensors:
-        torch.testing.assert_close(others[name], tensors[name], rtol=0, atol=1e-4, msg=lambda text: text + name)  # noqa: B023
+    assert (two.method, two.delta, two.params) == (one.method, one.delta, one.params)
+    others = two.delta_tensors()
+    for key, tensor in one.delta_tensors().items():
+        torch.testing.assert_close(others[key], tensor, rtol=0, atol=1e-4)
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft"])
-def test_two_processes_train_what_one_trains(tiny_base, triples, sae_refs, tmp_path, name):
-    alike(tmp_path, trained(sae_refs[1].path)[name], tiny_base("llama"), triples[:TRIPLES])
-
-
 @pytest.mark.scale
-@pytest.mark.parametrize("name", [name for name in trained("/") if name not in ("dpo", "sft")])
-def test_every_method_is_trained_by_two_as_by_one(tiny_base, triples, sae_refs, tmp_path, name):
-    alike(tmp_path, trained(sae_refs[1].path)[name], tiny_base("llama"), triples[:TRIPLES])
-
-
-@pytest.mark.scale
-@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "orpo", "fpo"])
-def test_a_last_batch_of_one_row_is_passed_by_both_and_billed_once(tiny_base, triples, sae_refs, tmp_path, name):
-    alike(tmp_path, trained(sae_refs[1].path)[name], tiny_base("llama"), triples[:9])
-
-
-@pytest.mark.scale
-def test_under_a_flop_limit_both_stop_at_the_step_at_which_one_does(tiny_base, triples, sae_refs, tmp_path):
-    alike(tmp_path, trained(sae_refs[1].path)["fpo"], tiny_base("llama"), triples[:TRIPLES], flops_limit=10**9)
-
-
-@pytest.mark.scale
-@pytest.mark.parametrize("kind", ["dspa", "ridge", "causal", "static_sae", "caa", "repe"])
-def test_statistics_of_two_processes_are_those_of_one_to_the_bit(tiny_base, triples, sae_refs, tmp_path, kind):
-    early, late = sae_refs
-    common = {"input_sae": early, "output_sae": late, "k_prompt": 4, "k_diff": 4, "batch_size": 4}
-    method = {
-        "dspa": lambda: DSPA(**common),
-        "ridge": lambda: DSPA(**common, scores="ridge"),
-        "causal": lambda: DSPA(**common, select="causal"),
-        "static_sae": lambda: StaticSAE(sae=late, batch_size=4),
-        "caa": lambda: CAA(layer=2, batch_size=4),
-        "repe": lambda: RepE(layer=2, directions=4, batch_size=4),
-    }[kind]()
-    base = tiny_base("llama")
-    one, _ = fitted_in(tmp_path / "one", PerFitSection(), method, base, triples)
-    two, _ = fitted_in(tmp_path / "two", TWO, method, base, triples)
-    assert two.fingerprint == one.fingerprint
-    assert exact(two.bill) == exact(one.bill)
+@pytest.mark.parametrize("name", [name for name in cases(NO_SAES) if name != "dpo"])
+def test_every_method_is_fitted_by_two_as_by_one(tiny_base, triples, sae_refs, tmp_path, of_two, name):
+    bill, params, losses, tensors = outcome(cases(sae_refs)[name], tiny_base("llama"), triples, tmp_path)
+    two_bill, two_params, halves, others = of_two[name]
+    assert exact(two_bill) == exact(bill)
+    assert two_params == params
+    assert halves == pytest.approx(losses, rel=1e-5, abs=1e-5)
+    assert bool(losses) == (name not in COUNTED)
+    assert others.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(others[key], tensor, rtol=0, atol=0 if name in COUNTED else 1e-4)
 
 
 @pytest.mark.scale

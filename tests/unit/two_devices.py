@@ -31,7 +31,7 @@ class TwoDevices(TorchFunctionMode):
             if func in (Tensor.to, Tensor.cpu, Tensor.tolist, Tensor.item):
                 return _moved(func, args, kwargs)
             tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
-            if func is torch.autograd.grad:  # as its inputs are, or they would not be those of the graph
+            if func in (torch.autograd.grad, Tensor.requires_grad_):  # on these very tensors, not on views of them
                 return tree_map(_far, func(*args, **kwargs))
             if kwargs.get("device") == FAR:
                 kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -49,12 +49,13 @@ def _plain(one: Any) -> Any:
 
 
 def _far(one: Any) -> Any:
-    return one.as_subclass(Far) if isinstance(one, Tensor) and not isinstance(one, nn.Parameter) else one
+    return one.as_subclass(Far) if isinstance(one, Tensor) and not isinstance(one, Far | nn.Parameter) else one
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     """What goes from one device to another, or to Python."""
-    places = [one.device if isinstance(one, Tensor) else one for one in (*args[1:], kwargs.get("device"))]
+    named = [one.device if isinstance(one, Tensor) else one for one in (*args[1:], kwargs.get("device"))]
+    places = [torch.device(one) if isinstance(one, str) else one for one in named]
     wanted = [FAR if isinstance(one, Far) else place for one, place in zip((*args[1:], None), places, strict=True)]
     to_far = FAR in wanted
     rest = tuple(torch.device("cpu") if place == FAR else _plain(one) for one, place in zip(args[1:], wanted))  # noqa: B905
