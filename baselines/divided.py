@@ -1,6 +1,7 @@
 """Trainings over several processes: each has the same batches, takes its rows of every one, and weighs their loss."""
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class _OwnRows:
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         n, rank, size = len(rows), self._ranks.rank, self._ranks.size
-        own = list(range(n * rank // size, n * (rank + 1) // size))
+        # The first have one more: rank 0, whose steps count, has a row of every batch.
+        own = list(range(ceil(n * rank / size), ceil(n * (rank + 1) / size)))
         batch = {name: _select(value, own or [0], n) for name, value in self._collate(rows).items()}
         if not own and "labels" in batch:  # which are counted over all processes
             batch["labels"].fill_(IGNORED)

@@ -88,9 +88,8 @@ def exact(bill):
     return [{name: bill[name] for name in names}, stages]
 
 
-@pytest.mark.parametrize("name", ["dpo", "sft"])
-def test_two_processes_train_what_one_trains(tiny_base, triples, sae_refs, tmp_path, name):
-    method, base = cases(sae_refs)[name].method, tiny_base("llama")
+def test_two_processes_train_what_one_trains(tiny_base, triples, tmp_path):
+    method, base = DPO(**COMMON, **LORA), tiny_base("llama")
     one, losses = fitted_in(tmp_path / "one", PerFitSection(), method, base, triples[:TRIPLES])
     two, halves = fitted_in(tmp_path / "two", TWO, method, base, triples[:TRIPLES])
     assert halves == pytest.approx(losses, rel=1e-5, abs=1e-5) and len(losses) > 1
