@@ -76,10 +76,13 @@ def response_differences(
                 f"triple {triple.key[:12]}: an answer has no token but special ones; leave it out of the triples file"
             )
     differences = torch.zeros(len(encoded), base.model.config.get_text_config().hidden_size)
-    for rows in batches_by_length(encoded, batch_size):
+    found = []
+    for rows in meter.shared(batches_by_length(encoded, batch_size)):
         _, answers = triple_residuals(base, [encoded[r] for r in rows], set(), {layer}, meter)
         states = _states(answers, layer, tokens)
-        differences[rows] = (states[0::2] - states[1::2]).cpu()
+        found.append((rows, (states[0::2] - states[1::2]).cpu()))
+    for rows, values in meter.ranks.collect(found):
+        differences[rows] = values
     return differences
 
 

@@ -18,6 +18,7 @@ LossType = Literal[
     "sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
+_OF_BATCHES = ("aot", "aot_unpaired", "sft")
 
 
 @register_method("dpo")
@@ -28,6 +29,15 @@ class DPO(TrainedMethod):
 
     loss_type: LossType = Field("sigmoid", description="TRL's name of the loss")
     beta: Annotated[float, Field(gt=0, description="how strongly the reference holds the model; smaller: less")] = 0.1
+
+    def check_processes(self, processes: int) -> None:
+        """Some losses compare the rows of a whole batch with each other, or average over its tokens."""
+        super().check_processes(processes)
+        if self.loss_type in _OF_BATCHES:
+            raise ValueError(
+                f"dpo: loss_type {self.loss_type!r} is one of a whole batch, which no process has; set "
+                f"execution.per_fit.processes to 1, or another loss than {', '.join(_OF_BATCHES)}"
+            )
 
     def fit(self, base: AlignedModel, triples: Sequence[Triple], *, meter: Meter, seed: int) -> AlignedModel:
         """Train a copy of the base; ``seed`` decides the order of the triples and the LoRA initialisation."""

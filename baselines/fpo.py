@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from baselines.metered import Metered, fused_head, measured_batches
+from baselines.metered import Metered, collected, fused_head, measured_batches
 from baselines.rows import IGNORED, answer_lengths, preference_rows
 from baselines.training import TrainedMethod, reference_pass
 from dspa.map.sparse import SparseRows
@@ -110,9 +110,7 @@ def measure_reference(
     from trl.trainer.utils import add_fused_lm_head
 
     collate, decoder, device = collator(base), find_decoder(base.model), base.device
-    answers: list[tuple[int, int]] = []  # (0 chosen | 1 rejected, row) of each entry of what follows
-    logps: list[Tensor] = []
-    latents: list[SparseRows] = []
+    parts: list[tuple[list[int], Tensor, SparseRows]] = []
     with fused_head(base.model):
         add_fused_lm_head(base.model)
         for which in measured_batches([row["length"] for row in rows], batch_size, meter):
@@ -129,11 +127,12 @@ def measure_reference(
             if keep is not None:
                 index = top_features(mean, keep)
                 mean = torch.zeros_like(mean).scatter(1, index, mean.gather(1, index))
-            answers += [(kind, i) for kind in (0, 1) for i in which]
-            logps.append(logp.cpu())
-            latents.append(SparseRows.from_dense(mean).to("cpu"))
+            parts.append((which, logp.cpu(), SparseRows.from_dense(mean).to("cpu")))
+    parts = collected(parts, meter)
+    answers = [(kind, i) for which, _, _ in parts for kind in (0, 1) for i in which]  # 0: chosen, 1: rejected
     order = torch.tensor(sorted(range(len(answers)), key=answers.__getitem__), dtype=torch.long)
-    return Reference(torch.cat(logps)[order], SparseRows.concatenate(latents, sae.d_sae).select(order))
+    latents = SparseRows.concatenate([part for _, _, part in parts], sae.d_sae)
+    return Reference(torch.cat([logp for _, logp, _ in parts])[order], latents.select(order))
 
 
 def fpo_loss(
@@ -259,7 +258,7 @@ class FeatureConstrained(Metered):
         loss = super().training_step(*args, **kwargs)
         if self.args.logging_strategy != "no":
             with self.meter.aside():
-                self._note(*self._latest)
+                self._note(*map(self.of_all, self._latest))
         self._latest = ()
         return loss
 

@@ -35,6 +35,7 @@ class Given(MethodConfig):
     """
 
     uses_triples: ClassVar[bool] = False
+    own_network: ClassVar[bool] = True
     flops: Annotated[Annotated[float, Field(gt=0)] | Literal["unknown"], _FLOPS]
 
     def declared(self, meter: Meter) -> None:

@@ -41,6 +41,10 @@ class KTO(TrainedMethod):
             labelled = ("completion_mask", "KL_completion_mask")
             batches = (("input_ids",), ("KL_input_ids",))
 
+            def _compute_kl_logps(self, *args: Any) -> Any:
+                # Of which TRL takes the mean over the rows, and of that the mean over the processes.
+                return super()._compute_kl_logps(*args) * self.share
+
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 # TRL insists on the order given, since its own preparation pairs neighbours; our rows are paired.

@@ -2,19 +2,21 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from baselines.resumable import Resumable
+from baselines.divided import Divided
 from baselines.rows import IGNORED
 from baselines.schedule import rate_share
 from harness.compute import Meter, signature_of
 from harness.compute.forms import Form
 
+T = TypeVar("T")
 
-class Metered(Resumable):
+
+class Metered(Divided):
     """Mixin in front of a TRL trainer: rows are token ids already, each step is billed, a FLOP limit ends it.
 
     ``passes`` names the tensors whose sum is the number of tokens trained on in a step; ``reference_passes`` those
@@ -38,6 +40,7 @@ class Metered(Resumable):
 
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(_stop_at_limit(self))  # type: ignore[attr-defined]
+        self.divide()
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -47,13 +50,15 @@ class Metered(Resumable):
         return feature
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        with self.meter.step(
+        share = self.take_share(inputs)
+        billed = self.meter.step(
             signature_of(inputs, *self._labelled(inputs)),
             form=self._form(inputs),
             tokens=_tokens(inputs, self.passes),
             reference_tokens=_tokens(inputs, self.reference_passes),
             kind="train",
-        ):
+        )
+        with self.meter.divided(), billed if share else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         if not loss.isfinite():
             step = self.state.global_step + 1  # type: ignore[attr-defined]
@@ -98,16 +103,26 @@ class Metered(Resumable):
 def measured_batches(lengths: Sequence[int], batch_size: int, meter: Meter) -> Iterator[list[int]]:
     """Rows (numbers, by their ``lengths``) to pass before a training, in batches: all, similar lengths together.
 
-    With a FLOP limit the first rows, in their order, until a quarter of what is left of the limit is used: a forward
-    pass takes about a third of a training step.
+    Several processes share them (see `Meter.shared`). With a FLOP limit the first rows, in their order, until a quarter
+    of what is left of the limit is used: a forward pass takes about a third of a training step. Where that ends is
+    known as one goes along, so there every process passes them all.
     """
     order, limit, before = list(range(len(lengths))), meter.flops_limit, meter.executed_flops
     if limit is None:
         order.sort(key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-        if limit is not None and meter.executed_flops >= before + (limit - before) / 4:
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if limit is None:
+        yield from meter.shared(batches)
+        return
+    for batch in batches:
+        yield batch
+        if meter.executed_flops >= before + (limit - before) / 4:
             return
+
+
+def collected(mine: list[T], meter: Meter) -> list[T]:
+    """What was made of each of `measured_batches`, by whichever process."""
+    return mine if meter.flops_limit is not None else meter.ranks.collect(mine)
 
 
 def experimental() -> warnings.catch_warnings:

@@ -39,7 +39,8 @@ class ORPO(TrainedMethod):
             def concatenated_forward(self, model: Any, batch: Any) -> tuple[Any, ...]:
                 means, *others = super().concatenated_forward(model, batch)
                 lengths = (batch["chosen_labels"] != IGNORED).sum(-1)
-                others[3] = -(means * lengths).sum() / lengths.sum()  # TRL's cross-entropy, prompt included
+                # In the place of TRL's cross-entropy, which is over the prompt too.
+                others[3] = self.mean_over(-(means * lengths).sum() / lengths.sum(), lengths.sum())
                 return means, *others
 
         longest = base.base.max_length  # None would mean 512 to this trainer

@@ -61,14 +61,15 @@ class Resumable(_Trainer):
             return
         self._stage = stage
         self._number, folder = sitting.training()
-        result = folder / "result"
-        if (result / WHOLE).is_file():
+        result, ranks = folder / "result", meter.ranks
+        if ranks.first((result / WHOLE).is_file()):
             self._load_from_checkpoint(str(result))
             self._take_up(result)
             return
         self.args.output_dir = str(folder)
         self.add_callback(_curve(self))
-        checkpoint = next((one for one in folder.glob("checkpoint-*") if (one / WHOLE).is_file()), None)
+        found = (one for one in folder.glob("checkpoint-*") if (one / WHOLE).is_file())
+        checkpoint = ranks.first(next(found, None))  # before any of them begins to write others
         step = 0 if checkpoint is None else self._take_up(checkpoint)
         sitting.begin(self._number, step, self._share(step))
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -103,6 +104,9 @@ class Resumable(_Trainer):
         """Add our part to a checkpoint; those before it are no longer needed."""
         state, sitting = self.state, self.meter.sitting
         assert sitting is not None
+        self.meter.ranks.gather(None)  # each process has random numbers of its own in it
+        if not sitting.writes:
+            return
         saved = {
             "step": state.global_step,
             "stopped_at": self.stopped_at,
@@ -171,8 +175,15 @@ class _NotedOrder(torch.utils.data.Sampler):
         if self._trainer._order_to_draw is not None:
             torch.set_rng_state(self._trainer._order_to_draw)
             self._trainer._order_to_draw = None
-        self._trainer._order = torch.get_rng_state()
-        return iter(self._sampler)
+        ranks = self._trainer.meter.ranks
+        self._trainer._order = ranks.first(torch.get_rng_state())
+        if ranks.rank == 0:
+            return iter(self._sampler)
+        torch.set_rng_state(self._trainer._order)
+        drawn = list(self._sampler)
+        # From here on numbers of its own: what dropout leaves out of its rows is not what rank 0 does.
+        torch.manual_seed(int(torch.randint(2**62, ())) + ranks.rank)
+        return iter(drawn)
 
 
 def _curve(trainer: Resumable) -> Any:
@@ -182,8 +193,9 @@ def _curve(trainer: Resumable) -> Any:
         """Notes what is logged, and asks for a checkpoint when one is due."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            assert trainer.meter.sitting is not None
-            if trainer.meter.sitting.due and not control.should_training_stop:
+            sitting, ranks = trainer.meter.sitting, trainer.meter.ranks
+            assert sitting is not None
+            if sitting.minutes and ranks.first(sitting.due) and not control.should_training_stop:
                 control.should_save = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

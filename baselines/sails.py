@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.metered import measured_batches
+from baselines.metered import collected, measured_batches
 from baselines.rows import answer_rows
 from baselines.sft import supervised_flops, train_on_answers
 from baselines.training import TrainedMethod
@@ -40,20 +40,25 @@ def activation_differences(
     """
     encoded = encode_triples(base, triples)
     limits = norm_limits(base, encoded, saes, meter=meter, batch_size=batch_size)
-    sums = {sae.layer: torch.zeros(2, sae.d_sae, dtype=torch.float64) for sae in saes}
-    n_tokens, n_triples = {sae.layer: torch.zeros(2, dtype=torch.float64) for sae in saes}, 0
+    parts: list[tuple[int, dict[int, Tensor], dict[int, Tensor]]] = []  # triples, sums and tokens of a batch
     for rows in measured_batches(list(map(len, encoded)), batch_size, meter):
-        _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), set(sums), meter)
+        layers = {sae.layer for sae in saes}
+        _, answers = triple_residuals(base, [encoded[row] for row in rows], set(), layers, meter)
+        sums, n_tokens = {}, {}
         for sae, limit in zip(saes, limits, strict=True):
             residual = answers.residual[sae.layer]
             counted = answers.counted & sae.fits_norm(residual, limit)
             tokens = [residual[kind::2][counted[kind::2]] for kind in (0, 1)]  # rows: chosen, rejected, ...
             with meter.step(("encode", sae.layer, sum(map(len, tokens))), tokens=0, kind="forward"):
-                sums[sae.layer] += torch.stack([_sum_of_latents(sae, of_kind) for of_kind in tokens]).cpu()
-            n_tokens[sae.layer] += torch.tensor([len(of_kind) for of_kind in tokens])
-        n_triples += len(rows)
-    means = {layer: total / n_tokens[layer].clamp(min=1)[:, None] for layer, total in sums.items()}
-    return {layer: (mean[0] - mean[1]).abs().float() for layer, mean in means.items()}, n_triples
+                sums[sae.layer] = torch.stack([_sum_of_latents(sae, of_kind) for of_kind in tokens]).cpu()
+            n_tokens[sae.layer] = torch.tensor([len(of_kind) for of_kind in tokens], dtype=torch.float64)
+        parts.append((len(rows), sums, n_tokens))
+    parts, scores = collected(parts, meter), {}
+    for layer in (sae.layer for sae in saes):
+        total, count = (sum(part[which][layer] for part in parts) for which in (1, 2))
+        mean = total / count.clamp(min=1)[:, None]
+        scores[layer] = (mean[0] - mean[1]).abs().float()
+    return scores, sum(n for n, _, _ in parts)
 
 
 def principal_directions(

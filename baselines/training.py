@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -57,6 +57,7 @@ class TrainedMethod(MethodConfig):
     it, and the learning rate follows the share of the limit that is used up.
     """
 
+    own_network: ClassVar[bool] = True
     tuning: Literal["lora", "full"] = Field("full", description="what is trained: an adapter, or all weights")
     epochs: Annotated[float, Field(gt=0, description="passes over the triples; a FLOP limit takes its place")] = 1.0
     learning_rate: Annotated[float, Field(gt=0, description="the highest of the schedule")] = 5e-6
@@ -84,6 +85,14 @@ class TrainedMethod(MethodConfig):
     )
     bf16: bool = Field(False, description="train in mixed precision (bfloat16)")
     report_to: Literal["none", "wandb", "mlflow", "trackio"] = Field("none", description="tracker that TRL logs to")
+
+    def check_processes(self, processes: int) -> None:
+        """Each process needs a triple of every forward."""
+        if self.batch_size < processes:
+            raise ValueError(
+                f"{self.name}: batch_size {self.batch_size} is the triples of a forward over all processes, and cannot "
+                f"be divided among {processes} of them; give at least {processes}, or fewer processes"
+            )
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError when the tracker to report to is not installed, or the adapter would have no place."""
@@ -204,6 +213,9 @@ class TrainedMethod(MethodConfig):
 
         own = {**(options or {}), **({} if meter.flops_limit is None else {"num_train_epochs": _ENDLESS})}
         log = {} if meter.sitting is None else {"logging_strategy": "steps"}
+        on_cpu = base.device.type == "cpu"
+        if meter.ranks.size > 1:
+            own |= {"ddp_find_unused_parameters": False} | ({"ddp_backend": "gloo"} if on_cpu else {})
         set_seed(seed)
         with (
             meter.stage(stage),
@@ -213,7 +225,7 @@ class TrainedMethod(MethodConfig):
         ):
             trainer: Any = trainer_class(
                 model=self.policy(base, seed) if policy is None else policy,
-                args=self.arguments(config_class, scratch, seed, on_cpu=base.device.type == "cpu", **log, **own),
+                args=self.arguments(config_class, scratch, seed, on_cpu=on_cpu, **log, **own),
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
                 meter=meter,
@@ -221,7 +233,8 @@ class TrainedMethod(MethodConfig):
             )
             meter.train_params = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
             trainer.train_through(stage, followed=followed)
-            if self.report_to in ("wandb", "trackio"):  # each training is a run of its own; mlflow's ends by itself
+            # Each training is a run of its own, which rank 0 has begun; mlflow's ends by itself.
+            if self.report_to in ("wandb", "trackio") and meter.ranks.rank == 0:
                 importlib.import_module(self.report_to).finish()
             model = trainer.model
         unpatch(model)

@@ -93,7 +93,7 @@ def margin_gradient(
         (gradient,) = torch.autograd.grad(margin.sum(), leaves)
     special = torch.tensor(base.chat.special_ids, device=device)
     steered = mask.bool() & ~torch.isin(ids, special)
-    return MarginGradient(leaves[0].detach(), gradient.float(), steered, margin.detach())
+    return MarginGradient(leaves[0].detach().to(device), gradient.float().to(device), steered, margin.detach())
 
 
 @torch.no_grad()
@@ -127,10 +127,13 @@ def latent_effects(
 def margin_batches(
     base: AlignedModel, encoded: Sequence[TripleIds], layer: int, *, positions: Positions, meter: Meter, batch_size: int
 ) -> Iterator[tuple[list[int], MarginGradient]]:
-    """(triples, their `margin_gradient`), batch by batch; no batch's logits take much more than 512 MB unless one
-    triple's do."""
+    """(triples, their `margin_gradient`), batch by batch, of this process's (`Meter.shared`).
+
+    No batch's logits take much more than 512 MB unless one triple's do.
+    """
     vocabulary = len(base.model.get_output_embeddings().weight)  # type: ignore[arg-type]
-    for rows in batches_by_length(encoded, _triples_a_batch(encoded, positions, vocabulary, batch_size)):
+    batches = batches_by_length(encoded, _triples_a_batch(encoded, positions, vocabulary, batch_size))
+    for rows in meter.shared(batches):
         yield rows, margin_gradient(base, [encoded[r] for r in rows], layer, positions=positions, meter=meter)
 
 
@@ -150,18 +153,17 @@ def attribute_margins(
     In the place of the density difference (`dspa.density.Densities.difference`), and streamed like it.
     """
     encoded = encode_triples(base, triples)
-    order: list[int] = []
-    parts: list[SparseRows] = []
+    parts: list[tuple[list[int], SparseRows]] = []
     options = {"positions": positions, "meter": meter, "batch_size": batch_size}
     for rows, found in margin_batches(base, encoded, output_sae.layer, **options):
-        order += rows
         counted = found.steered & output_sae.fits_norm(found.residual, norm_limit)
         tokens = found.residual[counted], found.gradient[counted], counted.nonzero()[:, 0] // 2
         with meter.step(("attribute", len(tokens[0]), len(rows)), tokens=0, kind="forward"):
             effects = latent_effects(output_sae.encoder, *tokens, len(rows))
-        parts.append(SparseRows.from_dense(effects).to("cpu"))
-    back = torch.tensor(order, dtype=torch.long).argsort()
-    return SparseRows.concatenate(parts, output_sae.d_sae).select(back)
+        parts.append((rows, SparseRows.from_dense(effects).to("cpu")))
+    parts = meter.ranks.collect(parts)
+    back = torch.tensor([row for rows, _ in parts for row in rows], dtype=torch.long).argsort()
+    return SparseRows.concatenate([part for _, part in parts], output_sae.d_sae).select(back)
 
 
 def predict_attribution(

@@ -83,26 +83,23 @@ def measure_densities(
     turns = condition_spans(base, encoded, condition)
     first, second = norm_limits(base, encoded, (input_sae, output_sae), meter=meter, batch_size=batch_size)
     limits = first, second
-    order: list[int] = []
-    prompts: list[SparseRows] = []
-    differences: list[SparseRows] = []
+    found: list[tuple[list[int], SparseRows, SparseRows]] = []
     reads = {input_sae.layer} if input_sae else set()
-    for rows in batches_by_length(encoded, batch_size):
-        order += rows
+    for rows in meter.shared(batches_by_length(encoded, batch_size)):
         prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
+        prompts = SparseRows.from_dense(torch.zeros(len(rows), 0))
         if input_sae is not None:
             counted = prompt.counted & _inside([turns[r] for r in rows], [encoded[r] for r in rows], prompt.counted)
             density = density_of(input_sae, prompt.residual[input_sae.layer], counted, limits[0], meter=meter)
-            prompts.append(SparseRows.from_dense(density).to("cpu"))
+            prompts = SparseRows.from_dense(density).to("cpu")
         residual = answers.residual[output_sae.layer]
         shares = density_of(output_sae, residual, answers.counted, limits[1], meter=meter)
-        differences.append(SparseRows.from_dense(shares[0::2] - shares[1::2]).to("cpu"))
-    back = torch.tensor(order, dtype=torch.long).argsort()
-    if input_sae is None:
-        prompt_rows = SparseRows.from_dense(torch.zeros(len(encoded), 0))
-    else:
-        prompt_rows = SparseRows.concatenate(prompts, input_sae.d_sae).select(back)
-    return Densities(prompt_rows, SparseRows.concatenate(differences, output_sae.d_sae).select(back), limits)
+        found.append((rows, prompts, SparseRows.from_dense(shares[0::2] - shares[1::2]).to("cpu")))
+    parts = meter.ranks.collect(found)
+    back = torch.tensor([row for rows, _, _ in parts for row in rows], dtype=torch.long).argsort()
+    prompt_rows = SparseRows.concatenate([part for _, part, _ in parts], 0 if input_sae is None else input_sae.d_sae)
+    differences = SparseRows.concatenate([part for _, _, part in parts], output_sae.d_sae)
+    return Densities(prompt_rows.select(back), differences.select(back), limits)
 
 
 def condition_spans(base: AlignedModel, encoded: Sequence[TripleIds], condition: Condition) -> list[tuple[int, int]]:
@@ -136,11 +133,11 @@ def norm_limits(
     """
     norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in saes if sae and sae.norm_multiple is not None}
     encoded = encoded[:CALIBRATION]
-    for rows in batches_by_length(encoded, batch_size) if norms else ():
+    for rows in meter.shared(batches_by_length(encoded, batch_size)) if norms else ():
         for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
             for layer, residual in seen.residual.items():
                 norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
-    medians = {layer: float(torch.cat(parts).median()) for layer, parts in norms.items()}
+    medians = {layer: float(torch.cat(meter.ranks.collect(parts)).median()) for layer, parts in norms.items()}
     return [sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes]
 
 

@@ -35,8 +35,9 @@ class MethodConfig(BaseModel):
     ``uses_triples`` is False for methods without a fit on preference data: one result for every budget.
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
-    ``meter.exhausted``. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them alone is
-    made by `adjust`, without one. ``trained_stages`` are the stages of its bill that pass backward, too.
+    ``meter.exhausted``. ``own_network`` is True for methods whose artifact has an adapter or weights of its own, which
+    takes a base on one device. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them
+    alone is made by `adjust`, without one. ``trained_stages`` are the stages of its bill that pass backward, too.
     ``diagnostics`` explains each figure that the method's intervention reports of itself: name -> a sentence for the
     report's legend.
     """
@@ -48,6 +49,7 @@ class MethodConfig(BaseModel):
     single_pass: ClassVar[bool] = False
     online: ClassVar[frozenset[str]] = frozenset()
     trained_stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    own_network: ClassVar[bool] = False
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -73,6 +75,9 @@ class MethodConfig(BaseModel):
 
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
+
+    def check_processes(self, processes: int) -> None:
+        """Raise ValueError, before any work, when so many processes (two or more) cannot share a fit."""
 
     def notes(self, base: BaseShape) -> Sequence[str]:
         """What is no reason for `check` to refuse the method, but a user has to know."""

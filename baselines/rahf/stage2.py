@@ -112,7 +112,14 @@ def fit_trainer(
                     else:
                         plus, minus = own, activities(bad, layers, *text)
                     target = moved_activity(own, plus, minus, alpha)
-                return activity_loss(activities(policy, layers, *text), target, mask, distance)
+                loss = activity_loss(activities(policy, layers, *text), target, mask, distance)
+                return self.mean_over(loss, mask.sum())
+
+        def _clip_grad_norm(self, model: Any) -> Any:
+            # DDP averages what was found in its own forward; the activities are in parts of the model.
+            found = (p.grad for p in model.parameters() if p.grad is not None)
+            self.meter.ranks.average(found)
+            return super()._clip_grad_norm(model)
 
     return FitTrainer
 

@@ -14,7 +14,7 @@ from dspa.map.ridge import RidgeMap, most_flops
 from dspa.map.sparse import SparseRows
 from dspa.perf.synthetic import firing_shares
 from harness.compute import count_flops
-from harness.compute.meter import read_peak, reset_peak, resident_bytes
+from harness.compute.memory import read_peak, reset_peak, resident_bytes
 from harness.speed.compare import always, compare
 from harness.speed.report import Figure, Section
 

@@ -12,7 +12,7 @@ from dspa.saes.activations import ActivationFiles, counted_tokens, forward_batch
 from dspa.saes.corpus import Corpus
 from dspa.saes.new import CHECKPOINT_EVERY, KINDS, NewSAE
 from dspa.saes.quality import Text, batch_texts
-from harness.compute.meter import read_peak
+from harness.compute.memory import read_peak
 from harness.data.refs import BaseShape
 from harness.model.aligned import AlignedModel
 from harness.model.sae_training import new_sae, new_trainer

@@ -1,16 +1,12 @@
 """The meter of one fit: stages, steps, peak memory, and the bill at the end."""
 
-import re
-import resource
-import sys
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from itertools import islice
+from typing import Any, Literal, TypeVar, get_args
 
-import psutil
 import torch
 from torch import nn
 
@@ -26,65 +22,15 @@ from harness.compute.bill import (
 )
 from harness.compute.flops import count_flops, flops_by_operator
 from harness.compute.forms import Counts, Form
-from harness.compute.profile import Profiler, Tally, step_name
+from harness.compute.memory import Peak, read_peak, reset_peak, resident_bytes
+from harness.compute.profile import Profiler, Sample, Tally, step_name
+from harness.compute.ranks import ALONE, Ranks
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.pulse import beat
 
-_SLACK_BYTES = 16 * 2**20
+T = TypeVar("T")
 Kind = Literal["forward", "train"]
-
-
-@dataclass(frozen=True)
-class Peak:
-    """``host``: resident bytes of the process. ``cuda``: bytes torch allocated, None without CUDA."""
-
-    host: int
-    cuda: int | None = None
-
-    def __or__(self, other: "Peak") -> "Peak":
-        """The larger of two peaks, host and CUDA each."""
-        cuda = [peak.cuda for peak in (self, other) if peak.cuda is not None]
-        return Peak(max(self.host, other.host), max(cuda, default=None))
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now."""
-    return psutil.Process().memory_info().rss
-
-
-def reset_peak() -> MemorySource:
-    """Forget the peak so far, and say what `read_peak` will give.
-
-    "VmHWM": the peak since this reset, from the kernel's own mark. "process": the peak since the process began, where
-    the mark cannot be reset (macOS, some containers). CUDA's peak is torch's own and can always be reset.
-    """
-    if torch.cuda.is_initialized():
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): set the peak resident size to the current one
-    except OSError:
-        return "process"
-    # Some sandboxes take the write and ignore it.
-    return "VmHWM" if _host_peak() <= resident_bytes() + _SLACK_BYTES else "process"
-
-
-def read_peak() -> Peak:
-    """The peak since the last `reset_peak`, or since the process began where that said so."""
-    if not torch.cuda.is_initialized():
-        return Peak(_host_peak())
-    devices = range(torch.cuda.device_count())
-    return Peak(_host_peak(), sum(torch.cuda.max_memory_allocated(device) for device in devices))
-
-
-def _host_peak() -> int:
-    # Not ru_maxrss where VmHWM is known: it cannot be reset, and begins with what the parent had.
-    status = Path("/proc/self/status")
-    mark = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
-    if mark is not None:
-        return int(mark.group(1)) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass
@@ -135,6 +81,10 @@ class Meter:
 
     A method that trains notes its curve and keeps checkpoints by ``sitting``, if there is one; `state` and `restore`
     are for it. What it does `aside` is on no bill.
+
+    Where several processes (``ranks``) share the fit, each has a meter. What all do alike each bills for itself; what
+    is `divided` among them is on the bill of each whole. So all bills say the same, and what one process would have
+    executed; seconds and memory are a process's own.
     """
 
     def __init__(
@@ -145,6 +95,7 @@ class Meter:
         flops_limit: int | None = None,
         trace: Trace | None = None,
         sitting: Sitting | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if flops_limit is not None and flops_limit < 1:
             raise ValueError(f"flops_limit must be at least 1, got {flops_limit}")
@@ -155,6 +106,8 @@ class Meter:
         self.epochs: float | None = None
         self.declared: Declared | None = None
         self.sitting = sitting
+        self.ranks = ranks
+        self._divided: list[tuple[Any, ...]] | None = None
         self._sample_profile = sample_profile
         self._flops: dict[Hashable, dict[str, int]] = {}
         self._counts: dict[Hashable, Counts] = {}
@@ -259,14 +212,55 @@ class Meter:
         finally:
             self._in_step = False
         beat()
-        tally.add(known, sample)
-        stage.executed_flops += sum(known.values())
-        stage.steps += 1
-        if kind == "train":
-            stage.train_tokens += tokens
-            stage.forward_tokens += reference_tokens
-        else:
-            stage.forward_tokens += tokens + reference_tokens
+        self._bill(stage.name, name, kind, known, tokens, reference_tokens, sample=sample)
+        if self._divided is not None:
+            self._divided.append((stage.name, name, kind, known, tokens, reference_tokens))
+
+    def _bill(
+        self,
+        stage_name: str,
+        name: str,
+        kind: Kind,
+        flops: Mapping[str, int],
+        tokens: int,
+        reference_tokens: int,
+        *,
+        sample: Sample | None = None,
+        steps: int = 1,
+    ) -> None:
+        stage = self._stages[stage_name]
+        stage.tallies.setdefault(name, Tally()).add(flops, sample, steps=steps)
+        stage.executed_flops += sum(flops.values())
+        stage.steps += steps
+        trained = tokens if kind == "train" else 0
+        stage.train_tokens += trained
+        stage.forward_tokens += tokens - trained + reference_tokens
+
+    @contextmanager
+    def divided(self, *, steps: bool = False) -> Iterator[None]:
+        """What each process does inside is on the bill of all when the block ends.
+
+        Each takes its rows of the same steps or, with ``steps``, takes steps of its own.
+        """
+        if self.ranks.size == 1:
+            yield
+            return
+        self._divided = mine = []
+        try:
+            yield
+        finally:
+            self._divided = None
+        for rank, theirs in enumerate(self.ranks.gather(mine)):
+            for one in theirs if rank != self.ranks.rank else ():
+                self._bill(*one, steps=int(steps))
+
+    def shared(self, batches: Iterable[T]) -> Iterator[T]:
+        """This process's part of ``batches``, every `Ranks.size`-th; what is done with them is `divided`.
+
+        `Ranks.collect` then brings together what each has made of its own.
+        """
+        with self.divided(steps=True):
+            yield from islice(batches, self.ranks.rank, None, self.ranks.size)
 
     @contextmanager
     def aside(self) -> Iterator[None]:

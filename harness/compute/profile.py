@@ -58,9 +58,9 @@ class Tally:
         rank = 3 if not counted else 2 if self.steps else 1
         return Sample(rank) if self.sample is None or rank > self.sample.rank else None
 
-    def add(self, flops: Mapping[str, int], sample: Sample | None) -> None:
-        """One more step, with its FLOPs by operator, and its profile where there is one."""
-        self.steps += 1
+    def add(self, flops: Mapping[str, int], sample: Sample | None, *, steps: int = 1) -> None:
+        """One more step (or, with ``steps`` 0, more of one), with its FLOPs by operator, and its profile if any."""
+        self.steps += steps
         self.flops.update(flops)
         if sample is not None:
             self.sample, self._sample_flops = sample, sum(flops.values())

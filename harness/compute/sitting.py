@@ -24,7 +24,8 @@ class Sitting:
     every ``minutes`` (0: none), and for its result, where another training builds on it: a fit that was killed goes on
     from there. ``tell`` is told (how far it is, step), about once a second.
 
-    The folder belongs to one fit (see `check`).
+    The folder belongs to one fit (see `check`). Of several processes that share a fit one ``writes``; the others only
+    read checkpoints.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class Sitting:
         *,
         minutes: float,
         tell: Callable[[str, int], object] = lambda text, step: None,
+        writes: bool = True,
     ) -> None:
-        self.curve, self.folder, self.minutes = curve, folder, minutes
-        self._tell = tell
+        self.curve, self.folder, self.minutes, self.tell, self.writes = curve, folder, minutes, tell, writes
         self._fit: Mapping[str, Any] = {}
         self._trainings = 0
         self._told = self._began = self._saved = time.monotonic()
@@ -45,6 +46,8 @@ class Sitting:
     def check(self, fit: Mapping[str, Any]) -> None:
         """Raise ValueError when the folder has checkpoints of a fit other than ``fit``; else it is for this one."""
         self._fit = json.loads(json.dumps(fit))
+        if not self.writes:
+            return
         there = read_json(self._description)
         if there is None or there == self._fit:
             return
@@ -61,21 +64,25 @@ class Sitting:
         """(number, folder) of the next training of the fit."""
         self._trainings += 1
         folder = self.folder / f"training-{self._trainings}"
-        if self.minutes and not self._description.is_file():
+        if self.minutes and self.writes and not self._description.is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
             write_json(self._description, self._fit)
         return self._trainings, folder
 
     def begin(self, training: int, step: int, share: float) -> None:
         """``training`` begins, behind ``step`` (0 from the start), with ``share`` of it done."""
+        if not self.writes:
+            return
         self.curve.cut(training, step)
         self._began = self._saved = time.monotonic()
         self._share = share
         if step:
-            self._tell(f"{GOING_ON} step {step}", step)
+            self.tell(f"{GOING_ON} step {step}", step)
 
     def note(self, step: TrainingStep, share: float) -> None:
         """Keep a line of the curve; ``share`` of the training (0 to 1) is done."""
+        if not self.writes:
+            return
         self.curve.append(step)
         now = time.monotonic()
         if now - self._told >= _PAUSE or share >= 1:
@@ -83,7 +90,7 @@ class Sitting:
             text = f"{step.stage}, step {step.step}" + ("" if step.steps is None else f" of {step.steps}")
             loss = "" if step.loss is None else f", loss {step.loss:.4g}"
             left = (now - self._began) * (1 - share) / max(share - self._share, 1e-9)
-            self._tell(f"{text}{loss}, {_duration(left)} left", step.step)
+            self.tell(f"{text}{loss}, {_duration(left)} left", step.step)
 
     @property
     def due(self) -> bool:

@@ -1,6 +1,7 @@
 """Names of things that live elsewhere: files, base models and SAEs, by path or by public name."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,24 @@ class ModelRef(_Ref):
     revision: str | None = Field(None, description="commit, tag or branch of `id`")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype the weights are loaded in")
     chat: Literal["auto", "tokenizer", "hh"] = Field("auto", description="chat format (see harness.model.chat)")
+    # How the model is held here, no part of what it is: so no artifact, plan or identity has them.
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        None, exclude=True, description="spread it over all devices, memory and disk, as transformers' device_map"
+    )
+    max_memory: dict[int | Literal["cpu"], int | str] | None = Field(
+        None, exclude=True, description="with device_map: at most how much of each, e.g. {0: 20GiB, cpu: 60GiB}"
+    )
+
+    @model_validator(mode="after")
+    def _spread(self) -> Self:
+        if self.max_memory is None:
+            return self
+        if self.device_map is None:
+            raise ValueError("`max_memory` is for a device_map; give `device_map: auto` too, or leave it out")
+        for place, size in self.max_memory.items():
+            if not re.fullmatch(r"[1-9]\d*([KMGT]i?B)?", str(size)):
+                raise ValueError(f"max_memory of {place}: {size!r} is no size; give bytes, or a text such as 20GiB")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -16,10 +16,10 @@ from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
 from harness.discretion import discreet
 from harness.experiment.answering import Answering
-from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.kept import Kept
 from harness.experiment.plan import cell_triples, derive_seed
+from harness.experiment.processes import fit_over
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.experiment.tuning import Scored, Tuning
@@ -191,8 +191,8 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
         minutes=suite.file.execution.checkpoint_minutes,
         tell=lambda text, step: notify(cell.name, f"fit, {text}", step),
     )
-    bounds = {"flops_limit": limit, "predicted": forecast.stages}
-    aligned = fit(method, encoding, forecast.budget, seed, **bounds, sitting=sitting)
+    how = {"flops_limit": limit, "predicted": forecast.stages, "sitting": sitting}
+    aligned = fit_over(suite.file.execution.per_fit, method, encoding, forecast.budget, seed, **how)
     folder.save_bill(Bill.model_validate(aligned.bill))
     aligned.save(folder.artifact)
     sitting.over()

@@ -12,6 +12,7 @@ from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
 from harness.experiment.executors import check_executor
 from harness.experiment.plan import decisive_settings
+from harness.experiment.processes import check_per_fit
 from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
@@ -56,6 +57,8 @@ def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
         problems.of(("execution", "device"), check_device, file.execution.device)
     if not on_paper:
         problems.of(("execution", "executor"), check_executor, suite)
+        problems.of(("execution", "per_fit"), check_per_fit, file.execution.per_fit, file.execution.device)
+    problems.of(("base", "device_map"), _check_spread, suite)
     shape = problems.of(("base",), check_base, file.base, on_paper=on_paper)
     for name, ref in file.saes.items():
         if ref.path is not None and not (Path(ref.path) / "cfg.json").is_file():
@@ -64,6 +67,8 @@ def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, method.check, shape)
+            if per_fit.processes > 1 and method.uses_triples:
+                problems.of(key, method.check_processes, per_fit.processes)
     judges_prompts = _check_judges(suite, problems)
     if any(variant.space is not None for variant in suite.variants):
         problems.of(("tune", "score"), _check_tuning_judge, suite)
@@ -239,6 +244,22 @@ def _check_can_be_split(suite: Suite, triples: list[Triple], size: int) -> None:
                 f"a budget of {size} triples with {prompts} prompt cannot be split for tuning, which takes 2 prompts; "
                 "give a larger budget, or variants without `tune`"
             )
+
+
+def _check_spread(suite: Suite) -> None:
+    """Raise ValueError for what a base that is spread over the devices cannot be used for."""
+    file, execution = suite.file, suite.file.execution
+    if file.base.device_map is None:
+        return
+    owners = dict.fromkeys(v.name for v in suite.variants if v.method.own_network)
+    for wrong, text in (
+        (execution.workers > 1, f"{execution.workers} workers would each spread a copy over them; set workers to 1"),
+        (execution.per_fit.processes > 1, "the processes of a fit need a device each; set per_fit.processes to 1"),
+        (":" in execution.device, f"device {execution.device!r} is one; name no device, or no device_map"),
+        (owners, f"{', '.join(owners)}: what has an adapter or weights of its own needs the base on one device"),
+    ):
+        if wrong:
+            raise ValueError(f"device_map: {file.base.device_map} spreads the base over all devices, and {text}")
 
 
 def check_base(ref: ModelRef, *, on_paper: bool = False) -> BaseShape:

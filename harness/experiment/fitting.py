@@ -3,6 +3,7 @@
 from transformers import set_seed
 
 from harness.compute import Meter
+from harness.compute.ranks import ALONE, Ranks
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.data.triples import Budget
@@ -23,13 +24,15 @@ def fit(
     sample_profile: bool = True,
     trace: Trace | None = None,
     sitting: Sitting | None = None,
+    ranks: Ranks = ALONE,
 ) -> AlignedModel:
     """Align ``base`` by ``method`` on ``budget`` (None for a method without triples), under a meter with the limit.
 
     The result carries the bill (with what was ``predicted`` beside it) and the identity of its triples. Without
     ``sample_profile`` the bill has no operators; the steps that are sampled also go to ``trace``. With a ``sitting`` a
     training has a curve and checkpoints, and goes on where it was killed; ValueError when they are another fit's.
-    ValueError also where what was fitted holds a NaN or an infinite number.
+    ValueError also where what was fitted holds a NaN or an infinite number. ``ranks`` are the processes that share this
+    fit (see `harness.experiment.processes`): each calls this, and gets the same.
     """
     # For code that draws from the global generators: what was done before in this process leaves no trace.
     set_seed(seed)
@@ -38,7 +41,8 @@ def fit(
         whose = {"method": method.name, "params": method.model_dump(mode="json", context={"contents": True})}
         data = None if budget is None else budget.hash
         sitting.check({**whose, "base": base.fingerprint, "triples": data, "seed": seed, "flops": flops_limit})
-    meter = Meter(base.model, flops_limit=flops_limit, sample_profile=sample_profile, trace=trace, sitting=sitting)
+    how = {"sample_profile": sample_profile, "trace": trace, "sitting": sitting, "ranks": ranks}
+    meter = Meter(base.model, flops_limit=flops_limit, **how)
     map_blocks_for(base.model)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)

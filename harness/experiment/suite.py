@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
-from harness.data.refs import ModelRef, SAERef, TriplesPath
+from harness.data.refs import InputPath, ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
 from harness.experiment.shipped import Shipped, find_shipped
 from harness.experiment.source import Key, Source, describe
@@ -92,6 +92,13 @@ class ReportSection(_Section):
     baseline: str | None = Field(default=None, description="what others are compared with; by default the first")
 
 
+class PerFitSection(_Section):
+    """How many processes share a fit, and how (docs/devices.md)."""
+
+    processes: int = Field(default=1, ge=1, le=1024, description="that share a fit, each on a device of its own")
+    accelerate_config: InputPath | None = Field(default=None, description="file of `accelerate config`")
+
+
 class PerCellSection(_Section):
     """What one cell takes of a node of a cluster, in Ray's units: a share of a device lets several cells have it."""
 
@@ -121,6 +128,7 @@ class ExecutionSection(_Section):
         description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
         "cell begun once more; 0: never",
     )
+    per_fit: PerFitSection = PerFitSection()
     executor: Literal["local", "ray"] = Field(
         default="local", description="processes on this machine, or tasks on a Ray cluster (docs/ray.md)"
     )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.compute import Meter
 from harness.data.triples import Budget, Conversation, Message, Triple, contaminated, prompt_count, split_budget
-from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.plan import cell_triples, derive_seed
+from harness.experiment.processes import fit_over
 from harness.experiment.search import Told, suggest
 from harness.experiment.space import Space, Values
 from harness.experiment.suite import Suite
@@ -196,7 +196,8 @@ class Tuning:
         seed, limit = derive_seed(self.suite.file.seed, self.cell.name, "fit"), self.cell.flops_limit
         part = Budget(tuple(self._parts[0]), self.budget.seed)
         forecast = self.forecaster.of(method, part, limit, base=self.base)
-        aligned = fit(method, self.base, forecast.budget, seed, flops_limit=limit, sample_profile=False)
+        how = {"flops_limit": limit, "sample_profile": False}
+        aligned = fit_over(self.suite.file.execution.per_fit, method, self.base, forecast.budget, seed, **how)
         if key is not None:
             self._fits[key] = aligned
         return aligned

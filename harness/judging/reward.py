@@ -133,6 +133,8 @@ class RewardJudge(JudgeConfig):
     def check(self) -> None:
         """Read files and configurations: triples that fit, enough of them held out, a model that can score."""
         check_device(self.device)
+        if self._ref.device_map is not None:
+            raise ValueError("a reward model is on one device; leave device_map out, and name the device as `device`")
         check_weights(self._ref)
         if self.base is not None:
             check_can_score(self.base)

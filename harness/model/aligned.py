@@ -29,6 +29,7 @@ from harness.model.artifact import (
 )
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat, with_instruction
+from harness.model.decoder import input_device
 from harness.model.generation import Batch, generate_batches
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
@@ -92,10 +93,9 @@ class AlignedModel:
         description = read_description(path)
         saved = dict(description["base"])
         expected = saved.pop("hash")
-        if isinstance(base, BaseModel):
-            device = str(base.model.device)
-        else:
+        if not isinstance(base, BaseModel):
             base = BaseModel.load(_found_base(path, _ref(path, saved), base), device=device)
+        device = str(base.device)
         if base.identity != expected:
             raise ValueError(
                 f"{path}: made on base {saved['path'] or saved['id']} with hash {expected[:12]}, "
@@ -160,7 +160,8 @@ class AlignedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where token ids go, and what steers it lives."""
+        return input_device(self.model)
 
     @property
     def fingerprint(self) -> str:

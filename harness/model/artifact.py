@@ -26,6 +26,7 @@ from harness.quiet import hiding_deprecations
 from harness.references import references, relative_to, starting_at, with_paths
 
 SCHEMA_VERSION = 2
+_OWN = {"adapter": "an adapter", "weights": "weights of its own"}
 
 
 def write_artifact(
@@ -134,6 +135,8 @@ def read_network(path: str | Path, delta: str, base: BaseModel) -> PreTrainedMod
     """The network: the base's own, with the artifact's adapter around a copy of it, or of the artifact's weights."""
     if delta not in ("none", "adapter", "weights"):
         raise ValueError(f"{path}: {delta!r} is no kind of artifact (none, adapter, weights); fit it again")
+    if delta != "none" and base.ref.device_map is not None:
+        raise ValueError(f"{path} has {_OWN[delta]}: it needs a base on one device, without device_map")
     if delta == "adapter":
         from peft import PeftModel
 

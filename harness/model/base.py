@@ -1,8 +1,11 @@
 """The shared base model: weights, tokenizer and chat format behind one reference, local or by public name."""
 
+import tempfile
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from harness.data.refs import BaseShape, ModelRef, is_gguf
 from harness.files import content_hash, folder_hash
 from harness.model.chat import ChatFormat
+from harness.model.decoder import input_device
 from harness.model.gguf import check_gguf, source_of
 from harness.model.pretrained import check_model, read_config, read_model, read_tokenizer
 
@@ -27,12 +31,19 @@ class BaseModel:
 
     @classmethod
     def load(cls, ref: ModelRef, *, device: str = "cpu") -> "BaseModel":
-        """Load by folder or by public name; ValueError for no such device and as `harness.model.pretrained`."""
+        """Load by folder or by public name; ValueError for no such device and as `harness.model.pretrained`.
+
+        With a ``device_map`` of ``ref``, that decides in the place of ``device``.
+        """
         check_device(device)
         source = source_of(ref)
         tokenizer = read_tokenizer(source, revision=ref.revision)
-        model = read_model(AutoModelForCausalLM, source, revision=ref.revision, dtype=getattr(torch, ref.dtype))
-        model.to(device)  # type: ignore[arg-type]
+        settings = {"revision": ref.revision, "dtype": getattr(torch, ref.dtype)}
+        if ref.device_map is None:
+            model = read_model(AutoModelForCausalLM, source, **settings)
+            model.to(device)  # type: ignore[arg-type]
+        else:
+            model = _spread(source, ref, settings)
         # A model's own generation config (penalties, minimum lengths, cache kinds) would be merged into every request.
         model.generation_config = GenerationConfig()
         return cls(ref, model.eval(), tokenizer, ChatFormat.of(tokenizer, ref.chat))
@@ -49,9 +60,27 @@ class BaseModel:
         return located if self.ref.id is None else located.model_copy(update={"revision": self.identity})
 
     @property
+    def device(self) -> torch.device:
+        """Where token ids go, and interventions live (see `harness.model.decoder.input_device`)."""
+        return input_device(self.model)
+
+    @property
     def max_length(self) -> int:
         """Context length in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)  # type: ignore[union-attr]
+
+
+def _spread(source: str, ref: ModelRef, settings: dict[str, Any]) -> PreTrainedModel:
+    """The model over all devices of this machine, then its memory, then its disk, as accelerate finds room."""
+    folder = tempfile.mkdtemp(prefix="dspa-bench-offload-")  # of what safetensors do not hold as it is needed
+    settings |= {"device_map": ref.device_map, "max_memory": ref.max_memory, "offload_folder": folder}
+    try:
+        model = read_model(AutoModelForCausalLM, source, **settings)
+    except BaseException:
+        rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(model, rmtree, folder, ignore_errors=True)
+    return model
 
 
 def check_device(device: str) -> None:

@@ -39,6 +39,20 @@ def find_decoder(model: nn.Module) -> Decoder:
     return max(found, key=lambda d: sum(p.numel() for p in d.layers.parameters()))
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where a causal LM's token ids belong: where its embeddings are computed, wherever their weights are kept.
+
+    Of a model that is spread over devices the layers have others, to which accelerate's hooks move what they are given.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    hook = getattr(embeddings, "_hf_hook", None)
+    places = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+    place = next((one for one in places if one is not None), None)
+    if place is None:
+        return next(embeddings.parameters()).device
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
 def residual_of(output: Any) -> Float[Tensor, "batch pos d_model"]:
     """The residual stream in a decoder layer's output, which is a tensor or a tuple that starts with it."""
     return output[0] if isinstance(output, tuple) else output

@@ -199,4 +199,5 @@ def _taken(
     states: Float[Tensor, "parent head pos d_head"] | None, rows: Int[Tensor, " row"], columns: Int[Tensor, "row kept"]
 ) -> Float[Tensor, "row head kept d_head"]:
     assert states is not None
+    rows, columns = rows.to(states.device), columns.to(states.device)  # its layer's, in a model that is spread
     return states.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)

@@ -93,14 +93,15 @@ def early_residuals(
 ) -> dict[int, Float[Tensor, "row pos d_model"]]:
     """Residual stream after ``layers`` for the tokens ``ids`` (the newest of ``mask``'s where there is a ``cache``).
 
-    The pass stops after layer ``last``, or the deepest of ``layers``: what comes later never runs.
+    The pass stops after layer ``last``, or the deepest of ``layers``: what comes later never runs. The streams are on
+    the device of ``ids``, wherever the layers are.
     """
     last = max(layers) if last is None else last
     positions = positions_of(mask)[:, -ids.shape[1] :]
     on_cache = {"past_key_values": cache, "use_cache": cache is not None}
     with captured(decoder, layers | {last}, stop=True) as residual:
         decoder.stack(input_ids=ids, attention_mask=mask, position_ids=positions, **on_cache)
-    return {layer: residual[layer] for layer in layers}
+    return {layer: residual[layer].to(ids.device) for layer in layers}
 
 
 def residual_flops(encoded: Sequence[TripleIds], *, last_layer: int, rates: Rates, batch_size: int) -> int:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from harness.model.chat import ChatFormat
-from harness.model.decoder import find_decoder, residual_of, with_residual
+from harness.model.decoder import find_decoder, input_device, residual_of, with_residual
 from harness.model.intervention import Condition, Intervention, Mask, RowState
 from harness.model.turns import LastTurn, narrowed
 
@@ -61,7 +61,8 @@ class Steering:
         if condition_on == "last_turn" and last_turn is None:
             raise ValueError("the intervention is conditioned on the last user turn; give last_turn, which finds it")
         self._last_turn = last_turn if condition_on == "last_turn" else None
-        device = next(model.parameters()).device
+        # The session and the intervention live where the ids do; layers may be elsewhere, if the model is spread.
+        device = input_device(model)
         vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         self._special = _members(special_ids, vocabulary, device)
         self._stop = _members(stop_ids, vocabulary, device)
@@ -157,6 +158,7 @@ class Steering:
             raise ValueError("steering needs input_ids; a forward from inputs_embeds cannot be steered")
         if kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError("steering does not support packed batches (continuous batching); use padded batches")
+        ids = ids.to(self._special.device)
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         mask = kwargs.get("attention_mask")
@@ -164,7 +166,8 @@ class Steering:
             raise ValueError(
                 "steering needs a [batch, pos] attention mask (prepared 4-D masks hide which tokens are padding)"
             )
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
+        valid = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :].to(ids.device)
+        valid = valid.bool()
         if past and cache is not self._cache:
             raise ValueError(
                 "a forward on a cache that this session did not prefill last cannot be steered (classifier-free "
@@ -245,7 +248,7 @@ class Steering:
                 return None
             residual = residual_of(output)
             if self._prefill and layer in reads:
-                self._residual[layer] = residual
+                self._residual[layer] = residual.to(self._special.device)
                 if len(self._residual) == len(set(reads)):
                     self._state = self._condition(self._residual)
                     self._residual = {}
@@ -264,10 +267,11 @@ class Steering:
         assert self._edit is not None and self._state is not None
         first = self._first
         steered = self._edit[:, first:]
-        delta = self._intervention.delta(layer, residual[:, first:], self._state, steered, tally=self.tally)
+        seen = residual[:, first:].to(steered.device)
+        delta = self._intervention.delta(layer, seen, self._state, steered, tally=self.tally)
         if delta is None:
             return None
-        delta = delta.to(residual.dtype)
+        delta = delta.to(residual.device, residual.dtype)
         if first == 0:
             return residual + delta
         edited = residual.clone()
@@ -332,7 +336,7 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return input_device(self.model)
 
     def steering(self) -> AbstractContextManager[Steering | None]:
         """Hooks for forwards of ``model``; a null context where there is no intervention."""

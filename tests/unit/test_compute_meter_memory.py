@@ -8,7 +8,7 @@ import torch
 
 from harness.compute import Meter
 from harness.compute.bill import Bill
-from harness.compute.meter import Peak, read_peak, reset_peak, resident_bytes
+from harness.compute.memory import Peak, read_peak, reset_peak, resident_bytes
 
 BLOCK = 64 * 2**20
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel keeps no mark to reset")

@@ -1,0 +1,56 @@
+"""Many fits by one group of two processes, which takes less than a group for each."""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.compute.ranks import ALONE, Ranks
+from harness.compute.sitting import Sitting
+from harness.data.refs import ModelRef
+from harness.data.triples import Budget, Triple
+from harness.experiment.fitting import fit
+from harness.method import MethodConfig
+from harness.model.aligned import AlignedModel
+from harness.run_folder.training import Curve
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is fitted, on how many of the triples, with which limit."""
+
+    method: MethodConfig
+    n: int
+    flops_limit: int | None = None
+
+
+def outcome(case: Case, base: AlignedModel, triples: list[Triple], folder: Path, ranks: Ranks = ALONE) -> Any:
+    """(bill, params, losses, tensors) of a fit."""
+    sitting = Sitting(Curve(folder / "training.jsonl"), folder / "fitting", minutes=0, writes=ranks.rank == 0)
+    how = {"flops_limit": case.flops_limit, "sample_profile": False, "sitting": sitting, "ranks": ranks}
+    aligned = fit(case.method, base, Budget(tuple(triples[: case.n]), 0), 3, **how)
+    kept = aligned.delta_tensors() if aligned.intervention is None else aligned.intervention.tensors()
+    tensors = {name: tensor.detach().clone() for name, tensor in kept.items()}
+    return aligned.bill, dict(aligned.params), [step.loss for step in sitting.curve.steps], tensors
+
+
+def fit_all(rank: int, cases: dict[str, Case], model: str, triples: list[Triple], folder: Path) -> None:
+    """One of the two processes; rank 0 leaves the outcomes, or what was raised, in ``folder``."""
+    from torch import distributed as dist
+    from tqdm import tqdm
+
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in own.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    base = AlignedModel.from_base(ModelRef(path=model))
+    for name, case in cases.items():
+        found = outcome(case, base, triples, folder / name, Ranks(rank, 2))
+        if rank == 0:
+            torch.save(found, folder / name / "outcome.pt")
+            print(name, flush=True)
+    dist.destroy_process_group()
