@@ -36,8 +36,8 @@ class MethodConfig(BaseModel):
     ``single_pass`` is True for methods that pass every triple once, so that only fewer triples make them cheaper: with
     a bill for a budget they get as many as it is predicted to pay for. Any other method stops when
     ``meter.exhausted``. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them alone is
-    made by `adjust`, without one. ``diagnostics`` explains each figure that the method's intervention reports of
-    itself: name -> a sentence for the report's legend.
+    made by `adjust`, without one. ``steers`` is True where the artifact has an intervention; ``diagnostics`` explains
+    each figure that this reports of itself: name -> a sentence for the report's legend.
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
@@ -46,6 +46,7 @@ class MethodConfig(BaseModel):
     uses_triples: ClassVar[bool] = True
     single_pass: ClassVar[bool] = False
     online: ClassVar[frozenset[str]] = frozenset()
+    steers: ClassVar[bool] = False
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     @property

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM
 from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
+from harness.engine.engine import EngineConfig
 from harness.experiment.plan import decisive_settings
 from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
-from harness.method import BaseShape
+from harness.method import BaseShape, MethodConfig
 from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
@@ -41,8 +42,10 @@ class Checked:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def check_suite(suite: Suite) -> Checked:
+def check_suite(suite: Suite, *, answering: bool = True) -> Checked:
     """Check files, sizes and budgets; raises one ValueError listing every problem and its place in the suite.
+
+    Without ``answering`` the engine that would generate answers need not be there.
 
     Evaluation prompts that occur among the training prompts are refused: their scores would say nothing. So are triples
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
@@ -57,6 +60,10 @@ def check_suite(suite: Suite) -> Checked:
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, method.check, shape)
+            if suite.engine is not None:
+                problems.of(key, _check_steering, method, suite.engine, shape)
+        if suite.engine is not None and answering:
+            problems.of(("execution", "engine"), suite.engine.check, file.base)
     judges_prompts = _check_judges(suite, problems)
     if any(variant.space is not None for variant in suite.variants):
         problems.of(("tune", "score"), _check_tuning_judge, suite)
@@ -210,6 +217,18 @@ def _check_asks(judge: Judge, benchmark: BenchmarkConfig) -> None:
             f"benchmark {benchmark.name!r} asks for {' and '.join(missing)}, which judge {judge.name!r} cannot give "
             f"(it gives {' and '.join(sorted(judge.verbs))}); take another judge, or leave this benchmark out"
         )
+
+
+def _check_steering(method: MethodConfig, engine: EngineConfig, base: BaseShape) -> None:
+    """All variants of a run are answered by one engine."""
+    if method.steers:
+        try:
+            engine.check_steering(base)
+        except ValueError as problem:
+            raise ValueError(
+                f"method {method.name!r} steers, and {problem}; all variants of a run are answered by one engine, so "
+                "leave this variant out, or take `execution.engine` out for all of them"
+            ) from None
 
 
 def _check_tuning_judge(suite: Suite) -> None:

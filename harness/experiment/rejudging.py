@@ -86,7 +86,7 @@ class Rejudging:
         if folder.resolve() == source.path.resolve():
             raise ValueError(f"--out {str(folder)!r} is the run itself; give another folder")
         check_can_make(folder)
-        prepared = prepare(source.path / "suite.yaml", folder, [*overrides, f"name={name}"])
+        prepared = prepare(source.path / "suite.yaml", folder, [*overrides, f"name={name}"], answering=False)
         planned = {cell.name for cell in source.plan.cells}
         left_out = {
             cell.name: reason if cell.name in planned else "not in the run"

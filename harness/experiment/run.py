@@ -69,13 +69,16 @@ def prepare(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     donors: Sequence[str | Path] = (),
+    *,
+    answering: bool = True,
 ) -> Prepared:
     """Load, check and plan; ``out`` is runs/<suite name> unless given. ``donors`` are runs to copy equal cells from.
+    ``answering`` is False where all answers are there, so that no engine is needed.
 
     Raises ValueError for everything that is wrong with the suite, its files or a run folder, before any work.
     """
     suite = load_suite(suite_path, overrides)
-    checked = check_suite(suite)
+    checked = check_suite(suite, answering=answering)
     folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
     check_bills(suite, plan.cells, checked.triples, folder.path)
@@ -234,7 +237,9 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge]) -> Environment
             "packages": package_versions(),
             "judge": None,
             **described,
+            "engine": suite.engine and suite.engine.label,
             "notes": [
+                *([] if suite.engine is None else [suite.engine.statement]),
                 *map(discreet, prepared.checked.notes),
                 *(note for benchmark in suite.benchmarks.values() for note in benchmark.notes),
             ],

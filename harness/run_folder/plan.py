@@ -226,7 +226,8 @@ class Environment(Document):
     installed version, ``notes`` plain sentences that a report must say about the numbers, ``seconds`` the wall-clock
     time of all sittings so far. An SAE under a public name has no hash. ``files`` are the marks, at the end of the last
     sitting, of what lies outside the cells and has no checksum of its own; None in a run of an older version.
-    ``compared`` names the runs that `dspa-bench compare` made this one of.
+    ``compared`` names the runs that `dspa-bench compare` made this one of, ``engine`` what generated the answers (None:
+    transformers).
     """
 
     sealed: ClassVar[bool] = True
@@ -244,6 +245,7 @@ class Environment(Document):
     packages: dict[str, str]
     judge: JudgeEntry | None
     second_judge: SecondJudgeEntry | None = None
+    engine: str | None = None
     notes: tuple[str, ...] = ()
     base: BaseEntry
     saes: dict[str, SAEEntry]
