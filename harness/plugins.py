@@ -133,9 +133,10 @@ def need(module: str, what: str) -> None:
 def load_plugins() -> tuple[str, ...]:
     """Import every plugin module once, which fills the registries; returns their names.
 
-    The harness's own judges are registered with them.
+    The harness's own judges and engines are registered with them.
     """
     modules = sorted({entry.value for entry in declared(PLUGINS)})
-    for module in (*modules, "harness.judging.endpoint", "harness.judging.local", "harness.judging.reward"):
+    own = ("harness.judging.endpoint", "harness.judging.local", "harness.judging.reward")
+    for module in (*modules, *own, "harness.engine.server", "harness.engine.vllm_engine"):
         import_module(module)
     return tuple(modules)

@@ -47,7 +47,8 @@ def make_tokenizer():
     return fast
 
 
-def make_model(family: str):
+def make_model(family: str, **changes):
+    """A random model of a family; ``changes`` are further entries of its configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {
@@ -67,6 +68,7 @@ def make_model(family: str):
         sizes |= {"sliding_window": 16, "query_pre_attn_scalar": 8}
     if family == "gemma3":
         sizes |= {"layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2)}
+    sizes |= changes
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("gemma3_text" if family == "gemma3" else family, **sizes)

@@ -1,4 +1,4 @@
-"""A chat server on this machine that judges can be pointed at: it answers, refuses, stammers, hangs or is gone."""
+"""A chat server on this machine that judges and engines can ask: it answers, refuses, stammers, hangs or is gone."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Server(ThreadingHTTPServer):
     """Answers with ``reply`` of the last message; ``script`` maps messages to earlier (status, body) answers, which may
-    have a mapping of headers as a third part.
+    have a mapping of headers as a third part. ``models`` are the names that it says it has.
 
     A status "hang" waits until `release` is set, "drop" closes the connection, "trickle" never ends the body. ``seen``
     counts requests by message, ``answered`` those that got 200.
@@ -19,6 +19,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # the default of 5 resets connections when this machine is busy
     block_on_close = False
+    models: tuple[str, ...] | dict = ("m",)
 
     def __init__(self, script, reply):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -40,6 +41,15 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        names = [{"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in self.server.models]
+        payload = json.dumps({"object": "list", "data": names}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
     def do_POST(self):
         server = self.server
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -43,9 +43,10 @@ def judges(as_json: AsJSON = False) -> None:
 
 @commands.command(epilog="Example: `dspa-bench describe dpo`")
 def describe(
-    name: Annotated[str, typer.Argument(help="A method, benchmark or judge.", metavar="NAME")], as_json: AsJSON = False
+    name: Annotated[str, typer.Argument(help="A method, benchmark, judge or engine.", metavar="NAME")],
+    as_json: AsJSON = False,
 ) -> None:
-    """Say what a method, benchmark or judge does, and every parameter of it: type, bounds, default, meaning."""
+    """Say what a method, benchmark, judge or engine does, and every parameter of it: type, bounds, default, meaning."""
     from harness.experiment.reference import describe_named
     from harness.plugins import load_plugins
 

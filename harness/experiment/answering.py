@@ -12,6 +12,7 @@ from harness.run_folder.answers import AnswerStore, answer_key
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.engine.served import Served
     from harness.experiment.kept import Kept
     from harness.model.aligned import AlignedModel
     from harness.model.chat import ChatFormat
@@ -28,7 +29,7 @@ class Answering:
     the number of its answers.
     """
 
-    aligned: "AlignedModel | Kept"
+    aligned: "AlignedModel | Served | Kept"
     store: AnswerStore
     tell: Callable[[int], object] = lambda _: None
     _asked: set[str] = field(default_factory=set)

@@ -15,6 +15,8 @@ from harness.compute.bill import Bill
 from harness.compute.sitting import Sitting
 from harness.data.triples import Triple, distinct, load_triples
 from harness.discretion import discreet
+from harness.engine.engine import Engine
+from harness.engine.served import Served
 from harness.experiment.answering import Answering
 from harness.experiment.forecast import Forecaster
 from harness.experiment.kept import Kept
@@ -57,6 +59,12 @@ class CellContext:
     @cached_property
     def base(self) -> AlignedModel:
         return AlignedModel.from_base(self.suite.file.base, device=self.suite.file.execution.device)
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """What generates answers in the place of transformers; it starts when it is first asked."""
+        config, how = self.suite.engine, self.suite.file.execution
+        return config and config.start(self.suite.file.base, device=how.device, threads=how.threads)
 
     @cached_property
     def judges(self) -> dict[str, Judge]:
@@ -118,13 +126,14 @@ def run_cell(
     folder.reopen()
     first, second = Failures(), Failures()
     aligned = first.attempt("fit", lambda: _artifact(context, cell, folder, notify))
+    served = aligned and first.attempt("engine", lambda: _served(context, folder, aligned))
 
-    if aligned is not None:
+    if served is not None:
 
         def evaluation(name: str, judge: Judge | None, stage: str, *, again: bool = False) -> Callable[[], None]:
             seed = derive_seed(suite.file.seed, str(cell.seed), name)  # every variant's: they draw the same noise
             settings = {"judge": judge, "seed": seed, "folder": folder, "notify": partial(notify, cell.name, stage)}
-            return partial(evaluate, aligned, name, context.benchmarks[name], **settings, again=again)
+            return partial(evaluate, served, name, context.benchmarks[name], **settings, again=again)
 
         for name in suite.benchmarks:
             if not folder.settled(name):
@@ -202,6 +211,13 @@ def _artifact(context: CellContext, cell: PlannedCell, folder: CellFolder, notif
     return load()
 
 
+def _served(context: CellContext, folder: CellFolder, aligned: AlignedModel) -> AlignedModel | Served:
+    """``aligned`` as it answers: by the suite's engine, where it has one."""
+    if context.engine is None:
+        return aligned
+    return Served.of(aligned, context.engine, folder.artifact, folder.path.name)
+
+
 def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel | None) -> str | None:
     """Of the triples the fit was given, which under a bill may be fewer than there are; of all, when it failed."""
     if aligned is not None and aligned.budget is not None:
@@ -210,7 +226,7 @@ def _triples_hash(context: CellContext, cell: PlannedCell, aligned: AlignedModel
 
 
 def evaluate(
-    aligned: AlignedModel | Kept,
+    aligned: AlignedModel | Served | Kept,
     name: str,
     benchmark: BenchmarkConfig,
     *,

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from harness.benchmark import BENCHMARKS, BenchmarkConfig, Metric
 from harness.data.refs import ModelRef
 from harness.data.triples import Triple, TripleFile, contaminated, draw_budget, prompt_count
+from harness.engine.engine import EngineConfig
 from harness.experiment.executors import check_executor
 from harness.experiment.plan import decisive_settings
 from harness.experiment.processes import check_per_fit
@@ -17,7 +18,7 @@ from harness.experiment.room import Room, fitting_benchmark, fitting_triples
 from harness.experiment.source import Key
 from harness.experiment.suite import Suite
 from harness.judging import Judge
-from harness.method import BaseShape
+from harness.method import BaseShape, MethodConfig
 from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
@@ -43,10 +44,11 @@ class Checked:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
+def check_suite(suite: Suite, *, on_paper: bool = False, answering: bool = True) -> Checked:
     """Check files, sizes and budgets; raises one ValueError listing every problem and its place in the suite.
 
     ``on_paper``, where only a plan is made, neither this machine's devices count nor the weights of base and SAEs.
+    Without ``answering`` the engine that would generate answers need not be there.
 
     Evaluation prompts that occur among the training prompts are refused: their scores would say nothing. So are triples
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
@@ -69,6 +71,10 @@ def check_suite(suite: Suite, *, on_paper: bool = False) -> Checked:
             problems.of(key, method.check, shape)
             if per_fit.processes > 1 and method.uses_triples:
                 problems.of(key, method.check_processes, per_fit.processes)
+            if suite.engine is not None:
+                problems.of(key, _check_steering, method, suite.engine, shape)
+        if suite.engine is not None and answering and not on_paper:
+            problems.of(("execution", "engine"), suite.engine.check, file.base)
     judges_prompts = _check_judges(suite, problems)
     if any(variant.space is not None for variant in suite.variants):
         problems.of(("tune", "score"), _check_tuning_judge, suite)
@@ -224,6 +230,18 @@ def _check_asks(judge: Judge, benchmark: BenchmarkConfig) -> None:
             f"benchmark {benchmark.name!r} asks for {' and '.join(missing)}, which judge {judge.name!r} cannot give "
             f"(it gives {' and '.join(sorted(judge.verbs))}); take another judge, or leave this benchmark out"
         )
+
+
+def _check_steering(method: MethodConfig, engine: EngineConfig, base: BaseShape) -> None:
+    """All variants of a run are answered by one engine."""
+    if method.steers:
+        try:
+            engine.check_steering(base)
+        except ValueError as problem:
+            raise ValueError(
+                f"method {method.name!r} steers, and {problem}; all variants of a run are answered by one engine, so "
+                "leave this variant out, or take `execution.engine` out for all of them"
+            ) from None
 
 
 def _check_tuning_judge(suite: Suite) -> None:

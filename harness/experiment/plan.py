@@ -149,7 +149,7 @@ def identify(
     """{unit: what it is} for the suite, each benchmark, each variant and sweep point, and each cell.
 
     Files stand for their content: a triples or question file that was edited since is a difference, one that
-    was moved is not. How the work is done (``execution``) and shown (``report``, labels) is left out.
+    was moved is not. How the work is done (``execution``, its engine apart) and shown (``report``, labels) is left out.
     ``left_out`` is what does not fit the context: a benchmark that leaves prompts out goes on without the same ones.
     """
     file = suite.file
@@ -164,6 +164,8 @@ def identify(
             "judge": judges.get("judge"),
         }
     }
+    if suite.engine is not None:
+        units["suite"]["engine"] = {"kind": suite.engine.name, **decisive_settings(suite.engine)}
     if "second_judge" in judges:
         units["second_judge"] = judges["second_judge"]
     for name, benchmark in suite.benchmarks.items():
@@ -206,9 +208,9 @@ def _tuning_identity(suite: Suite, variant: Variant) -> dict[str, Any]:
 
 
 def decisive_settings(thing: Any) -> dict[str, Any]:
-    """All settings of a benchmark or judge, defaults included, with contents in place of paths.
+    """All settings of a benchmark, judge or engine, defaults included, with contents in place of paths.
 
-    Those that a judge calls operational change no verdict and are left out.
+    Those that a judge or an engine calls operational change no verdict and no answer and are left out.
     """
     return thing.model_dump(mode="json", exclude=set(getattr(thing, "operational", ())), context={"contents": True})
 

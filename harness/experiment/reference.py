@@ -14,12 +14,13 @@ from pydantic.fields import FieldInfo
 
 from harness.benchmark import BENCHMARKS
 from harness.data.refs import ModelRef, SAERef
+from harness.engine.engine import ENGINES
 from harness.experiment.suite import SuiteFile
 from harness.judging import JUDGES
 from harness.method import METHODS
 from harness.plugins import Registry, alike
 
-REGISTRIES: tuple[Registry, ...] = (METHODS, BENCHMARKS, JUDGES)
+REGISTRIES: tuple[Registry, ...] = (METHODS, BENCHMARKS, JUDGES, ENGINES)
 _REFS = {ModelRef: "model", SAERef: "SAE"}
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null", Path: "path"}
 _WORDS |= {ModelRef: "model: {path} or {id, revision}", SAERef: "SAE: a name of `saes:`, {path} or {release, id}"}
@@ -42,7 +43,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Described:
-    """A method, benchmark or judge (``kind``) with all that a suite can say of it; ``source`` is its module."""
+    """A method, benchmark, judge or engine (``kind``) with all that a suite can say of it; ``source`` is its module."""
 
     name: str
     kind: str
@@ -61,7 +62,7 @@ def described(registry: Registry) -> list[Described]:
 
 
 def describe_named(name: str) -> list[Described]:
-    """The methods, benchmarks and judges of this name; ValueError, with those there are, where there is none."""
+    """The methods, benchmarks, judges and engines of this name; ValueError, with those there are, for no such name."""
     found = [_described(registry, name) for registry in REGISTRIES if name in registry]
     if not found:
         every = [one for registry in REGISTRIES for one in registry]
@@ -168,7 +169,7 @@ def _bound(metadata: Any) -> str:
 
 
 def suite_schema() -> dict[str, Any]:
-    """The JSON schema of suite files: of every section, and of the settings of each installed method, benchmark, judge.
+    """The JSON schema of suite files: of every section, and of the settings of all that a section can name.
 
     What only a run can know (files, sizes, names of SAEs) is not in it.
     """
@@ -191,6 +192,7 @@ def suite_schema() -> dict[str, Any]:
         ("BenchmarkSection", "name", BENCHMARKS),
         ("JudgeSection", "kind", JUDGES),
         ("SecondJudgeSection", "kind", JUDGES),
+        ("EngineSection", "kind", ENGINES),
     ):
         entry = definitions[section]
         entry["properties"][key]["enum"] = list(registry)
@@ -199,6 +201,7 @@ def suite_schema() -> dict[str, Any]:
             own = settings(registry, name)
             own["properties"] = {**entry["properties"], **own.get("properties", {})}
             entry["allOf"].append(_if(key, name, own))
+    definitions["EngineSection"] = {"anyOf": [{"enum": list(ENGINES)}, definitions["EngineSection"]]}
     # A name of the table `saes:` stands for an SAE everywhere.
     definitions["SAERef"] = {"anyOf": [{"type": "string"}, definitions["SAERef"]]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dspa-bench suite"}

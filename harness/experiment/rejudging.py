@@ -89,7 +89,8 @@ class Rejudging:
         if folder.resolve() == source.path.resolve():
             raise ValueError(f"--out {str(folder)!r} is the run itself; give another folder")
         check_can_make(folder)
-        prepared = prepare(source.path / "suite.yaml", folder, [*overrides, f"name={name}", "execution.executor=local"])
+        here = [*overrides, f"name={name}", "execution.executor=local"]
+        prepared = prepare(source.path / "suite.yaml", folder, here, answering=False)
         planned = {cell.name for cell in source.plan.cells}
         left_out = {
             cell.name: reason if cell.name in planned else "not in the run"

@@ -98,17 +98,19 @@ def prepare(
     donors: Sequence[str | Path] = (),
     *,
     on_paper: bool = False,
+    answering: bool = True,
     only: Sequence[str] = (),
     shard: str | None = None,
 ) -> Prepared:
     """Load, check and plan; ``out`` is runs/<suite name> unless given. ``donors`` are runs to copy equal cells from.
-    ``on_paper``: nothing is to be run, so neither devices nor weights need be here.
+    ``on_paper``: nothing is to be run, so neither devices nor weights need be here. ``answering`` is False where all
+    answers are there, so that no engine is needed.
 
     ``only`` are the cells to run, by default all; or those of ``shard`` ("1/8"). Raises ValueError for everything that
     is wrong with the suite, its files or a run folder, before any work.
     """
     suite = load_suite(suite_path, overrides)
-    checked = check_suite(suite, on_paper=on_paper)
+    checked = check_suite(suite, on_paper=on_paper, answering=answering)
     folder = RunFolder(out if out is not None else Path("runs") / suite.file.name)
     plan = make_plan(suite, folder.path)
     mine = share_of(plan, only, shard)
@@ -307,7 +309,9 @@ def _environment(prepared: Prepared, judges: Mapping[str, Judge], machines: Mapp
             "packages": package_versions(),
             "judge": None,
             **described,
+            "engine": suite.engine and suite.engine.label,
             "notes": [
+                *([] if suite.engine is None else [suite.engine.statement]),
                 *map(discreet, prepared.checked.notes),
                 *_machines_note(machines),
                 *(note for benchmark in suite.benchmarks.values() for note in benchmark.notes),

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness.benchmark import BENCHMARKS, BenchmarkConfig
 from harness.data.refs import InputPath, ModelRef, SAERef, TriplesPath
 from harness.data.triples import Preferences
+from harness.engine.engine import ENGINES, EngineConfig
 from harness.experiment.shipped import Shipped, find_shipped
 from harness.experiment.source import Key, Source, describe
 from harness.experiment.space import Choices, Space, SpaceError, TuneSection, Values
@@ -92,6 +93,18 @@ class ReportSection(_Section):
     baseline: str | None = Field(default=None, description="what others are compared with; by default the first")
 
 
+class EngineSection(_Section):
+    """``kind`` is the registered engine, every other key a setting of it; a text alone is the kind."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
 class PerFitSection(_Section):
     """How many processes share a fit, and how (docs/devices.md)."""
 
@@ -114,7 +127,8 @@ class PerCellSection(_Section):
 
 
 class ExecutionSection(_Section):
-    """How the work is done; never what comes out of it, so it may change between two sittings of one run."""
+    """How the work is done; never what comes out of it (but for ``engine``), so it may change between two sittings of
+    one run."""
 
     workers: int = Field(default=1, ge=1, le=1024, description="local: processes, each running one cell at a time")
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads in each process")
@@ -127,6 +141,9 @@ class ExecutionSection(_Section):
         ge=0,
         description="a worker without a training step, a token, a verdict or a score for so long is ended, and its "
         "cell begun once more; 0: never",
+    )
+    engine: EngineSection | None = Field(
+        default=None, description="what generates the answers: vllm, or {kind: openai, ...}; by default transformers"
     )
     per_fit: PerFitSection = PerFitSection()
     executor: Literal["local", "ray"] = Field(
@@ -209,7 +226,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file whose names are all resolved; paths are absolute. ``shipped``: the suite of ours that it is."""
+    """A suite file whose names are all resolved; paths are absolute. ``engine``: None for transformers.
+    ``shipped``: the suite of ours that it is."""
 
     source: Source
     file: SuiteFile
@@ -217,6 +235,7 @@ class Suite:
     benchmarks: Mapping[str, BenchmarkConfig]
     judge: Judge | None
     second_judge: Judge | None
+    engine: EngineConfig | None = None
     shipped: Shipped | None = None
 
     @property
@@ -307,7 +326,9 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         for key, section in (("judge", file.judge), ("second_judge", file.second_judge))
     ]
     variants = tuple(_variant(source, file, v, i, context) for i, v in enumerate(file.variants))
-    return Suite(source, file, variants, benchmarks, judges[0], judges[1], found)
+    section, key = file.execution.engine, ("execution", "engine")
+    engine = section and _build(source, ENGINES, section.kind, section.model_extra, context, key, (*key, "kind"))
+    return Suite(source, file, variants, benchmarks, judges[0], judges[1], engine, found)
 
 
 def _import_plugins(source: Source, file: SuiteFile) -> None:

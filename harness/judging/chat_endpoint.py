@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Unusable(Exception):
 
 
 class RequestHooks:
-    """Sees every request of one `ChatEndpoint.ask_all`, which may be sent several times; this one only looks on.
+    """Sees every request of one `ChatEndpoint.ask_each`, which may be sent several times; this one only looks on.
 
     ``index`` is that of the conversation. What these methods raise ends everything, but for `NotAsked`.
     """
@@ -76,6 +76,8 @@ class ChatEndpoint:
     attempts: int = 6
     timeout: float = 120.0
     """Seconds to wait for one reply."""
+    whole: bool = True
+    """Whether a reply that was cut off or is empty is an error, as a judge's is."""
     _limit: list[str] = field(default_factory=lambda: ["max_tokens"], init=False, repr=False, compare=False)
     """What the model calls ``max_tokens``, last; learned from its refusal."""
 
@@ -103,11 +105,50 @@ class ChatEndpoint:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ValueError(f"the key in {self.api_key_env} has characters that no key has; set it again")
 
+    def models(self) -> set[str]:
+        """The names of the models that the server says it has; ValueError where it does not say."""
+        from openai import OpenAI, OpenAIError
+
+        try:
+            with OpenAI(
+                base_url=self.base_url,
+                api_key=self._key() or "none",
+                timeout=self.timeout,
+                max_retries=self.attempts - 1,
+                http_client=bounded_client(),
+            ) as client:
+                return {str(one.id) for one in client.models.list().data}
+        except (OpenAIError, Unusable, ValueError, AttributeError, TypeError) as problem:
+            reason = self._failed(f"{type(problem).__name__}: {problem}").error
+            raise ValueError(f"the server at {self.base_url} does not list its models: {reason}") from None
+
     def ask_all(self, conversations: Sequence[Sequence[Message]], hooks: RequestHooks | None = None) -> list[Reply]:
         """A reply to each conversation, in order. What went wrong with one is in its ``error``; nothing is raised."""
-        return asyncio.run(self._ask_all(conversations, hooks or RequestHooks()))
+        found = dict(self.ask_each(conversations, hooks))
+        return [found[index] for index in range(len(conversations))]
 
-    async def _ask_all(self, conversations: Sequence[Sequence[Message]], hooks: RequestHooks) -> list[Reply]:
+    def ask_each(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        hooks: RequestHooks | None = None,
+        settings: Sequence[Mapping[str, Any]] = (),
+    ) -> Iterator[tuple[int, Reply]]:
+        """(index, reply) of each conversation as it comes; ``settings`` are further fields of each one's request.
+
+        Whoever leaves off early, or is interrupted, ends what is open. Only what ``hooks`` raise is raised.
+        """
+        replies = self._ask_each(conversations, hooks or RequestHooks(), settings or [{}] * len(conversations))
+
+        async def next_one() -> tuple[int, Reply] | None:
+            return await anext(replies, None)
+
+        with asyncio.Runner() as runner:
+            while (found := runner.run(next_one())) is not None:
+                yield found
+
+    async def _ask_each(
+        self, conversations: Sequence[Sequence[Message]], hooks: RequestHooks, settings: Sequence[Mapping[str, Any]]
+    ) -> AsyncIterator[tuple[int, Reply]]:
         from openai import AsyncOpenAI
 
         gate = asyncio.Semaphore(self.concurrency)
@@ -119,32 +160,40 @@ class ChatEndpoint:
             http_client=_client(hooks, self.timeout),
         ) as client:
 
-            async def ask(index: int, conversation: Sequence[Message]) -> Reply:
+            async def ask(index: int) -> tuple[int, Reply]:
                 nonlocal unanswered
                 async with gate:
                     reply = await hooks.ready(index)
                     if reply is not None:
-                        return reply
+                        return index, reply
                     _asking.set(index)
                     attempts = self.attempts if unanswered < self.concurrency else 1
-                    reply, silent = await self._ask(client.with_options(max_retries=attempts - 1), conversation)
+                    patient = client.with_options(max_retries=attempts - 1)
+                    reply, silent = await self._ask(patient, conversations[index], settings[index])
                     unanswered = unanswered + 1 if silent else 0
                     hooks.came(index, reply)
-                    return reply
+                    return index, reply
 
+            waiting = {asyncio.create_task(ask(index)) for index in range(len(conversations))}
             try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(ask(index, c)) for index, c in enumerate(conversations)]
-            except BaseExceptionGroup as problems:  # the hooks could not go on, such as on a full disk
-                raise problems.exceptions[0] from None
-        return [task.result() for task in tasks]
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()  # what it raises is the hooks': they could not go on, as on a full disk
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _ask(self, client: "AsyncOpenAI", conversation: Sequence[Message]) -> tuple[Reply, bool]:
+    async def _ask(
+        self, client: "AsyncOpenAI", conversation: Sequence[Message], more: Mapping[str, Any]
+    ) -> tuple[Reply, bool]:
         """The reply, and whether the server gave none however often it was tried."""
         from openai import APIConnectionError, BadRequestError, InternalServerError, OpenAIError, RateLimitError
 
         messages: Any = [{"role": message["role"], "content": message["content"]} for message in conversation]
         settings: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        settings |= more
         while True:
             limit = self._limit[-1]
             how: dict[str, Any] = {**settings, limit: self.max_tokens}
@@ -160,7 +209,7 @@ class ChatEndpoint:
                 return self._failed(str(problem)), False
             except (ValueError, RecursionError) as problem:  # a body that says it is JSON and is not
                 return self._failed(f"the endpoint's answer is not valid JSON: {problem}"), False
-            return self._without_key(_reply(completion, self.max_tokens)), False
+            return self._without_key(_reply(completion, self.max_tokens, whole=self.whole)), False
 
     def _failed(self, why: str) -> Reply:
         why = _text(why)  # a server may say what is none
@@ -292,7 +341,7 @@ def _plain(response: Any) -> str:
         return "what is no address"
 
 
-def _reply(completion: object, max_tokens: int) -> Reply:
+def _reply(completion: object, max_tokens: int, *, whole: bool) -> Reply:
     """The client does not validate what it receives, so nothing about its shape may be taken for granted."""
     try:
         choice = completion.choices[0]  # type: ignore[attr-defined]
@@ -303,12 +352,14 @@ def _reply(completion: object, max_tokens: int) -> Reply:
     model = getattr(completion, "model", None)
     known: Any = _counts(getattr(completion, "usage", None))
     known["model"] = _text(model)[:200] if isinstance(model, str) else ""
-    if reason == "length":
+    if not whole:
+        text, known["finished"] = text or "", reason != "length"
+    elif reason == "length":
         raw = _text(text) if isinstance(text, str) else ""
         return Reply(None, f"the answer was cut off at {max_tokens} tokens", raw=raw, **known)
     if text is not None and not isinstance(text, str):
         return Reply(None, f"the answer's content is no text ({type(text).__name__})", **known)
-    if text is None or not text.strip():
+    if whole and (text is None or not text.strip()):
         return Reply(None, f"the answer is empty (finish reason {str(reason)[:40]!r})", **known)
     if _text(text) != text:
         return Reply(None, "the answer holds surrogates, which are no characters", raw=_text(text), **known)

@@ -74,7 +74,7 @@ class Reply:
 
     ``raw`` is what there is of a text that is no use because it was cut off. ``prompt_tokens`` and
     ``completion_tokens`` are what the endpoint counted (0 where it does not say), ``model`` is the name it gives of
-    the model that replied.
+    the model that replied. ``finished``: a text that may be cut off was not.
     """
 
     text: str | None
@@ -83,6 +83,7 @@ class Reply:
     completion_tokens: int = 0
     raw: str = ""
     model: str = ""
+    finished: bool = True
 
 
 _DOUBLE = r"\[\[(\d+\.?\d*)\]\]"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from harness.model.artifact import (
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat, with_instruction
 from harness.model.decoder import input_device
-from harness.model.generation import Batch, generate_batches
+from harness.model.generation import Batch, generate_batches, temperatures_of
 from harness.model.intervention import Intervention
 from harness.model.loglikelihood import ScoredBatch, score_batches
 from harness.model.steering import Runtime, Steering
@@ -267,11 +266,7 @@ class AlignedModel:
         batch_size: int = 64,
     ) -> Iterator[Batch]:
         """The same, a batch at a time as it is answered, longest prompts first; what has no room comes before all."""
-        temperatures = [temperature] * len(conversations) if isinstance(temperature, int | float) else list(temperature)
-        if len(temperatures) != len(conversations):
-            raise ValueError(f"{len(temperatures)} temperatures for {len(conversations)} conversations")
-        if not all(0 <= one < inf for one in temperatures) or max_new_tokens < 1 or batch_size < 1:
-            raise ValueError("temperature must be >= 0 and finite, max_new_tokens and batch_size >= 1")
+        temperatures = temperatures_of(temperature, len(conversations), max_new_tokens, batch_size)
         prompts = [self.prompt_ids(c) for c in conversations]
         return generate_batches(self.runtime, prompts, temperatures, max_new_tokens, seed=seed, batch_size=batch_size)
 

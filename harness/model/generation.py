@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -41,19 +42,37 @@ def generate_batches(
     Prompts that do not fit the context come first, as a batch of completions with ``error``. ValueError with step and
     layer where logits are NaN or infinite.
     """
-    room = runtime.max_length - max_new_tokens
-    long = tuple(i for i, prompt in enumerate(prompts) if len(prompt) > room)
-    if long:
-        excess = f"tokens + {max_new_tokens} new ones exceed the context of {runtime.max_length}"
-        sizes = [len(prompts[i]) for i in long]
-        yield Batch(long, tuple(Completion("", (), n, 0, False, f"prompt of {n} {excess}") for n in sizes), None)
-    todo = sorted(set(range(len(prompts))) - set(long), key=lambda i: (-len(prompts[i]), i))
+    long = without_room(prompts, runtime.max_length, max_new_tokens)
+    if long is not None:
+        yield long
+    left_out = () if long is None else long.rows
+    todo = sorted(set(range(len(prompts))) - set(left_out), key=lambda i: (-len(prompts[i]), i))
     for start in range(0, len(todo), batch_size):
         rows = tuple(todo[start : start + batch_size])
         completions, tally = _generate_batch(
             runtime, [prompts[i] for i in rows], [temperatures[i] for i in rows], max_new_tokens, seed
         )
         yield Batch(rows, tuple(completions), tally)
+
+
+def temperatures_of(
+    temperature: float | Sequence[float], count: int, max_new_tokens: int, batch_size: int
+) -> list[float]:
+    """The temperature of each of ``count`` prompts; ValueError for settings that cannot be."""
+    temperatures = [temperature] * count if isinstance(temperature, int | float) else list(temperature)
+    if len(temperatures) != count:
+        raise ValueError(f"{len(temperatures)} temperatures for {count} conversations")
+    if not all(0 <= one < inf for one in temperatures) or max_new_tokens < 1 or batch_size < 1:
+        raise ValueError("temperature must be >= 0 and finite, max_new_tokens and batch_size >= 1")
+    return temperatures
+
+
+def without_room(prompts: Sequence[Sequence[int]], max_length: int, max_new_tokens: int) -> Batch | None:
+    """The prompts that do not fit a context of ``max_length`` with an answer, as completions with ``error``."""
+    long = {row: len(ids) for row, ids in enumerate(prompts) if len(ids) > max_length - max_new_tokens}
+    excess = f"tokens + {max_new_tokens} new ones exceed the context of {max_length}"
+    errors = tuple(Completion("", (), n, 0, False, f"prompt of {n} {excess}") for n in long.values())
+    return Batch(tuple(long), errors, None) if long else None
 
 
 def _generate_batch(

@@ -239,7 +239,7 @@ class Environment(Document):
     is, of each that a process worked on. What stands outside of ``machines`` is the latest sitting's first one. An SAE
     under a public name has no hash. ``files`` are the marks, at the end of the last sitting, of what lies outside the
     cells and has no checksum of its own; None in a run of an older version. ``compared`` names the runs that
-    `dspa-bench compare` made this one of.
+    `dspa-bench compare` made this one of, ``engine`` what generated the answers (None: transformers).
     """
 
     sealed: ClassVar[bool] = True
@@ -258,6 +258,7 @@ class Environment(Document):
     packages: dict[str, str]
     judge: JudgeEntry | None
     second_judge: SecondJudgeEntry | None = None
+    engine: str | None = None
     notes: tuple[str, ...] = ()
     base: BaseEntry
     saes: dict[str, SAEEntry]

@@ -1,0 +1,312 @@
+"""Steering inside vLLM: each request of a continuous batch gets the condition of its own prompt, and its own edits.
+
+vLLM's model runner flattens what it forwards: some tokens of a prompt here (a chunk of its prefill), one token of an
+answer there. `RunnerSteering` knows which tokens are whose, keeps the residual stream of a prompt until all of it was
+passed, has the intervention compute its condition as in `harness.model.steering`, and adds the intervention's deltas
+from the last prompt token on. A request that was preempted keeps its condition; as it is prefilled again, the tokens of
+its answer are edited again and not counted twice.
+
+It holds for the V1 model runner without compilation, captured graphs, speculative decoding, asynchronous scheduling and
+prefix caching (edited tokens have other keys and values than the same tokens without edits).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.data.refs import ModelRef
+from harness.model.artifact import read_description, read_intervention
+from harness.model.chat import ChatFormat
+from harness.model.decoder import find_decoder
+from harness.model.gguf import source_of
+from harness.model.intervention import Intervention, RowState
+from harness.model.pretrained import read_tokenizer
+from harness.model.turns import narrowed
+
+EXTRA = "dspa_bench"
+"""The key of a request's ``extra_args`` whose value is the artifact's folder."""
+KNOWN = ("Gemma2ForCausalLM", "LlamaForCausalLM")
+"""Architectures whose decoder layers are known to hand on (hidden, residual), the sum of which is the stream."""
+
+
+@dataclass(eq=False)
+class Steered:
+    """An artifact at work: its ``intervention``, the ``chat`` format of its base, and what it counts."""
+
+    intervention: Intervention
+    chat: ChatFormat
+    tally: Any
+
+    @classmethod
+    def load(cls, artifact: Path, device: str) -> "Steered":
+        """ValueError for an artifact without an intervention, and one that edits prompts by a condition on them: of a
+        prompt that comes in chunks the first are over before there is a condition."""
+        description = read_description(artifact)
+        intervention = read_intervention(artifact, description["intervention"], device)
+        if intervention is None:
+            raise ValueError(f"{artifact} does not steer")
+        if intervention.positions == "all" and intervention.read_layers:
+            raise ValueError(f"{artifact} edits the prompt by a condition on it, which vLLM cannot (positions: all)")
+        base = dict(description["base"])
+        del base["hash"]
+        ref = ModelRef(**base)
+        chat = ChatFormat.of(read_tokenizer(source_of(ref), revision=ref.revision), ref.chat)
+        return cls(intervention, chat, intervention.tally())
+
+
+@dataclass(eq=False)
+class Row:
+    """One request: the ids of its ``prompt``, and what is known of it so far.
+
+    ``parts`` are the residual streams of the prompt's chunks that were passed, by layer, ``state`` the condition once
+    there is one, ``counted`` the number of its tokens whose edits are in the tally.
+    """
+
+    steered: Steered
+    prompt: Tensor
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
+    passed: int = 0
+    state: RowState | None = None
+    counted: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.steered.intervention.read_layers:
+            self._conclude({})
+
+    @property
+    def first_edited(self) -> int:
+        """The place of the first token that is edited."""
+        return 0 if self.steered.intervention.positions == "all" else len(self.prompt) - 1
+
+    def see(self, layer: int, stream: Tensor) -> None:
+        """Take the stream after a read layer of the next tokens of the prompt; the last ones conclude."""
+        self.parts.setdefault(layer, []).append(stream.clone())
+        whole = {one: torch.cat(parts) for one, parts in self.parts.items() if sum(map(len, parts)) == len(self.prompt)}
+        if whole.keys() == set(self.steered.intervention.read_layers):
+            self._conclude({one: stream[None] for one, stream in whole.items()})
+            self.parts.clear()
+
+    def _conclude(self, residual: dict[int, Tensor]) -> None:
+        intervention, chat, ids = self.steered.intervention, self.steered.chat, self.prompt[None]
+        counted = torch.ones_like(ids, dtype=torch.bool)
+        if getattr(intervention, "condition_on", "conversation") == "last_turn":
+            counted = narrowed(counted, ids, chat.last_turn)
+        for special in chat.special_ids:
+            counted &= ids != special
+        self.state = intervention.condition(residual, counted, tally=self.steered.tally)
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The tokens of a request in this forward: from ``begin`` to ``end`` of the batch, the first at ``place`` of it."""
+
+    name: str
+    row: Row
+    begin: int
+    end: int
+    place: int
+
+
+class RunnerSteering:
+    """The steering of one model runner; ``artifacts`` are loaded as requests name them."""
+
+    def __init__(self, runner: Any) -> None:
+        architecture = type(runner.get_model()).__name__
+        if architecture not in KNOWN:
+            raise ValueError(f"steering in vLLM knows {', '.join(KNOWN)}; this is {architecture}")
+        self._runner = runner
+        self._decoder = find_decoder(runner.get_model())
+        self._artifacts: dict[str, Steered] = {}
+        self._rows: dict[str, Row] = {}
+        self._spans: list[Span] = []
+        self._ids = torch.empty(0)
+        self._hooked: set[int] = set()
+        self._stacked: dict[Steered, tuple[tuple[str, ...], RowState]] = {}
+
+    def removed(self, name: str) -> None:
+        """The request is over."""
+        self._rows.pop(name, None)
+
+    def read_tally(self, artifact: str) -> Any:
+        """What was counted for the artifact since the last time; None where nothing was."""
+        steered = self._artifacts.get(artifact)
+        if steered is None or steered.tally is None:
+            return None
+        found, steered.tally = steered.tally.read(), steered.intervention.tally()
+        return found
+
+    @contextmanager
+    def forward(self, ids: Tensor) -> Iterator[None]:
+        """In the block the runner forwards the tokens ``ids``."""
+        self._ids, self._spans = ids, list(self._found_spans())
+        try:
+            yield
+        finally:
+            self._spans = []
+
+    def _found_spans(self) -> Iterator[Span]:
+        runner = self._runner
+        batch = runner.input_batch
+        for index, name in enumerate(batch.req_ids[: batch.num_reqs]):
+            request = runner.requests[name]
+            artifact = (getattr(request.sampling_params, "extra_args", None) or {}).get(EXTRA)
+            if artifact is None:
+                continue
+            row = self._rows.get(name)
+            if row is None:
+                prompt = torch.tensor(request.prompt_token_ids, device=self._ids.device)
+                row = self._rows[name] = Row(self._steered(artifact), prompt)
+            begin, end = (int(runner.query_start_loc.np[index + one]) for one in (0, 1))
+            place = int(batch.num_computed_tokens_cpu[index])
+            if row.state is None:
+                if place == 0:  # also of one that was preempted in the midst of its prompt
+                    row.parts.clear()
+                    row.passed = 0
+                if place != row.passed:
+                    raise ValueError(f"{place} tokens of a prompt were not passed here; switch prefix caching off")
+                row.passed = min(place + end - begin, len(row.prompt))
+            yield Span(name, row, begin, end, place)
+
+    def _steered(self, artifact: str) -> Steered:
+        if artifact not in self._artifacts:
+            found = self._artifacts[artifact] = Steered.load(Path(artifact), str(self._ids.device))
+            layers = {*found.intervention.read_layers, *found.intervention.write_layers}
+            for layer in sorted(layers - self._hooked):
+                self._decoder.layers[layer].register_forward_hook(self._hook(layer))
+            self._hooked |= layers
+        return self._artifacts[artifact]
+
+    def _hook(self, layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if not self._spans:
+                return
+            hidden, residual = output
+            stream = hidden + residual
+            for span in self._spans:
+                row = span.row
+                if row.state is None and layer in row.steered.intervention.read_layers:
+                    row.see(layer, stream[span.begin : min(span.end, span.begin + len(row.prompt) - span.place)])
+            for steered in {id(span.row.steered): span.row.steered for span in self._spans}.values():
+                if layer in steered.intervention.write_layers:
+                    self._edit(layer, steered, stream, residual)
+
+        return hook
+
+    def _edit(self, layer: int, steered: Steered, stream: Tensor, residual: Tensor) -> None:
+        """Add the deltas of ``steered`` to ``residual``, in place."""
+        single: list[Span] = []
+        for span in self._spans:
+            if span.row.steered is not steered:
+                continue
+            start = max(span.place, span.row.first_edited)
+            if span.place + span.end - span.begin <= start:
+                continue
+            if span.place + span.end - span.begin == start + 1 and start >= span.row.counted:
+                single.append(span)
+            else:
+                self._edit_several(layer, steered, span, start, stream, residual)
+        if single:
+            at = torch.tensor([span.end - 1 for span in single], device=stream.device)
+            state = self._stack(steered, single)
+            self._add(layer, steered, at[:, None], state, stream, residual, steered.tally)
+            self._count(layer, steered, single)
+
+    def _edit_several(
+        self, layer: int, steered: Steered, span: Span, start: int, stream: Tensor, residual: Tensor
+    ) -> None:
+        """Several tokens of one request: a prompt that is edited, or an answer that is prefilled again. Those that were
+        counted before come first."""
+        self._unstack(steered)
+        state = span.row.state
+        assert state is not None
+        end = span.place + span.end - span.begin
+        border = min(max(start, span.row.counted), end)
+        for first, last, tally in ((start, border, None), (border, end, steered.tally)):
+            if first < last:
+                at = torch.arange(first, last, device=stream.device) - span.place + span.begin
+                self._add(layer, steered, at[None], state, stream, residual, tally)
+        self._count(layer, steered, [span])
+
+    def _add(
+        self, layer: int, steered: Steered, at: Tensor, state: RowState, stream: Tensor, residual: Tensor, tally: Any
+    ) -> None:
+        ids = self._ids[at]
+        edited = torch.ones_like(ids, dtype=torch.bool)
+        for special in steered.chat.special_ids:
+            edited &= ids != special
+        delta = steered.intervention.delta(layer, stream[at], state, edited, tally=tally)
+        if delta is not None:
+            residual.index_add_(0, at.flatten(), delta.flatten(0, 1).to(residual.dtype))
+
+    def _count(self, layer: int, steered: Steered, spans: Sequence[Span]) -> None:
+        if layer == max(steered.intervention.write_layers):
+            for span in spans:
+                span.row.counted = max(span.row.counted, span.place + span.end - span.begin)
+
+    def _stack(self, steered: Steered, spans: Sequence[Span]) -> RowState:
+        """The states of the spans' rows, stacked; kept as they are while the batch is the same."""
+        names = tuple(span.name for span in spans)
+        there = self._stacked.get(steered)
+        if there is None or there[0] != names:
+            self._unstack(steered)
+            states = [span.row.state for span in spans]
+            assert all(state is not None for state in states)
+            keys = states[0].keys() if states[0] is not None else ()
+            there = names, {key: torch.cat([state[key] for state in states if state is not None]) for key in keys}
+            self._stacked[steered] = there
+        return there[1]
+
+    def _unstack(self, steered: Steered) -> None:
+        """Give the rows back their states, which an intervention may have changed in place."""
+        names, stacked = self._stacked.pop(steered, ((), {}))
+        for index, name in enumerate(names):
+            if name in self._rows:
+                self._rows[name].state = {key: value[index : index + 1] for key, value in stacked.items()}
+
+
+def install() -> None:
+    """Have every V1 model runner of this process steer the requests that name an artifact."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+
+    if hasattr(Runner, _MARK):
+        return
+    forward, removed = Runner._model_forward, Runner._on_request_state_removed
+
+    def steered_forward(self: Any, input_ids: Any = None, *args: Any, **more: Any) -> Any:
+        steering = of_runner(self)
+        if steering is None:
+            return forward(self, input_ids, *args, **more)
+        with steering.forward(input_ids):
+            return forward(self, input_ids, *args, **more)
+
+    def forgotten(self: Any, req_id: str, req_state: Any) -> None:
+        removed(self, req_id, req_state)
+        if (steering := getattr(self, _MARK, None)) is not None:
+            steering.removed(req_id)
+
+    setattr(Runner, _MARK, None)
+    Runner._model_forward, Runner._on_request_state_removed = steered_forward, forgotten
+
+
+def of_runner(runner: Any) -> RunnerSteering | None:
+    """The steering of a runner; None where no request so far named an artifact."""
+    found = getattr(runner, _MARK, None)
+    asks = (getattr(one.sampling_params, "extra_args", None) or {} for one in runner.requests.values())
+    if found is None and any(EXTRA in one for one in asks):
+        found = RunnerSteering(runner)
+        setattr(runner, _MARK, found)
+    return found
+
+
+def read_tally(worker: Any, artifact: str) -> Any:
+    """What the runner of a vLLM worker counted for ``artifact`` since the last time; None where nothing was."""
+    steering = getattr(worker.model_runner, _MARK, None)
+    return None if steering is None else steering.read_tally(artifact)
+
+
+_MARK = "_dspa_bench_steering"

@@ -1,0 +1,82 @@
+"""Steering inside vLLM: the tokens, sets and counts of edits that transformers gives, however a batch is made."""
+
+import json
+
+import pytest
+
+from baselines.caa import CAA
+from dspa.method import DSPA
+from harness.compute import Meter
+from harness.data.refs import SAERef
+from harness.data.triples import conversation, load_triples
+from tests.conftest import make_sae
+from tests.vllm.conftest import ASSETS, answered
+
+pytestmark = pytest.mark.vllm
+ASKED = [conversation(" ".join(f"w{(7 * i + j) % 40}" for j in range(1 + 2 * i))) for i in range(12)]
+
+
+def fitted(method, base, triples, folder):
+    aligned = method.fit(base, triples, meter=Meter(base.model), seed=0)
+    aligned.save(folder)
+    return aligned, folder
+
+
+@pytest.fixture(scope="module")
+def on_sandbox(sandbox, tmp_path_factory):
+    triples = load_triples(ASSETS / "triples.jsonl")[:100]
+    saes = {"input_sae": SAERef(path=str(ASSETS / "sae_early")), "output_sae": SAERef(path=str(ASSETS / "sae_late"))}
+    return fitted(DSPA(**saes, gate="strict", alpha=0.5), sandbox, triples, tmp_path_factory.mktemp("sandbox") / "dspa")
+
+
+@pytest.fixture(scope="module")
+def on_wide(wide, triples, tmp_path_factory):
+    """DSPA on the random Llama, whose condition is the last turn's; it goes on to the end of the context."""
+    root = tmp_path_factory.mktemp("wide")
+    read, write = (SAERef(path=str(make_sae(root / str(layer), layer, seed=layer, d_in=64))) for layer in (1, 2))
+    method = DSPA(input_sae=read, output_sae=write, percentile=50.0, min_support=1, condition="last_turn", alpha=0.5)
+    return fitted(method, wide, triples, root / "dspa")
+
+
+def agree(engine, steered, asked, **settings):
+    """That vLLM's answers, sets and counts of edits are transformers'; returns the answers."""
+    aligned, folder = steered
+    (expected,) = aligned.generate_batches(asked, **settings, batch_size=len(asked))
+    answers, tallies = answered(engine, aligned, asked, folder, **settings)
+    assert answers == [expected.completions[expected.rows.index(row)] for row in range(len(asked))]
+    (tally,), wanted = tallies, expected.tally
+    assert sorted(zip(tally["inputs"], tally["latents"], strict=True)) == sorted(
+        zip(wanted["inputs"], wanted["latents"], strict=True)
+    )
+    for name in ("edits", "tokens", "changed"):
+        assert tally[name] == wanted[name], name
+    plain = aligned.unaligned().generate(asked, max_new_tokens=settings["max_new_tokens"])
+    assert [one.token_ids for one in answers] != [one.token_ids for one in plain]
+    return answers
+
+
+def test_dspa_on_the_sandbox_model_with_a_set_for_each_request(start, on_sandbox):
+    rows = json.loads((ASSETS / "alpaca_eval" / "reference_outputs.json").read_text())[:24]
+    agree(start(), on_sandbox, [conversation(row["instruction"]) for row in rows], max_new_tokens=48)
+
+
+def test_a_prompt_that_is_passed_in_parts(start, on_wide):
+    agree(start(max_tokens=8), on_wide, ASKED, max_new_tokens=24)
+
+
+def test_requests_that_are_preempted_and_prefilled_again(start, on_wide):
+    """The cache holds four blocks of 128 tokens: each request begins in one, and ends in two."""
+    agree(start(kv_cache_gib=512 * 1024 / 2**30), on_wide, ASKED, max_new_tokens=200)
+
+
+def test_steered_and_plain_requests_and_a_vector_in_one_engine(start, wide, on_wide, triples, tmp_path):
+    engine = start()
+    caa, folder = fitted(CAA(layer=1, scale=2.0), wide, triples, tmp_path / "caa")
+    agree(engine, on_wide, ASKED, max_new_tokens=12)
+    process = engine.process
+    answers, (tally,) = answered(engine, caa, ASKED, folder, max_new_tokens=12)
+    assert answers == caa.generate(ASKED, max_new_tokens=12)
+    assert tally["tokens"] == sum(len(one.token_ids) for one in answers)
+    assert answered(engine, wide, ASKED, max_new_tokens=12) == (wide.generate(ASKED, max_new_tokens=12), [])
+    agree(engine, on_wide, ASKED[::-1], max_new_tokens=12)
+    assert engine.process is process
