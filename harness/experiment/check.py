@@ -69,8 +69,8 @@ def check_suite(suite: Suite, *, on_paper: bool = False, answering: bool = True)
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, method.check, shape)
-            if per_fit.processes > 1 and method.uses_triples:
-                problems.of(key, method.check_processes, per_fit.processes)
+            if file.execution.per_fit.processes > 1 and method.uses_triples:
+                problems.of(key, method.check_processes, file.execution.per_fit.processes)
             if suite.engine is not None:
                 problems.of(key, _check_steering, method, suite.engine, shape)
         if suite.engine is not None and answering and not on_paper:
