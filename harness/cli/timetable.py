@@ -139,7 +139,9 @@ def timetable_json(timetable: "Timetable") -> dict[str, Any]:
             "assumed": timetable.speed.assumed.model_dump(),
         },
         "devices": timetable.devices,
-        "cells": {name: {**asdict(costs), "flops": costs.flops, "seconds": costs.seconds} for name, costs in cells.items()},
+        "cells": {
+            name: {**asdict(costs), "flops": costs.flops, "seconds": costs.seconds} for name, costs in cells.items()
+        },
         "lanes": [asdict(lane) for lane in timetable.lanes],
         "device_seconds": timetable.seconds,
         "seconds": timetable.critical.seconds,
