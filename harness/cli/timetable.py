@@ -87,7 +87,7 @@ def _summary(timetable: "Timetable") -> Iterator[str]:
     )
     if checked := timetable.checked:
         ratios = sorted(forecast / taken for forecast, taken in checked.values())
-        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         yield (
             f"{len(ratios)} cells are over: forecast / taken, of tuning and fit, is {middle:.2f} in the median and "
             f"{low:.2f} to {high:.2f} in the middle half"
@@ -139,7 +139,9 @@ def timetable_json(timetable: "Timetable") -> dict[str, Any]:
             "assumed": timetable.speed.assumed.model_dump(),
         },
         "devices": timetable.devices,
-        "cells": {name: {**asdict(costs), "seconds": costs.seconds} for name, costs in cells.items()},
+        "cells": {
+            name: {**asdict(costs), "flops": costs.flops, "seconds": costs.seconds} for name, costs in cells.items()
+        },
         "lanes": [asdict(lane) for lane in timetable.lanes],
         "device_seconds": timetable.seconds,
         "seconds": timetable.critical.seconds,

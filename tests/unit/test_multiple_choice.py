@@ -256,3 +256,12 @@ def test_tokens_cut_to_fit_are_counted_in_the_record(folder, tiny_base):
     (folder / "items.jsonl").write_text(json.dumps(item) + "\n" + json.dumps(ITEMS[0]) + "\n", encoding="utf-8")
     records = run(MultipleChoice(tasks=("words_one",), task_folder=folder), tiny_base("llama"))
     assert [r.raw["cut_tokens"] for r in records] == [300 + 3 - 257, 0]
+
+
+def test_its_requests_are_a_sample_that_stands_for_all_items(folder):
+    benchmark = MultipleChoice(tasks=("words_one", "words"), task_folder=folder, limit={"words_one": 4})
+    found = benchmark.requests()
+    assert found is not None
+    assert sum(one.count for one in found) == 4 + 2 * len(ITEMS)
+    assert found[0].context == ITEMS[0]["query"]
+    assert found[0].continuations == tuple(f" {choice}" for choice in ITEMS[0]["choices"])
