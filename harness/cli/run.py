@@ -193,9 +193,11 @@ def run_command(
             print(f"failed: {cell}: {reason}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {cells} cells are not complete; the same command tries them again", file=sys.stderr)
-    left_over = missing(prepared.folder, prepared.plan)
-    if not left_over:
+    left_over, others = missing(prepared.folder, prepared.plan), prepared.folder.claims.others()
+    if not left_over and not others:
         show_reports(reports, prepared.folder.path, console)
+    elif not left_over:  # of processes that end together the last one makes it
+        console.print(f"the report is left to {others[0].label}, which is still at work", markup=False)
     if left_over or share:
         console.print(missing_text(left_over, cells), markup=False)
     return 1 if failures else 0

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.attack.kill_series import Killing, Row, _end, _judge, _suite
 
@@ -34,14 +33,14 @@ class Sharing(Killing):
 
     def begin(self, out: Path, workers: int, *more: str) -> int:
         """As `Killing.begin`; each end of a cell is noted in a file beside ``out``."""
-        from harness.run_folder import CellFolder
+        from harness.run_folder import CellFolder, CellState
 
         finish = CellFolder.finish
 
-        def noted(cell: CellFolder, *state: Any) -> None:
-            finish(cell, *state)
+        def noted(self: CellFolder, state: CellState, traceback: str | None = None) -> None:
+            finish(self, state, traceback)
             with Path(f"{out}.ends").open("a") as file:
-                file.write(f"{cell.path.name}\n")
+                file.write(f"{self.path.name}\n")
 
         CellFolder.finish = noted  # for the fork that is made now
         try:
