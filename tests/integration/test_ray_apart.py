@@ -37,7 +37,7 @@ def apart(tmp_path_factory):
         start += " --metrics-export-port {metrics_export_port} --runtime-env-agent-port {runtime_env_agent_port}"
         start += " --dashboard-agent-listen-port {dashboard_agent_listen_port}"
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        for number, cache in enumerate(caches, 1):  # one after another: two at once take each other's ports
+        for number, cache in enumerate(caches, 1):
             script = f"mount -t tmpfs none {hidden} && exec {start.format(**node())}"
             environment = {**os.environ, "DSPA_BENCH_CACHE": str(cache)}
             how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -110,6 +110,7 @@ def test_without_a_shared_folder_the_results_are_the_local_ones_and_every_file_r
 
 
 def test_a_cap_holds_over_nodes_and_no_verdict_is_paid_for_twice(apart, tmp_path, tiny_folders):
+    sampled = {"temperatures": 1.0, "max_new_tokens": 6}
     questions = [{"question_id": i, "category": "toys", "turns": [f"w{i} w30", f"w{i}"]} for i in range(6)]
     (tmp_path / "mt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     with serving(lambda question: f"[[{1 + len(question) % 5}]]") as server:
@@ -118,7 +119,7 @@ def test_a_cap_holds_over_nodes_and_no_verdict_is_paid_for_twice(apart, tmp_path
             tmp_path / "suite",
             tiny_folders["llama"],
             judge=judge,
-            benchmarks=[{"name": "mt_bench", "questions": str(tmp_path / "mt.jsonl"), "max_new_tokens": 6}],
+            benchmarks=[{"name": "mt_bench", "questions": str(tmp_path / "mt.jsonl"), **sampled}],
             variants=[{"name": name, "method": "base"} for name in ("one", "other")],  # both ask the very same
             seeds=2,
             report=None,

@@ -23,7 +23,7 @@ from harness.experiment.executors.cargo import CHUNK, Item, Mirror
 from harness.experiment.executors.desk import Entry, Owner, Place, Sign, entries
 from harness.experiment.executors.worker import BEAT_SECONDS, all_output_to, cell_log
 from harness.judging.verdicts import Replies, keep_elsewhere
-from harness.provenance import code_commit, package_versions
+from harness.provenance import git_state, package_versions
 from harness.pulse import heard_by
 from harness.run_folder.layout import RunFolder
 from harness.seals import digest
@@ -55,8 +55,9 @@ class Job:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the code and of all that results may depend on."""
-    return {"Python": platform.python_version(), "commit": code_commit(), **package_versions()}
+    """Of the code (whatever was changed since its commit) and of all that results may depend on."""
+    commit = (git_state() or {}).get("commit")
+    return {"Python": platform.python_version(), "commit": commit, **package_versions()}
 
 
 def plan_digest(folder: Path) -> str:
