@@ -29,6 +29,7 @@ class Case:
 
 def outcome(case: Case, base: AlignedModel, triples: list[Triple], folder: Path, ranks: Ranks = ALONE) -> Any:
     """(bill, params, losses, tensors) of a fit."""
+    folder.mkdir(exist_ok=True)
     sitting = Sitting(Curve(folder / "training.jsonl"), folder / "fitting", minutes=0, writes=ranks.rank == 0)
     how = {"flops_limit": case.flops_limit, "sample_profile": False, "sitting": sitting, "ranks": ranks}
     aligned = fit(case.method, base, Budget(tuple(triples[: case.n]), 0), 3, **how)
