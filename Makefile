@@ -19,7 +19,7 @@ test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2
 
 test-vllm: $(VLLM_STAMP)  ## the tests that need vLLM, in an environment of its own (it wants other versions)
-	$(VLLM_VENV)/bin/python -m pytest -m vllm
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
 
 attack: $(STAMP)  ## malformed inputs, random damage, damaged and killed runs
 	$(BIN)/python -m tests.attack

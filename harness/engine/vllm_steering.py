@@ -274,7 +274,7 @@ class RunnerSteering:
 
 def install() -> None:
     """Have every V1 model runner of this process steer the requests that name an artifact."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner  # type: ignore
 
     if hasattr(Runner, _MARK):
         return
