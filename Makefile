@@ -22,7 +22,7 @@ test-scale: $(STAMP)  ## many processes at one run, killed at random: minutes, a
 	$(BIN)/python -m pytest -m scale
 
 test-vllm: $(VLLM_STAMP)  ## the tests that need vLLM, in an environment of its own (it wants other versions)
-	$(VLLM_VENV)/bin/python -m pytest -m vllm
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
 
 attack: $(STAMP)  ## malformed inputs, random damage, damaged and killed runs
 	$(BIN)/python -m tests.attack

@@ -80,6 +80,7 @@ class ToyBench(BenchmarkConfig):
     pause: float = 0.0
     fail_while: str = ""
     batch_size: int = 64
+    temperature: float = 1.0
 
     @property
     def metrics(self):
@@ -94,7 +95,8 @@ class ToyBench(BenchmarkConfig):
 
     def run(self, model, *, judge, seed, folder=None):
         prompts = [conversation(p) for p in self.prompts()]
-        completions = model.generate(prompts, max_new_tokens=8, temperature=1.0, seed=seed, batch_size=self.batch_size)
+        how = {"max_new_tokens": 8, "temperature": self.temperature, "seed": seed, "batch_size": self.batch_size}
+        completions = model.generate(prompts, **how)
         failing = self.fail_while != "" and Path(self.fail_while).exists()
         for index, completion in enumerate(completions):
             time.sleep(self.pause)

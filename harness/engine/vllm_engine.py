@@ -1,4 +1,4 @@
-"""vllm: vLLM in a process of its own beside each worker, for a base model, trained ones and steered ones."""
+"""vllm: the library vLLM in a process of its own beside each worker, for base, trained and steered models."""
 
 import json
 import multiprocessing

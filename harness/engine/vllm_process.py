@@ -53,8 +53,8 @@ def serve(launch: Launch, pipe: Connection) -> None:
 
 
 def _engine(launch: Launch) -> Any:
-    from vllm import EngineArgs, LLMEngine
-    from vllm.platforms import current_platform
+    from vllm import EngineArgs, LLMEngine  # type: ignore
+    from vllm.platforms import current_platform  # type: ignore
 
     kind = launch.device.partition(":")[0]
     if current_platform.device_type != kind:
@@ -88,8 +88,8 @@ def _engine(launch: Launch) -> Any:
 
 
 def _answer(engine: Any, pipe: Connection, asked: Asked) -> None:
-    from vllm import SamplingParams
-    from vllm.lora.request import LoRARequest
+    from vllm import SamplingParams  # type: ignore
+    from vllm.lora.request import LoRARequest  # type: ignore
 
     requests, max_new_tokens, stop_ids, adapter, steered = asked
     # Adapters are told apart by their number, which a process gives each folder once.

@@ -113,7 +113,7 @@ class Span:
 
 
 class RunnerSteering:
-    """The steering of one model runner; ``artifacts`` are loaded as requests name them."""
+    """The steering of one model runner; artifacts are loaded as requests name them."""
 
     def __init__(self, runner: Any) -> None:
         architecture = type(runner.get_model()).__name__
@@ -174,6 +174,9 @@ class RunnerSteering:
 
     def _steered(self, artifact: str) -> Steered:
         if artifact not in self._artifacts:
+            used = {row.steered for row in self._rows.values()}  # SAEs of cells that are over take memory
+            self._artifacts = {name: one for name, one in self._artifacts.items() if one in used}
+            self._stacked = {one: kept for one, kept in self._stacked.items() if one in used}
             found = self._artifacts[artifact] = Steered.load(Path(artifact), str(self._ids.device))
             layers = {*found.intervention.read_layers, *found.intervention.write_layers}
             for layer in sorted(layers - self._hooked):
@@ -271,7 +274,7 @@ class RunnerSteering:
 
 def install() -> None:
     """Have every V1 model runner of this process steer the requests that name an artifact."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner  # type: ignore
 
     if hasattr(Runner, _MARK):
         return

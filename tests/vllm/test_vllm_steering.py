@@ -55,9 +55,15 @@ def agree(engine, steered, asked, **settings):
     return answers
 
 
-def test_dspa_on_the_sandbox_model_with_a_set_for_each_request(start, on_sandbox):
+def test_dspa_on_the_sandbox_model_nearly_agrees(start, on_sandbox):
+    """Nearly, because transformers' SDPA leaves Gemma 2's attention soft cap out, and vLLM does not (docs/engine.md)."""
     rows = json.loads((ASSETS / "alpaca_eval" / "reference_outputs.json").read_text())[:24]
-    agree(start(), on_sandbox, [conversation(row["instruction"]) for row in rows], max_new_tokens=48)
+    asked, (aligned, folder) = [conversation(row["instruction"]) for row in rows], on_sandbox
+    answers, _ = answered(start(), aligned, asked, folder, max_new_tokens=48)
+    expected = aligned.generate(asked, max_new_tokens=48)
+    assert sum(one == other for one, other in zip(answers, expected, strict=True)) >= 22
+    plain = aligned.unaligned().generate(asked, max_new_tokens=48)
+    assert sum(one.text != other.text for one, other in zip(answers, plain, strict=True)) >= 12
 
 
 def test_a_prompt_that_is_passed_in_parts(start, on_wide):
@@ -76,7 +82,8 @@ def test_steered_and_plain_requests_and_a_vector_in_one_engine(start, wide, on_w
     process = engine.process
     answers, (tally,) = answered(engine, caa, ASKED, folder, max_new_tokens=12)
     assert answers == caa.generate(ASKED, max_new_tokens=12)
-    assert tally["tokens"] == sum(len(one.token_ids) for one in answers)
+    (expected,) = caa.generate_batches(ASKED, max_new_tokens=12)
+    assert tally == pytest.approx(expected.tally)
     assert answered(engine, wide, ASKED, max_new_tokens=12) == (wide.generate(ASKED, max_new_tokens=12), [])
     agree(engine, on_wide, ASKED[::-1], max_new_tokens=12)
     assert engine.process is process
