@@ -43,7 +43,8 @@ class KTO(TrainedMethod):
 
             def _compute_kl_logps(self, *args: Any) -> Any:
                 # Of which TRL takes the mean over the rows, and of that the mean over the processes.
-                return super()._compute_kl_logps(*args) * self.share
+                found: Any = super()._compute_kl_logps(*args)
+                return found * self.share
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)

@@ -37,7 +37,8 @@ class ORPO(TrainedMethod):
             batches = (("chosen_input_ids", "rejected_input_ids"),)
 
             def concatenated_forward(self, model: Any, batch: Any) -> tuple[Any, ...]:
-                means, *others = super().concatenated_forward(model, batch)
+                means, *rest = super().concatenated_forward(model, batch)
+                others: list[Any] = list(rest)
                 lengths = (batch["chosen_labels"] != IGNORED).sum(-1)
                 # In the place of TRL's cross-entropy, which is over the prompt too.
                 others[3] = self.mean_over(-(means * lengths).sum() / lengths.sum(), lengths.sum())

@@ -55,7 +55,8 @@ def activation_differences(
         parts.append((len(rows), sums, n_tokens))
     parts, scores = collected(parts, meter), {}
     for layer in (sae.layer for sae in saes):
-        total, count = (sum(part[which][layer] for part in parts) for which in (1, 2))
+        total = sum((sums[layer] for _, sums, _ in parts), torch.zeros(()))
+        count = sum((n_tokens[layer] for _, _, n_tokens in parts), torch.zeros(()))
         mean = total / count.clamp(min=1)[:, None]
         scores[layer] = (mean[0] - mean[1]).abs().float()
     return scores, sum(n for n, _, _ in parts)

@@ -190,7 +190,7 @@ class _Group:
             while working:
                 for pipe in wait(list(working)):
                     if self._over(pipe):
-                        del working[pipe]
+                        working.pop(pipe)  # type: ignore[arg-type]
             for _, process in self.running.values():
                 process.join(_GRACE_SECONDS)
         finally:
@@ -335,10 +335,11 @@ def _moved_away(base: AlignedModel) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    base.model.to("cpu")
+    model: Any = base.model
+    model.to("cpu")
     torch.cuda.empty_cache()
     try:
         yield
     finally:
         give_back_memory()
-        base.model.to(device)
+        model.to(device)

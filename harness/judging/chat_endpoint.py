@@ -361,7 +361,7 @@ def _reply(completion: object, max_tokens: int, *, whole: bool) -> Reply:
         return Reply(None, f"the answer's content is no text ({type(text).__name__})", **known)
     if whole and (text is None or not text.strip()):
         return Reply(None, f"the answer is empty (finish reason {str(reason)[:40]!r})", **known)
-    if _text(text) != text:
+    if text is not None and _text(text) != text:
         return Reply(None, "the answer holds surrogates, which are no characters", raw=_text(text), **known)
     return Reply(text, None, **known)
 

@@ -59,7 +59,8 @@ def temperatures_of(
     temperature: float | Sequence[float], count: int, max_new_tokens: int, batch_size: int
 ) -> list[float]:
     """The temperature of each of ``count`` prompts; ValueError for settings that cannot be."""
-    temperatures = [temperature] * count if isinstance(temperature, int | float) else list(temperature)
+    one_for_all = isinstance(temperature, int | float)
+    temperatures: list[float] = [temperature] * count if one_for_all else list(temperature)
     if len(temperatures) != count:
         raise ValueError(f"{len(temperatures)} temperatures for {count} conversations")
     if not all(0 <= one < inf for one in temperatures) or max_new_tokens < 1 or batch_size < 1:

@@ -153,7 +153,7 @@ def score_group(
     later, later_mask = pad_rows([requests[i][1][:-1] for _, i in longer], pad, side="right", device=device)
     rows = torch.tensor([row for row, _ in longer], device=device)
     whole = torch.cat([mask[rows], later_mask], dim=1)
-    cache.reorder_cache(rows)  # each layer's where it is, in a model that is spread over devices
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # each layer's where it is, in a model that is spread over devices
     if session is not None:
         session.announce_continuation()
     logits = runtime.model(
