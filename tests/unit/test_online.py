@@ -3,7 +3,7 @@
 import pytest
 
 from harness.data.triples import Budget, conversation
-from harness.experiment.cell import fit
+from harness.experiment.fitting import fit
 from harness.method import METHODS
 from harness.plugins import load_plugins
 

@@ -19,7 +19,7 @@ from harness.cli.app import app
 from harness.compute.rates import Rates
 from harness.data.refs import BaseShape
 from harness.data.triples import Budget, Triple, conversation
-from harness.experiment.cell import fit
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.run import prepare
 from harness.model.aligned import AlignedModel
