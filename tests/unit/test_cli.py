@@ -88,9 +88,9 @@ def test_a_quiet_run_says_only_how_it_ended(call, suite_path, tmp_path):
 
 
 def test_an_option_that_does_not_exist_is_exit_code_2(call, suite_path):
-    code, _, err = call("run", suite_path, "--executor", "ray")
+    code, _, err = call("run", suite_path, "--cluster", "ray")
     assert code == 2
-    assert "--executor" in err
+    assert "--cluster" in err
 
 
 def test_the_commands_of_installed_packages_join_the_programs_own_in_the_order_of_work(call):
