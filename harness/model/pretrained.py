@@ -35,6 +35,9 @@ def read_model(kind: Any, source: str, *, new_head: bool = False, **settings: An
             return kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **settings)
 
     model, found = _reading("weights", source, load)
+    text = model.config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) and text._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # SDPA has no soft cap (Gemma 2), and transformers to 5.19 left it out
     _check_names(model, found, source, new_head=new_head)
     check_finite(model.state_dict(), source)
     return model

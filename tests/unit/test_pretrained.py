@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from dspa.saes.sae import check_sae
 from harness.data.refs import ModelRef, SAERef
@@ -155,3 +155,9 @@ def test_an_sae_with_damaged_weights_is_refused_before_work(tiny_folders, tmp_pa
     folder = changed(tiny_folders["input"], tmp_path / "sae", change, "sae_weights.safetensors")
     with pytest.raises(ValueError, match=complaint):
         check_sae(SAERef(path=str(folder)), shape)
+
+
+def test_attention_with_a_soft_cap_is_not_sdpa_which_has_none(tiny_folders):
+    model = read_model(AutoModelForCausalLM, str(tiny_folders["gemma2"]))
+    assert model.config.attn_logit_softcapping
+    assert model.config._attn_implementation == "eager"
