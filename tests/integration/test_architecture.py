@@ -14,7 +14,8 @@ from harness.compute.bill import Bill
 from harness.data import ModelRef, SAERef, load_triples
 from harness.data.triples import draw_budget
 from harness.evaluators.lm_eval import AlignedLM
-from harness.experiment.cell import evaluate, fit
+from harness.experiment.cell import evaluate
+from harness.experiment.fitting import fit
 from harness.experiment.suite import load_suite
 from harness.method import METHODS
 from harness.model import AlignedModel

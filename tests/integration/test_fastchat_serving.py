@@ -27,7 +27,7 @@ def artifacts(tmp_path_factory):
     """name -> folder: the bare base, and DSPA on 60 triples."""
     from dspa.method import DSPA
     from harness.data.triples import draw_budget
-    from harness.experiment.cell import fit
+    from harness.experiment.fitting import fit
 
     root = tmp_path_factory.mktemp("artifacts")
     base = AlignedModel.from_base(ModelRef(path=str(ASSETS / "model")))

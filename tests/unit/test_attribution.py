@@ -9,7 +9,7 @@ from dspa.saes.sae import ResidualSAE, load_sae
 from harness.compute import Meter, count_flops
 from harness.data.refs import ModelRef, SAERef
 from harness.data.triples import Budget, Triple, conversation
-from harness.experiment.cell import fit
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.model.decoder import find_decoder
 from tests.conftest import make_sae

@@ -15,7 +15,7 @@ from baselines.static_sae import StaticSAE
 from dspa.method import DSPA
 from harness.data.refs import ModelRef
 from harness.data.triples import Budget, Triple, conversation
-from harness.experiment.cell import fit
+from harness.experiment.fitting import fit
 from harness.experiment.forecast import Forecaster
 from harness.experiment.run import prepare, run_suite
 from harness.model.aligned import AlignedModel
