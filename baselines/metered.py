@@ -151,9 +151,12 @@ def fused_head(model: nn.Module) -> Iterator[None]:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Take off the forward that TRL (fused LM head) or accelerate put on an instance, also below an adapter."""
+    """Take off what TRL (fused LM head) and accelerate put on an instance, also below an adapter.
+
+    A copy of a model that accelerate has marked as prepared would get no DDP.
+    """
     for part in (model, getattr(model, "get_base_model", lambda: model)()):
-        for name in ("forward", "_original_forward"):
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             vars(part).pop(name, None)
 
 

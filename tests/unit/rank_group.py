@@ -28,14 +28,14 @@ class Case:
 
 
 def outcome(case: Case, base: AlignedModel, triples: list[Triple], folder: Path, ranks: Ranks = ALONE) -> Any:
-    """(bill, params, losses, tensors) of a fit."""
+    """(bill, params, [(loss, gradient norm)], tensors) of a fit."""
     folder.mkdir(exist_ok=True)
     sitting = Sitting(Curve(folder / "training.jsonl"), folder / "fitting", minutes=0, writes=ranks.rank == 0)
     how = {"flops_limit": case.flops_limit, "sample_profile": False, "sitting": sitting, "ranks": ranks}
     aligned = fit(case.method, base, Budget(tuple(triples[: case.n]), 0), 3, **how)
     kept = aligned.delta_tensors() if aligned.intervention is None else aligned.intervention.tensors()
     tensors = {name: tensor.detach().clone() for name, tensor in kept.items()}
-    return aligned.bill, dict(aligned.params), [step.loss for step in sitting.curve.steps], tensors
+    return aligned.bill, dict(aligned.params), [(step.loss, step.grad_norm) for step in sitting.curve.steps], tensors
 
 
 def fit_all(rank: int, cases: dict[str, Case], model: str, triples: list[Triple], folder: Path) -> None:
