@@ -77,7 +77,7 @@ def test_the_environment_is_described(uninterrupted):
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert {"created", "command", "suite_hash", "git", "python", "platform", "cpu", "cores", "memory_bytes", "gpu",
             "threads", "packages", "judge", "second_judge", "base", "saes", "triples", "compared",
-            "notes", "seconds", "files", "checksum", "machines"} == set(environment)  # fmt: skip
+            "notes", "seconds", "files", "checksum", "machines", "engine"} == set(environment)  # fmt: skip
     assert environment["judge"] == {"label": "toy-v1", "statement": "A toy judge made these numbers."}
     assert environment["triples"]["n"] == 12
     assert environment["packages"]["torch"]

@@ -268,7 +268,8 @@ def test_what_was_written_is_read_back(run):
     read = RunFolder.open(run.path)
     assert read.plan == PLAN
     assert json.loads((run.path / "plan.json").read_text())["schema_version"] == 1
-    assert read.environment.model_dump(mode="json") == ENVIRONMENT | {"files": None, "compared": [], "machines": {}}
+    defaults = {"files": None, "compared": [], "machines": {}, "engine": None}
+    assert read.environment.model_dump(mode="json") == ENVIRONMENT | defaults
     cell = read.cell("a__n1__s0")
     assert cell.state is not None
     assert cell.state.model_copy(update={"files": None}) == CellState(
