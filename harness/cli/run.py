@@ -60,7 +60,7 @@ def run(
         float | None,
         typer.Option(
             min=0,
-            help="What the suite's judges may cost in all sittings together (not AlpacaEval's own annotators).",
+            help="What the suite's judges may cost in all sittings together, AlpacaEval's annotators included.",
             show_default="the suite's",
         ),
     ] = None,

@@ -176,8 +176,7 @@ def by_operator(result: Any) -> dict[str, Measured]:
     """The events of a profile, a ``_ProfilerResult`` of torch, added up by operator; annotations and the counter's own
     events are left out.
 
-    As `torch.profiler.profile.events` has them, which builds an object of some ten kilobytes for each of the hundred
-    thousand of a training step.
+    As `torch.profiler.profile.events` has them, which builds a large object for each: gigabytes for a training step.
     """
     events = _nested(result)
     _merge_repeated(events)

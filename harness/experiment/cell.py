@@ -25,8 +25,8 @@ from harness.experiment.processes import fit_over
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.experiment.tuning import Scored, Tuning
+from harness.heap import give_back_memory
 from harness.judging import Judge
-from harness.memory import give_back_memory
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
 from harness.run_folder.layout import CellFolder, CellState, RunFolder

@@ -7,7 +7,7 @@ from harness.compute.ranks import ALONE, Ranks
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.data.triples import Budget
-from harness.memory import map_blocks_for
+from harness.heap import map_blocks_for
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.pretrained import not_finite_in

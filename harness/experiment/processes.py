@@ -27,8 +27,8 @@ from harness.compute.sitting import Sitting
 from harness.data.refs import ModelRef
 from harness.data.triples import Budget
 from harness.experiment.fitting import fit
-from harness.experiment.suite import PerFitSection
-from harness.memory import give_back_memory
+from harness.experiment.sections import PerFitSection
+from harness.heap import give_back_memory
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.pulse import beat, heard_by

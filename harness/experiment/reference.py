@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from harness.benchmark import BENCHMARKS
 from harness.data.refs import ModelRef, SAERef
 from harness.engine.engine import ENGINES
-from harness.experiment.suite import SuiteFile
+from harness.experiment.sections import SuiteFile
 from harness.judging import JUDGES
 from harness.method import METHODS
 from harness.plugins import Registry, alike

@@ -21,9 +21,10 @@ from harness.experiment.forecast import Forecaster
 from harness.experiment.kept import Kept
 from harness.experiment.plan import decisive_settings, derive_seed
 from harness.experiment.run import Prepared, prepare, run_suite
+from harness.experiment.sections import LONGEST
 from harness.experiment.sharing import Sharing
 from harness.experiment.source import Source, describe, dotted, set_value, split_override
-from harness.experiment.suite import LONGEST, Suite, as_given, dumped, load_suite
+from harness.experiment.suite import Suite, as_given, dumped, load_suite
 from harness.files import check_can_make
 from harness.judging import JUDGES, Judge
 from harness.model.artifact import read_description

@@ -16,9 +16,9 @@ from harness.experiment.processes import fit_over
 from harness.experiment.search import Told, suggest
 from harness.experiment.space import Space, Values
 from harness.experiment.suite import Suite
+from harness.heap import give_back_memory
 from harness.judging import Judge, Rating
 from harness.measure.margins import score_triples
-from harness.memory import give_back_memory
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.base import base_shape

@@ -16,7 +16,7 @@ from harness.compute.sitting import Sitting
 from harness.data.refs import SAERef
 from harness.data.triples import Budget
 from harness.experiment.processes import check_per_fit, environment, fit_over
-from harness.experiment.suite import PerFitSection
+from harness.experiment.sections import PerFitSection
 from harness.run_folder.training import Curve
 from tests.unit.rank_group import Case, fit_all, outcome
 

@@ -9,7 +9,8 @@ from harness.experiment.executors.worker import Progress
 from harness.plugins import need
 
 if TYPE_CHECKING:  # a node's process sets its environment before it loads anything heavy
-    from harness.experiment.suite import ExecutionSection, Suite
+    from harness.experiment.sections import ExecutionSection
+    from harness.experiment.suite import Suite
 
 __all__ = ["Progress", "check_executor", "run_cells"]
 

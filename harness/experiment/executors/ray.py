@@ -24,7 +24,8 @@ from harness.experiment.executors.cargo import cargo_of
 from harness.experiment.executors.desk import Desk, Place, Sign, admit, arrival
 from harness.experiment.executors.node import CANARY, Job, look, plan_digest, versions, work
 from harness.experiment.executors.worker import START_SECONDS, Progress, fail, variables
-from harness.experiment.suite import ExecutionSection, Suite, load_suite
+from harness.experiment.sections import ExecutionSection
+from harness.experiment.suite import Suite, load_suite
 from harness.judging.verdicts import Replies
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.sweep import sweep_cell

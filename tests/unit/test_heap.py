@@ -7,11 +7,11 @@ import sys
 import pytest
 from torch import nn
 
-from harness.memory import BLOCK, SMALL_MODEL_BLOCK, map_blocks, map_blocks_for
+from harness.heap import BLOCK, SMALL_MODEL_BLOCK, map_blocks, map_blocks_for
 
 PROGRAM = """
 import ctypes, sys
-from harness.memory import map_blocks
+from harness.heap import map_blocks
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -56,13 +56,13 @@ def test_what_lies_between_small_blocks_goes_back_only_if_it_is_mapped():
 
 def test_what_the_user_says_of_his_memory_stands(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    monkeypatch.setattr("harness.memory.ctypes.CDLL", lambda _: pytest.fail("it is changed"))
+    monkeypatch.setattr("harness.heap.ctypes.CDLL", lambda _: pytest.fail("it is changed"))
     map_blocks(1)
 
 
 @pytest.mark.parametrize(("width", "block"), [(8, SMALL_MODEL_BLOCK), (5000, BLOCK)])
 def test_a_large_models_smaller_blocks_are_mapped_too(width, block, monkeypatch):
     asked = []
-    monkeypatch.setattr("harness.memory.map_blocks", asked.append)
+    monkeypatch.setattr("harness.heap.map_blocks", asked.append)
     map_blocks_for(nn.Linear(width, width))
     assert asked == [block]
