@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -84,6 +85,11 @@ class TrainedMethod(MethodConfig):
         False, description="compute activations again in the backward pass: less memory, more FLOPs"
     )
     bf16: bool = Field(False, description="train in mixed precision (bfloat16)")
+    attention: Literal["eager", "sdpa"] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="how the model attends in training (eager is faster for short texts on a CPU), if not as the base",
+    )
     report_to: Literal["none", "wandb", "mlflow", "trackio"] = Field("none", description="tracker that TRL logs to")
 
     def check_processes(self, processes: int) -> None:
@@ -217,14 +223,16 @@ class TrainedMethod(MethodConfig):
         if meter.ranks.size > 1:
             own |= {"ddp_find_unused_parameters": False} | ({"ddp_backend": "gloo"} if on_cpu else {})
         set_seed(seed)
+        policy = self.policy(base, seed) if policy is None else policy
         with (
             meter.stage(stage),
             tempfile.TemporaryDirectory() as scratch,
             fused_head(base.model),
+            attending(policy, self.attention),
             hiding_deprecations(),
         ):
             trainer: Any = trainer_class(
-                model=self.policy(base, seed) if policy is None else policy,
+                model=policy,
                 args=self.arguments(config_class, scratch, seed, on_cpu=on_cpu, **log, **own),
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=copy.deepcopy(base.tokenizer),  # TRL gives it a pad token
@@ -282,7 +290,12 @@ class TrainedMethod(MethodConfig):
 
     def body_rate(self, rates: Rates) -> Rate:
         """Forward and backward of what is tuned, without the LM head."""
-        return rates.training(self.adapter(), checkpointing=self.gradient_checkpointing)
+        return self.rate(rates, self.adapter())
+
+    def rate(self, rates: Rates, adapter: "LoraConfig | None", layers: int | None = None) -> Rate:
+        """The same of another adapter, and of the first ``layers`` alone."""
+        how = {"checkpointing": self.gradient_checkpointing, "attention": self.attention}
+        return rates.training(adapter, layers=layers, **how)
 
     def head_flops(self, rates: Rates, *, fused: bool = True) -> int:
         """FLOPs a position of the LM head in training: its product, the gradient of its input and, tuned, of its
@@ -298,6 +311,21 @@ def reference_pass(rates: Rates, lengths: Sequence[int], scored: Sequence[int], 
     return Pass(rates.body(), lengths, texts, rates.head, scored)
 
 
+@contextmanager
+def attending(model: "PreTrainedModel", how: str | None) -> Iterator[None]:
+    """``model`` attends by ``how`` inside, where it is not None."""
+    if how is None:
+        yield
+        return
+    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = whole.config._attn_implementation
+    whole.set_attn_implementation(how)
+    try:
+        yield
+    finally:
+        whole.set_attn_implementation(before)
+
+
 def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy whose parameters are new objects on the same memory: modules can be replaced, weights must not change."""
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
@@ -307,14 +335,19 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
 def _check_targets(targets: str | list[str], config: Any) -> None:
     """Raise ValueError where PEFT would find none of ``targets`` (endings of names, or one pattern) in a model."""
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-    patterns = [targets] if isinstance(targets, str) else [rf"(.*\.)?{re.escape(target)}" for target in targets]
-    for pattern, target in zip(patterns, [targets] if isinstance(targets, str) else targets, strict=True):
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(f"lora_targets: the model has no layer {target!r}; it has: {known}")
-    if not patterns:
+    if not targets:
         raise ValueError(f"lora_targets is empty; give some of: {known}")
+    pattern = targets if isinstance(targets, str) else None
+    for target in [targets] if isinstance(targets, str) else targets:
+        try:
+            found = re.compile(pattern or rf"(.*\.)?{re.escape(target)}")
+        except re.error as problem:
+            raise ValueError(f"lora_targets: {target!r} is no regular expression: {problem}") from None
+        if not any(found.fullmatch(name) for name in names):
+            raise ValueError(f"lora_targets: the model has no layer {target!r}; it has: {known}")

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import sys
+from pathlib import Path
 
 from torch import nn
 
@@ -25,8 +26,7 @@ _KEPT_AT_THE_TOP = 32 << 20
 
 def map_blocks_for(model: nn.Module) -> None:
     """`map_blocks` from the size on that suits ``model``."""
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    map_blocks(SMALL_MODEL_BLOCK if size < SMALL_MODEL else BLOCK)
+    map_blocks(SMALL_MODEL_BLOCK if _bytes(model) < SMALL_MODEL else BLOCK)
 
 
 def map_blocks(size: int) -> None:
@@ -34,16 +34,48 @@ def map_blocks(size: int) -> None:
 
     Does nothing where the C library is not glibc, and where the user's MALLOC_MMAP_THRESHOLD_ says something else.
     """
-    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and (library := _glibc()) is not None:
         library.mallopt(_MMAP_THRESHOLD, size)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_AT_THE_TOP)
+
+
+class Heap:
+    """What smaller blocks leave in pieces, given back whenever the process has grown by ``GROWN`` bytes.
+
+    To be asked between the steps of a training, when little is in use: torch's smaller tensors and Python's objects lie
+    between each other, so that a step takes new memory although the one before gave all of its own back.
+    """
+
+    GROWN = 1 << 30
+
+    def __init__(self, model: nn.Module) -> None:
+        self._library = None if _bytes(model) < SMALL_MODEL else _glibc()
+        self._before = _resident() if self._library is not None else 0
+
+    def between_steps(self) -> None:
+        """Give back what can be, if it is time."""
+        if self._library is not None and _resident() > self._before + self.GROWN:
+            self._library.malloc_trim(0)
+            self._before = _resident()
 
 
 def give_back_memory() -> None:
     """What a fit left behind goes back to the system: trainer, model and optimiser, which hold each other."""
     gc.collect()
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+    if (library := _glibc()) is not None:
         library.malloc_trim(0)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+def _resident() -> int:
+    """Bytes of memory of this process; Linux alone has the file."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

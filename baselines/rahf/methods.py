@@ -139,7 +139,7 @@ class RAHF(TrainedMethod):
         """FLOPs of `fit_activities`."""
         last = max(self.target_layers(_depth(base)))
         adapter = self.lora(layers_to_transform=list(range(last)))
-        trained = rates.training(adapter, checkpointing=self.gradient_checkpointing, layers=last)
+        trained = self.rate(rates, adapter, last)
         rows = fit_rows(base, triples, instructions)
         passes, lengths = activity_passes(rows, rates.body(last), trained), [row["length"] for row in rows]
         updates_an_epoch = ceil(len(triples) / (self.fit_batch_size * self.accumulation))

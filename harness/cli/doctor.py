@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import typer
 from packaging.requirements import Requirement
 
-from harness.cli.options import command_group
+from harness.cli.options import AsJSON, command_group, print_json
 
 commands = command_group()
 
@@ -29,10 +29,12 @@ class Finding:
 
 
 @commands.command(epilog="Example: `dspa-bench doctor`")
-def doctor() -> None:
+def doctor(as_json: AsJSON = False) -> None:
     """Check machine and installation: what is missing and how to mend it (exit code 1 if something is)."""
     findings = [*_packages(), *_machine(), *_plugins(), *_data()]
-    for finding in findings:
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    for finding in () if as_json else findings:
         mark = "ok     " if finding.mend is None else "note   " if finding.optional else "MISSING"
         print(f"{mark}  {finding.what}: {finding.found}")
         if finding.mend is not None:

@@ -60,7 +60,7 @@ def print_plan(prepared: "Prepared", console: Console, timetable: "Timetable | N
             f"tuning: {how.search}, scored by {how.score} on {how.validation:.3g} of each budget's prompts; predicted "
             "are the trials' fits, with the variant's own values for those that are not known yet; scoring is extra"
         )
-    todo = len(failures) - len(prepared.reused)
+    todo = len(failures) - len(prepared.copied)
     console.print(f"cells: {len(prepared.plan.cells)}, of which {todo} to do{reused_text(prepared)}")
     console.print(f"triples: {len(prepared.checked.triples)} in {file.triples.path}")
     budgets = [f"{', '.join(map(str, file.budgets))} triples"] if file.budgets else []
@@ -101,8 +101,9 @@ def plan_json(prepared: "Prepared", timetable: "Timetable | None") -> dict[str, 
         "name": prepared.plan.name,
         "folder": str(prepared.folder.path),
         "cells": len(prepared.plan.cells),
-        "to_do": len(prepared.failures) - len(prepared.reused),
-        "to_copy": len(prepared.reused),
+        "to_do": len(prepared.failures) - len(prepared.copied),
+        "to_copy": len(prepared.copied),
+        "to_copy_in_part": len(prepared.reused) - len(prepared.copied),
         "triples": len(prepared.checked.triples),
         "benchmarks": {name: {"prompts": count} for name, count in prepared.checked.prompts.items()},
         "judges": {key: judge.label for key, judge in prepared.suite.judges.items()},
@@ -242,5 +243,7 @@ def _previews(prepared: "Prepared", forecaster: "Forecaster") -> Iterator[str]:
 
 def reused_text(prepared: "Prepared") -> str:
     """What a run says of the cells that it takes from others."""
-    count = len(prepared.reused)
-    return f", {count} to copy from other runs" if count else ""
+    whole = len(prepared.copied)
+    begun = len(prepared.reused) - whole
+    text = f", {whole} to copy from other runs" if whole else ""
+    return text + (f", {begun} of them to copy from runs that lack benchmarks" if begun else "")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 LEAST_DONE = 0.01
 """Share of the work before which nothing is said of the time that is left."""
 
+EVERY_SECONDS = 60.0
+"""How often plain lines say how far a stage is."""
+
 
 def planned_answers(prepared: "Prepared") -> dict[str, int]:
     """Benchmark -> the answers that it asks of a model, where it says so beforehand and is not made of given ones."""
@@ -95,17 +98,23 @@ class Silent:
 
 
 class Lines:
-    """Plain lines: cell and stage as it begins, and how the cell ended."""
+    """Plain lines: cell and stage as it begins, how far it is about once a minute, and how the cell ended."""
 
     def __init__(self, prepared: "Prepared", pace: Pace, console: Console) -> None:
         self.prepared, self.pace, self.console = prepared, pace, console
+        self._said: dict[str, float] = {}
 
     def stage(self, cell: str, stage: str, records: int) -> None:
-        total = self.pace.stage(cell, stage, records)
-        if records == 0:
-            self.console.print(f"        {cell}: {stage}{'' if total is None else f', {total} answers'}")
+        total, now = self.pace.stage(cell, stage, records), time.monotonic()
+        if records and now - self._said.setdefault(cell, now) < EVERY_SECONDS:
+            return
+        self._said[cell] = now
+        done = f"{records} of " if records else ""
+        answers = "" if total is None else f", {done}{total} answers"
+        self.console.print(f"        {cell}: {stage}{answers}", markup=False)
 
     def over(self, cell: str) -> None:
+        self._said.pop(cell, None)
         self.pace.end(cell)
         left = f", {text}" if (text := self.pace.left()) else ""
         count = f"[{self.pace.over}/{self.pace.cells}]"

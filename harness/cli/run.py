@@ -163,7 +163,7 @@ def run_command(
         console.print(f"note: {line}; it is made again", markup=False)
     if (dry_run or verbose) and not as_json:
         print_plan(prepared, console, timetable_of(prepared, paper))
-    mine = set(prepared.mine) - prepared.reused.keys()
+    mine = set(prepared.mine) - prepared.copied
     left = [c for c in prepared.plan.cells if c.name in mine and prepared.failures_of(c.name)]
     need = needs(prepared.suite, left, prepared.folder.path) if left and paper is None else None
     if need is not None:

@@ -65,10 +65,18 @@ class Rates:
 
         return self._once(("body", layers), lambda: self.measure(work))
 
-    def training(self, adapter: Any = None, *, checkpointing: bool = False, layers: int | None = None) -> Rate:
+    def training(
+        self,
+        adapter: Any = None,
+        *,
+        checkpointing: bool = False,
+        layers: int | None = None,
+        attention: str | None = None,
+    ) -> Rate:
         """Forward and backward without the LM head, of all weights or of a PEFT ``adapter`` configuration alone.
 
-        With ``layers`` the pass ends behind so many decoder layers, and the gradient starts there.
+        With ``layers`` the pass ends behind so many decoder layers, and the gradient starts there. ``attention`` is
+        what transformers calls an implementation; by default the model's own.
         """
 
         def work(model: nn.Module, ids: Tensor) -> None:
@@ -76,6 +84,8 @@ class Rates:
 
         def measure() -> Rate:
             model: Any = copy.deepcopy(self.model)
+            if attention is not None:
+                model.set_attn_implementation(attention)
             if adapter is not None:
                 from peft import get_peft_model
 
@@ -87,7 +97,7 @@ class Rates:
                     model.enable_input_require_grads()
             return self.measure(work, model.train())
 
-        return self._once(("training", repr(adapter), checkpointing, layers), measure)
+        return self._once(("training", repr(adapter), checkpointing, layers, attention), measure)
 
     def gradient(self, layer: int) -> Rate:
         """Forward without the LM head, and backward from its end to the residual stream after ``layer`` alone: no

@@ -14,28 +14,34 @@ class Donor:
     """The run in ``path``, whose cells may serve the run that ``identity`` is of.
 
     A cell is the same when its name (the fit's seed is derived from it), its variant, what both suites start from
-    (seed, base, triples, judges), the SAEs that it names and every benchmark of this run are: by content, as when a
-    run is resumed. Raises ValueError for a folder that is no run and for one that starts from something else.
+    (seed, base, triples, judges), the SAEs that it names and the benchmarks of both are: by content, as when a run is
+    resumed. Of benchmarks that only this run has the cells are then begun. Raises ValueError for a folder that is no
+    run and for one that starts from something else.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self.folder = RunFolder.open(path)
         there = identity_of(path)
-        shared = [name for name in identity if name.startswith("benchmarks.") or name == "second_judge"]
+        measures = [name for name in identity if name.startswith("benchmarks.") or name == "second_judge"]
+        shared = {name: there[name] for name in measures if name in there}
         here = {"suite": start_of(identity), **{name: identity[name] for name in shared}}
-        found = differences({**{name: there.get(name, "missing") for name in shared}, "suite": start_of(there)}, here)
+        found = differences({**shared, "suite": start_of(there)}, here)
         if found:
             shown = "".join(f"\n  {line}" for line in found[:10])
             raise ValueError(f"--reuse {path}: none of its cells would be the same here; these differ:{shown}")
         self._points = {name for name in there if name in identity and same_made(name, there, identity)}
         self._names = {cell.name for cell in self.folder.plan.cells}
+        self._benchmarks = {benchmark.name: benchmark for benchmark in self.folder.plan.benchmarks}
+        self.whole = len(shared) == len(measures)
+        """Whether its cells have all that this run's are to have."""
 
     def gives(self, cell: PlannedCell, plan: Plan) -> bool:
-        """Whether ``cell`` of ``plan`` is there, made in the same way, and complete."""
+        """Whether ``cell`` of ``plan`` is there, made in the same way, and complete in what both runs measure."""
         if cell.name not in self._names or f"variants.{cell.point}" not in self._points:
             return False
-        twice = [benchmark.name for benchmark in plan.benchmarks if benchmark.judged_twice]
-        return not self.folder.cell(cell.name).failures([one.name for one in plan.benchmarks], twice)
+        both = [benchmark for benchmark in plan.benchmarks if benchmark.name in self._benchmarks]
+        twice = [one.name for one in both if one.judged_twice and self._benchmarks[one.name].judged_twice]
+        return not self.folder.cell(cell.name).failures([one.name for one in both], twice)
 
 
 def identity_of(run: Path) -> Identity:

@@ -52,7 +52,7 @@ class Prepared:
     plan: Plan
     identity: Identity
     folder: RunFolder
-    reused: Mapping[str, Donor] = field(default_factory=dict)  # cell -> the run that it is copied from
+    reused: Mapping[str, Donor] = field(default_factory=dict)  # cell -> the run that it is copied, or begun, from
     share: str = ""  # the option by which this process is for a part of the cells, and which those are (None: all)
     chosen: frozenset[str] | None = None
     _found: dict[str, tuple[Any, list[str]]] = field(default_factory=dict, repr=False, compare=False)
@@ -61,6 +61,11 @@ class Prepared:
     def mine(self) -> list[str]:
         """The cells that this process is for, in the plan's order."""
         return [cell.name for cell in self.plan.cells if self.chosen is None or cell.name in self.chosen]
+
+    @property
+    def copied(self) -> set[str]:
+        """The cells that another run has as a whole, so that nothing of them is made here."""
+        return {name for name, donor in self.reused.items() if donor.whole}
 
     @property
     def failures(self) -> dict[str, list[str]]:

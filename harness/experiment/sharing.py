@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from harness.experiment.executors import Progress
 from harness.experiment.reuse import Donor
 from harness.plugins import alike
-from harness.run_folder.adoption import adopt
+from harness.run_folder.adoption import adopt, adopt_part
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Plan
 from harness.run_folder.sweep import sweep_cell
@@ -42,7 +42,8 @@ class Sharing(Collection[str]):
     """Those of the cells ``names`` that are ``lacking`` something, each handed out when this process has claimed it and
     nobody else brought it to an end since this was made. What was unfinished or damaged in it is gone by then.
 
-    ``progress`` is told which cells end, here or elsewhere, but for those that ``donors`` have: they are copied.
+    ``progress`` is told which cells end, here or elsewhere, but for those that ``donors`` have as a whole: they are
+    copied.
     ``files`` is benchmark -> its evaluator's folder.
     """
 
@@ -72,7 +73,10 @@ class Sharing(Collection[str]):
     def __iter__(self) -> Iterator[str]:
         while self._left:
             if self._take(name := self._left.popleft()):
-                mend_cell(self._folder.cell(name), self._files)
+                cell, donor = self._folder.cell(name), self._donors.get(name)
+                if donor is not None and not cell.path.exists():
+                    adopt_part(cell, donor.folder.cell(name), donor.folder.plan.name)
+                mend_cell(cell, self._files)
                 yield name
 
     def more(self) -> bool:
@@ -106,7 +110,7 @@ class Sharing(Collection[str]):
         self._progress.over(cell)
 
     def _copy(self) -> None:
-        for name in [name for name in self._left if name in self._donors]:
+        for name in [name for name in self._left if self._is_copied(name)]:
             cell, other = self._folder.cell(name), self._donors[name].folder
             if cell.path.exists():  # begun meanwhile, or copied by another process
                 continue
@@ -132,9 +136,12 @@ class Sharing(Collection[str]):
         """Whether another process brought the cell to its end since this was made; then it is said so."""
         mark = self._folder.cell(name).end
         over = mark is not None and mark != self._before[name]
-        if over and name not in self._donors:
+        if over and not self._is_copied(name):
             self._progress.over(name)
         return over
+
+    def _is_copied(self, name: str) -> bool:
+        return name in self._donors and self._donors[name].whole
 
 
 def missing(folder: RunFolder, plan: Plan) -> dict[str, str | None]:

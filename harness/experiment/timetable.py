@@ -297,4 +297,4 @@ class Timetable:
             forecast = sum(count * one.seconds for count, one in zip(own, costs, strict=True))
             whole = forecast, folder.environment.seconds * workers
         checked = compared(folder, groups, costs)
-        return cls(speed, devices, groups, costs, planner.uncounted, set(prepared.reused), checked, whole)
+        return cls(speed, devices, groups, costs, planner.uncounted, prepared.copied, checked, whole)

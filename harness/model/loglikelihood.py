@@ -23,8 +23,8 @@ Score = tuple[float, bool]
 Group = list[tuple[Tokens, list[int]]]
 """Contexts, each with some of its requests."""
 
-_SLICE = 1024
-"""Positions whose logits are normalised at once: as float32 they take 1 GB for a vocabulary of 256,000."""
+_SLICE = 1 << 24
+"""Logits that are normalised at once: 64 MB as float32."""
 _FORWARD = {"cpu": 64, "cuda": 1024}
 """What a forward costs beside its tokens, in tokens: small batches waste time on it, large ones on padding."""
 
@@ -184,7 +184,7 @@ def _scores(
     table = torch.tensor(cells, device=logits.device)
     total = table.new_zeros(len(places), dtype=torch.float64)
     misses = table.new_zeros(len(places))
-    for part in table.split(_SLICE):
+    for part in table.split(max(1, _SLICE // logits.shape[-1])):
         rows, columns, tokens, slots = part.unbind(1)
         scored = logits[rows, columns].float()
         values = scored.gather(1, tokens[:, None])[:, 0] - scored.logsumexp(-1)

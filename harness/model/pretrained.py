@@ -27,8 +27,12 @@ def read_model(kind: Any, source: str, *, new_head: bool = False, **settings: An
 
     Raises ValueError naming ``source`` for weights that cannot be read, are missing, have another shape than the
     configuration says, belong to a layer that it does not have, or hold a NaN or an infinite number. With ``new_head``
-    what is not of the decoder itself may be missing: it is to be trained. Tied weights need be there once.
+    what is not of the decoder itself may be missing: it is to be trained. Tied weights need be there once. And what
+    `read_config` refuses.
     """
+
+    if "gguf_file" not in settings:  # that of a GGUF file is in it
+        read_config(source, revision=settings.get("revision"))
 
     def load() -> Any:
         with silenced():  # its report of missing weights is our message
@@ -76,14 +80,26 @@ def read_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
 
 
 def read_config(source: str, **settings: Any) -> Any:
-    """The configuration of a folder or public name; ValueError for one that cannot be read."""
+    """The configuration of a folder or public name; ValueError for one that cannot be read, or of quantised weights.
+
+    Those of GGUF files are de-quantised before (`harness.model.gguf`). Of others the products run in kernels of their
+    own, whose FLOPs nobody counts: a bill would be too small.
+    """
     if (file := Path(source) / "config.json").is_file():
         layers = found.get("num_hidden_layers") if isinstance(found := load_json(file, "model"), dict) else None
         if isinstance(layers, int) and layers > _MOST_LAYERS:  # transformers writes a list of them
             raise ValueError(f"{file}: num_hidden_layers {layers} is no number of layers; at most {_MOST_LAYERS:,}")
-    return _reading(
+    config = _reading(
         "configuration", source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
     )
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        told = quantised if isinstance(quantised, Mapping) else vars(quantised)
+        raise ValueError(
+            f"the weights of {source!r} are quantised ({told.get('quant_method', 'unnamed')}), and the FLOPs of "
+            "such layers cannot be metered; give the model that they were made from, a GGUF file of it (which is "
+            "de-quantised), or weights saved after model.dequantize()"
+        )
+    return config
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: str) -> None:

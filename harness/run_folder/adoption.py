@@ -1,4 +1,4 @@
-"""Cells that are copied from another run: whole, or as far as no judge had a word in them."""
+"""Cells that are copied from another run: whole, without benchmarks that it lacks, or as far as no judge had a word."""
 
 import os
 import shutil
@@ -20,6 +20,16 @@ def adopt(cell: CellFolder, other: CellFolder, run: str) -> None:
         copied.write(copy.path / "cell.json")
     else:
         copy.declare(copied)
+    copy.path.rename(cell.path)
+
+
+def adopt_part(cell: CellFolder, other: CellFolder, run: str) -> None:
+    """The same as a cell that was begun: what ``other`` lacks of this run's benchmarks is still to be made."""
+    copy = _copy(cell, other)
+    copy.reopen()
+    copy.manifest.seal()
+    with copy.log.open("a", encoding="utf-8") as log:
+        log.write(f"copied from the run {run}, without some of this one's benchmarks\n")
     copy.path.rename(cell.path)
 
 

@@ -172,6 +172,7 @@ VALUES: tuple[tuple[str, Any], ...] = (
     ("variants.3.params.batch_size", 0),
     ("variants.3.params.lora_targets", []),
     ("variants.3.params.lora_targets", ["nothing_is_called_this"]),
+    ("variants.3.params.lora_targets", "("),
     ("variants.3.params.lora_rank", 0),
     ("variants.3.params.max_grad_norm", NAN),
     ("variants.3.tune", {"learning_rate": [INF, 1.0]}),

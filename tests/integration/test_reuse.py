@@ -49,7 +49,7 @@ def test_a_variant_with_other_settings_is_made_here(suite_path, donor, tmp_path)
     assert made == {"noise__n8__s0", "noise__n8__s1"}, "the sweep's points set the scale themselves"
 
 
-def test_a_benchmark_that_the_other_run_lacks_is_refused(suite_path, donor, tmp_path):
+def test_a_run_that_measured_or_started_otherwise_is_refused(suite_path, donor, tmp_path):
     two = json.dumps([{"name": "toy_bench", "questions": "questions.jsonl", "pause": 0.001}])
     with pytest.raises(
         ValueError, match=r"none of its cells .*\n  benchmarks\.toy_bench\.pause: 0\.0 there, 0\.001 here"
@@ -60,6 +60,40 @@ def test_a_benchmark_that_the_other_run_lacks_is_refused(suite_path, donor, tmp_
     with pytest.raises(ValueError, match="is not a run folder"):
         prepare(suite_path, tmp_path / "run", [], [tmp_path])
     assert not (tmp_path / "run").exists()
+
+
+def test_cells_of_a_run_that_lacks_a_benchmark_are_begun(suite_path, donor, tmp_path):
+    """Their fits and records are the other run's, to the byte; what it lacks is made here."""
+    entries = [{"name": "toy_bench", "questions": "questions.jsonl"}]
+    two = json.dumps([*entries, entries[0] | {"as": "again"}])
+    overrides = ["budgets=[8]", f"benchmarks={two}"]
+    printed = CliRunner().invoke(
+        commands,
+        [
+            str(suite_path),
+            "--out",
+            str(tmp_path / "run"),
+            "--reuse",
+            str(donor),
+            "--set",
+            overrides[0],
+            "--set",
+            overrides[1],
+            "--dry-run",
+        ],
+    )
+    assert "cells: 6, of which 6 to do, 6 of them to copy from runs that lack benchmarks" in printed.output
+    assert run(suite_path, tmp_path / "with", [donor], *overrides) == set(cell_states(tmp_path / "with"))
+    run(suite_path, tmp_path / "without", [], *overrides)
+    assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
+    for name in cell_states(donor):
+        records = "records/toy_bench.jsonl"
+        for kept in ("compute.json", records):
+            here, there = (folder / "cells" / name / kept for folder in (tmp_path / "with", donor))
+            assert here.read_bytes() == there.read_bytes()
+            assert kept != records or here.stat().st_mtime_ns == there.stat().st_mtime_ns
+        assert "copied from the run donor" in (tmp_path / "with" / "cells" / name / "log.txt").read_text()
+    assert run(suite_path, tmp_path / "with", [donor], *overrides) == set()
 
 
 @pytest.mark.parametrize("lost", ["cell.json", "records/toy_bench.jsonl"])

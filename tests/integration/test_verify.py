@@ -205,11 +205,17 @@ def test_journals_may_grow(copy):
 def test_verify_says_what_it_found(copy, call):
     code, out, _ = call("verify", copy)
     assert (code, out.splitlines()[0][:21]) == (0, "3 of 3 cells verified")
+    code, out, _ = call("verify", copy, "--json")
+    found = json.loads(out)
+    assert (code, found["damaged"], found["cells"], found["over"], found["without_checksums"]) == (0, [], 3, 3, 0)
     flip(copy / "cells" / "base__n0__s0" / "records" / "toy_bench.jsonl")
     code, out, _ = call("verify", copy)
     assert code == 1
     assert "cells/base__n0__s0/records/toy_bench.jsonl was changed" in out
     assert f"dspa-bench run {copy / 'suite.yaml'} --out {copy}" in out
+    code, out, _ = call("verify", copy, "--json")
+    found = json.loads(out)
+    assert (code, len(found["damaged"]), found["mend"].split()[:2]) == (1, 1, ["dspa-bench", "run"])
     code, _, errors = call("verify", copy / "cells")
     assert (code, "is not a run folder" in errors) == (2, True)
 

@@ -340,6 +340,10 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(call, monkeypatch, tmp_
     assert "needs >=99: pip install" in out
     assert "MISSING  no-such-thing: not installed\n         pip install -c constraints.txt 'no-such-thing>=1'" in out
     assert "gone is no folder" in out
+    code, out, _ = call("doctor", "--json")
+    found = {finding["what"]: finding for finding in json.loads(out)}
+    assert (code, found["no-such-thing"]["found"], found["torch"]["optional"]) == (1, "not installed", False)
+    assert found["no-such-thing"]["mend"] == "pip install -c constraints.txt 'no-such-thing>=1'"
 
 
 @pytest.mark.parametrize(("gain", "offered"), [(4.0, True), (0.5, False)])

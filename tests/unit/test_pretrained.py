@@ -1,5 +1,6 @@
 """Base models, artifacts and SAEs whose files are not all there, or hold no numbers, never become a model."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -161,3 +162,18 @@ def test_attention_with_a_soft_cap_is_not_sdpa_which_has_none(tiny_folders):
     model = read_model(AutoModelForCausalLM, str(tiny_folders["gemma2"]))
     assert model.config.attn_logit_softcapping
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_quantised_weights_are_refused_with_what_to_give_instead(tiny_folders, tmp_path, method):
+    folder = Path(shutil.copytree(tiny_folders["llama"], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": method, "bits": 4}})
+    )
+    for refuse in (
+        lambda: check_base(ModelRef(path=str(folder))),
+        lambda: AlignedModel.from_base(ModelRef(path=str(folder))),
+    ):
+        with pytest.raises(ValueError, match=rf"model' are quantised \({method}\), .* model\.dequantize\(\)"):
+            refuse()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from harness.cli.progress import Pace, duration
+from harness.cli.progress import EVERY_SECONDS, Lines, Pace, duration
 from harness.data.refs import ModelRef
 from harness.experiment.forecast import Forecaster
 from harness.experiment.outlook import Asked, asked, disk, most_money, product_rate
@@ -39,6 +39,23 @@ def test_cells_alone_count_where_nobody_knows_the_answers():
     assert pace.done == 0
     pace.end("x")
     assert pace.left(now=7200.0) == "about 2.0 h left"
+
+
+def test_lines_say_how_a_stage_begins_and_once_a_minute_how_far_it_is(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("harness.cli.progress.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    lines = Lines(None, Pace({"a": 30}, cells=1), console)  # type: ignore[arg-type]
+    lines.stage("x", "fit, train, step 1 of 9, loss 0.7 [nats]", 1)
+    for step in range(2, 5):
+        now += EVERY_SECONDS / 2
+        lines.stage("x", f"fit, train, step {step} of 9", step)
+    lines.stage("x", "a", 0)
+    lines.stage("x", "a", 12)
+    now += EVERY_SECONDS
+    lines.stage("x", "a", 20)
+    said = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert said == ["x: fit, train, step 3 of 9", "x: a, 30 answers", "x: a, 20 of 30 answers"]
 
 
 def test_durations_are_no_more_exact_than_they_are():
