@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -140,3 +141,21 @@ def load_plugins() -> tuple[str, ...]:
     for module in (*modules, *own, "harness.engine.server", "harness.engine.vllm_engine"):
         import_module(module)
     return tuple(modules)
+
+
+def import_beside(plugin: str, folder: Path) -> None:
+    """Import a module that a suite in ``folder`` names; it may lie there. ValueError for whatever its code ends in."""
+    beside = str(folder.absolute())
+    if beside not in sys.path:
+        sys.path.append(beside)  # last, so that nothing in it hides an installed package
+    try:
+        import_module(plugin)
+    except (Exception, SystemExit) as problem:  # it is anybody's code
+        lacking = problem.name if isinstance(problem, ModuleNotFoundError) else None
+        if lacking is not None and f"{plugin}.".startswith(f"{lacking}."):
+            raise ValueError(f"no Python module {plugin!r} to import; put it beside the suite, or install it") from None
+        frames = [frame for frame in extract_tb(problem.__traceback__) if "importlib" not in frame.filename]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) > 1 else ""
+        raise ValueError(
+            f"plugin {plugin!r} cannot be imported: {where}{type(problem).__name__}: {problem}"
+        ) from problem

@@ -97,9 +97,10 @@ def _build(run: Run, folder: Path) -> None:
         table.write(folder / "tables" / f"{name}.csv")
         write_latex(table, folder / "tables" / f"{name}.tex")
     figures = write_figures(run, found["comparison"], folder / "figures")
-    text = _markdown(run, found, figures, write_training_figure(run, folder / "figures"))
+    training = write_training_figure(run, folder / "figures")
+    text = _markdown(run, found, figures, training.about if training else None)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(html_report(run, found), encoding="utf-8")
+    (folder / "report.html").write_text(html_report(run, found, training=training), encoding="utf-8")
 
 
 def _markdown(run: Run, found: dict[str, tables.Table], figures: list[str], training: str | None) -> str:

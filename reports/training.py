@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from harness.run_folder.training import TrainingStep
 from reports.figures import STYLE, save
@@ -21,10 +21,17 @@ _POINTS = 400
 """A longer curve is drawn as the means of so many parts."""
 
 
-def write_training_figure(run: Run, folder: Path) -> str | None:
+class Curves(NamedTuple):
+    """A drawing of curves, and sentences that say what they show."""
+
+    svg: str
+    about: str
+
+
+def write_training_figure(run: Run, folder: Path) -> Curves | None:
     """Write ``training.png`` and ``.svg`` to ``folder``: curves of every trained variant at its largest budget.
 
-    Returns sentences that say what they show; None, and no file, where nothing has a curve.
+    Returns what is in the latter; None, and no file, where nothing has a curve.
     """
     rows = {variant: found for variant in run.plan.labels if (found := _curves(run, variant))}
     if not rows:
@@ -49,11 +56,12 @@ def write_training_figure(run: Run, folder: Path) -> str | None:
         save(figure, folder, "training")
     longest = max(len(steps) for found in rows.values() for _, steps in found)
     shown = f"; of more than {_POINTS} steps, the means of {_POINTS} parts" if longest > _POINTS else ""
-    return (
+    about = (
         "As the trainer logged each optimiser step, mean over its batch, a line a seed, each variant at its largest "
         f"budget{shown}. A method's loss is its own and compares with no other's; dotted lines part the trainings of "
         "one fit. All figures of all steps are in each cell's training.jsonl."
     )
+    return Curves((folder / "training.svg").read_text(encoding="utf-8"), about)
 
 
 def _curves(run: Run, variant: str) -> list[tuple[Cell, tuple[TrainingStep, ...]]]:

@@ -173,7 +173,8 @@ def eval(
     from harness.files import check_can_make
     from harness.model.aligned import AlignedModel
     from harness.model.artifact import read_description
-    from harness.run_folder.layout import CellFolder, RunFolder
+    from harness.run_folder.cell import CellFolder
+    from harness.run_folder.layout import RunFolder
     from harness.run_folder.sweep import is_ours, sweep_cell
     from harness.run_folder.verify import mend_cell
 

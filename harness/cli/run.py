@@ -66,7 +66,10 @@ def run(
     ] = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Another run: its complete cells that would be the same here are copied; may be repeated."),
+        typer.Option(
+            help="Another run: its complete cells that would be the same here are copied; benchmarks that it lacks are "
+            "made. May be repeated."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run this cell and no other; may be repeated.", metavar="CELL")

@@ -29,7 +29,8 @@ from harness.heap import give_back_memory
 from harness.judging import Judge
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
-from harness.run_folder.layout import CellFolder, CellState, RunFolder
+from harness.run_folder.cell import CellFolder, CellState
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import PlannedCell
 from harness.run_folder.verify import forget_fit
 

@@ -23,7 +23,7 @@ from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
 from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
-from harness.run_folder.layout import CELL_ENTRIES
+from harness.run_folder.cell import CELL_ENTRIES
 from harness.run_folder.left_out import LeftOut, LeftOutItem
 
 P = ParamSpec("P")

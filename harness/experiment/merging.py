@@ -19,7 +19,8 @@ from harness.files import atomic_folder, check_can_make, write_sealed, write_tex
 from harness.provenance import git_state
 from harness.references import relative_to, starting_at, with_paths
 from harness.run_folder.adoption import adopt
-from harness.run_folder.layout import CellFolder, RunFolder
+from harness.run_folder.cell import CellFolder
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan, PlannedCell, PlannedVariant, budget_order, cell_name, point_name
 from harness.run_folder.verify import outside_cells

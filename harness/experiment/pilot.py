@@ -9,7 +9,8 @@ from harness.experiment.room import Room
 from harness.experiment.suite import load_suite
 from harness.method import METHODS
 from harness.model.decoder import find_decoder
-from harness.run_folder.layout import CellFolder, RunFolder
+from harness.run_folder.cell import CellFolder
+from harness.run_folder.layout import RunFolder
 
 
 def cell_seconds(cell: CellFolder) -> float | None:

@@ -31,7 +31,8 @@ from harness.model.artifact import read_description
 from harness.plugins import alike, load_plugins
 from harness.provenance import code_commit
 from harness.run_folder.adoption import adopt_answers
-from harness.run_folder.layout import CellFolder, RunFolder
+from harness.run_folder.cell import CellFolder
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.verify import opened
 
 

@@ -1,10 +1,7 @@
 """The suite file: what is compared with what, on which data, by which benchmarks and judge."""
 
-import importlib
 import itertools
 import math
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +18,7 @@ from harness.experiment.source import Key, Source, describe
 from harness.experiment.space import Choices, Space, SpaceError, Values
 from harness.judging import JUDGES, Judge
 from harness.method import METHODS, MethodConfig
-from harness.plugins import Registry, load_plugins
+from harness.plugins import Registry, import_beside, load_plugins
 from harness.run_folder.plan import PlannedCell
 
 
@@ -160,25 +157,11 @@ def _import_plugins(source: Source, file: SuiteFile) -> None:
     Installed ones are found by their entry points; the suite may name more modules.
     """
     load_plugins()
-    beside = str(source.path.parent.absolute())
-    if file.plugins and beside not in sys.path:
-        sys.path.append(beside)  # last, so that nothing in it hides an installed package
     for index, plugin in enumerate(file.plugins):
         try:
-            importlib.import_module(plugin)
-        except (Exception, SystemExit) as problem:  # it is anybody's code
-            missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
-            if missing is not None and f"{plugin}.".startswith(f"{missing}."):
-                text = f"no Python module {plugin!r} to import; put it beside the suite, or install it"
-            else:
-                text = f"plugin {plugin!r} cannot be imported: {_where(problem)}{type(problem).__name__}: {problem}"
-            raise source.error(("plugins", index), text) from problem
-
-
-def _where(problem: BaseException) -> str:
-    """``file:line: `` of the line that raised, where it is not in the machinery of importing; else nothing."""
-    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if "importlib" not in frame.filename]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) > 1 else ""
+            import_beside(plugin, source.path.parent)
+        except ValueError as problem:
+            raise source.error(("plugins", index), str(problem)) from problem
 
 
 def _check_names(source: Source, file: SuiteFile) -> None:

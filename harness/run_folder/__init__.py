@@ -1,6 +1,7 @@
 """The folder of a run, typed: the experiment writes it, reports and tests read it. Nothing here needs torch."""
 
-from harness.run_folder.layout import CellFolder, CellState, RunFolder
+from harness.run_folder.cell import CellFolder, CellState
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.plan import Environment, Plan, PlannedBenchmark, PlannedCell, PlannedTuning, PlannedVariant
 from harness.run_folder.training import Curve, TrainingStep
 from harness.run_folder.tuning import Best, Trial, TuningFolder

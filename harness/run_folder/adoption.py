@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.references import rebase
-from harness.run_folder.layout import CellFolder
+from harness.run_folder.cell import CellFolder
 
 
 def adopt(cell: CellFolder, other: CellFolder, run: str) -> None:

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from harness.compute.bill import Bill
 from harness.files import read_sealed, write_text
-from harness.run_folder.layout import CellFolder, RunFolder
+from harness.run_folder.cell import CellFolder
+from harness.run_folder.layout import RunFolder
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.marks import Manifest, Mark, differences, marks_of
 from harness.run_folder.plan import Environment, Plan

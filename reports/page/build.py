@@ -1,5 +1,6 @@
 """Puts the page together: template, styles, scripts, data and answers in one file that asks for nothing else."""
 
+import base64
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -15,14 +16,21 @@ from reports.page.archive import LIMIT, Archive, archive
 from reports.page.grids import Grid
 from reports.run import Run
 from reports.tables import Table
+from reports.training import Curves
 
 _MEGA = 1e6
 
 
 def html_report(
-    run: Run, found: dict[str, Table[Any]], *, limit: int = LIMIT, served: dict[str, Any] | None = None
+    run: Run,
+    found: dict[str, Table[Any]],
+    *,
+    training: Curves | None = None,
+    limit: int = LIMIT,
+    served: dict[str, Any] | None = None,
 ) -> str:
-    """The report of ``run`` as one HTML file; ``found`` are its tables by the names of their CSV files.
+    """The report of ``run`` as one HTML file; ``found`` are its tables by the names of their CSV files, ``training``
+    the curves of its trainings.
 
     ``limit`` is the most characters of packed answers that it holds (see `archive`). With ``served``, which its scripts
     can read, it holds none and asks the server it came from (`reports.view`). ValueError where one of the packages that
@@ -48,6 +56,7 @@ def html_report(
         "grids": _grids(run, found),
         "diagnostics": grids.diagnostic_grids(run, found["diagnostics"]),
         "failures": found["failures"],
+        "training": training,
         "archive": answers,
         "served": served,
         "megabytes": answers.size / _MEGA if answers else 0,
@@ -70,7 +79,7 @@ def filled(template: str, own: libraries.Script, context: dict[str, Any], *, ser
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": md.words, "budget": budget_text, "mib": md.bytes_}
+    environment.filters |= {"words": md.words, "budget": budget_text, "mib": md.bytes_, "base64": _base64}
     text = json.dumps(context["data"], allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     context = context | {
         "data": Markup(text),
@@ -79,6 +88,10 @@ def filled(template: str, own: libraries.Script, context: dict[str, Any], *, ser
         "policy": policy([*context["brought"], own], served=served),
     }
     return environment.get_template(template).render(context)
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode("ascii")
 
 
 def _grids(run: Run, found: dict[str, Table[Any]]) -> dict[str, Grid]:

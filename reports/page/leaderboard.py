@@ -185,7 +185,7 @@ def _choices(run: Run, names: list[str], row: Comparison, lost: list[str]) -> En
 
 
 def _cost(value: float, text: str) -> Entry:
-    return Entry(text, order=_order(value))
+    return Entry(text, order=_order(value), link="#cost")
 
 
 def _order(value: float) -> str:

@@ -11,6 +11,7 @@ from baselines import DPO, SFT
 from baselines.metered import Metered
 from baselines.training import TrainedMethod, sharing_copy
 from harness.compute import Meter
+from harness.compute.rates import Rates
 from harness.method import BaseShape
 from tests.unit.trained import PROMPTS
 
@@ -112,6 +113,22 @@ def fitted(tiny_base, triples, *, method: type = SFT, limit: int | None = None, 
     aligned = method(**(defaults | options)).fit(base, triples[:8], meter=meter, seed=0)
     bill = meter.bill(method="dpo", n_triples=8).model_dump(mode="json")
     return aligned.derive(bill=bill)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_training_attends_as_it_is_told_at_the_predicted_cost_and_the_base_as_before(tiny_base, triples, tuning):
+    options = {"tuning": tuning, "optimiser": "sgd", "learning_rate": 0.1}
+    fused, plain = (fitted(tiny_base, triples, **options, attention=how) for how in ("sdpa", "eager"))
+    for name, tensor in fused.delta_tensors().items():
+        torch.testing.assert_close(plain.delta_tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert plain.bill["executed_flops"] < fused.bill["executed_flops"], "the fused backward makes its scores again"
+    assert {one.model.config._attn_implementation for one in (fused, plain, plain.base)} == {"sdpa"}
+    base = tiny_base("llama")
+    for found, how in ((fused, "sdpa"), (plain, "eager"), (fused, None)):
+        method = SFT(tuning=tuning, batch_size=4, attention=how)
+        predicted = method.predict(base, triples[:8], Rates(base.model.config))
+        assert found.bill["executed_flops"] == pytest.approx(sum(predicted.values()), rel=0.02)
+    assert "attention" not in SFT().model_dump(), "identities of runs without it stay"
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

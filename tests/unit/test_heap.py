@@ -42,16 +42,47 @@ print((resident() - before) // SIZE)
 """
 
 
+PIECES = """
+import ctypes, sys
+import torch
+from harness import heap
+
+heap.Heap.GROWN = 32 << 20
+model = torch.nn.Linear(4200, 4200)
+if sys.argv[1] == "mapped":
+    pieces = heap.Heap(model)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before, kept, blocks = heap._resident(), [], []
+for _ in range(1000):
+    blocks.append(libc.malloc(100_000))
+    ctypes.memset(blocks[-1], 1, 100_000)
+    kept.append(libc.malloc(5000))
+for one in blocks:
+    libc.free(one)
+if sys.argv[1] == "mapped":
+    pieces.between_steps()
+print((heap._resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_pieces_of_the_heap_go_back_between_steps():
+    assert kept(PIECES, "mapped") < 30
+    assert kept(PIECES, "heap") > 80
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_what_lies_between_small_blocks_goes_back_only_if_it_is_mapped():
+    assert kept(PROGRAM, "mapped") < 10
+    assert kept(PROGRAM, "heap") > 90
+
+
+def kept(program: str, how: str) -> int:
+    """What it prints: how much is still resident of what was freed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-
-    def kept(how):
-        command = [sys.executable, "-c", PROGRAM, how]
-        return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
-
-    assert kept("mapped") < 10
-    assert kept("heap") > 90
+    command = [sys.executable, "-c", program, how]
+    return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
 
 
 def test_what_the_user_says_of_his_memory_stands(monkeypatch):

@@ -11,7 +11,7 @@ from harness.data.refs import ModelRef, SAERef
 from harness.model.aligned import AlignedModel
 from harness.references import references
 from harness.run_folder.adoption import adopt
-from harness.run_folder.layout import CellFolder, CellState
+from harness.run_folder.cell import CellFolder, CellState
 from tests.unit.trained import PROMPTS
 
 

@@ -1,5 +1,7 @@
 """The figure of the trainings: a row for each variant that has a curve, and none for a run without any."""
 
+import base64
+
 from harness.run_folder import RunFolder, TrainingStep
 from reports.render import write_report
 from reports.run import read_run
@@ -38,6 +40,7 @@ def test_a_run_without_curves_has_neither_figure_nor_section(tmp_path):
     assert not (tmp_path / "figures").exists()
     report = write_report(run)
     assert "## Training" not in report.read_text()
+    assert 'id="training"' not in report.with_suffix(".html").read_text()
 
 
 def test_curves_are_drawn_and_the_report_shows_them(tmp_path):
@@ -48,6 +51,9 @@ def test_curves_are_drawn_and_the_report_shows_them(tmp_path):
     assert "dotted lines part the trainings" in text
     drawn = (run / "report" / "figures" / "training.svg").read_text()
     assert all(f">{title}<" in drawn for title in ("loss", "reward accuracy", "gradient norm", "learning rate"))
+    page = (run / "report" / "report.html").read_text()
+    assert f'src="data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"' in page
+    assert '<a href="#training">' in page
 
 
 def test_a_long_curve_is_drawn_by_its_means(tmp_path):

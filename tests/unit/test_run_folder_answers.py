@@ -19,7 +19,7 @@ from harness.experiment.cell import evaluate
 from harness.model.generation import Batch
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
-from harness.run_folder.layout import CellFolder
+from harness.run_folder.cell import CellFolder
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
 from tasks.safety import Safety

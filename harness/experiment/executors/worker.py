@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 
 from harness.discretion import discreet, make_discreet
 from harness.provenance import code_commit
-from harness.run_folder.layout import CellFolder, CellState
+from harness.run_folder.cell import CellFolder, CellState
 from harness.run_folder.sweep import sweep_cell
 
 START_SECONDS = 1800.0
