@@ -123,6 +123,7 @@ def run_cell(
     ``hung`` says how an earlier attempt hung, if one did; ``host`` and ``lost`` are as in `CellState`.
     """
     code_commit()  # asked before the work, because the checkout may change during it
+    give_back_memory()  # what the cell before left in pieces
     suite, folder = context.suite, context.folder.cell(cell.name)
     folder.reopen()
     first, second = Failures(), Failures()
