@@ -317,7 +317,7 @@ def attending(model: "PreTrainedModel", how: str | None) -> Iterator[None]:
     if how is None:
         yield
         return
-    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = getattr(model, "get_base_model", lambda: model)()
     before = whole.config._attn_implementation
     whole.set_attn_implementation(how)
     try:
