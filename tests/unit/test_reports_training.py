@@ -61,4 +61,4 @@ def test_a_long_curve_is_drawn_by_its_means(tmp_path):
     write_curves(run, steps=900)
     said = write_training_figure(read_run(run), tmp_path / "figures")
     assert said is not None
-    assert "of more than 400 steps, the means of 400 parts" in said
+    assert "of more than 400 steps, the means of 400 parts" in said.about
