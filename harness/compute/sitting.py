@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.files import read_json, write_json
+from harness.files import content_hash, read_json, read_sealed, write_json, write_sealed
 from harness.run_folder.training import Curve, TrainingStep
 
-WHOLE = "bill.pt"
-"""The file that a checkpoint has when it is whole, written last."""
 GOING_ON = "going on behind"
 """How a message begins that says that an earlier sitting did something already."""
 _PAUSE = 1.0  # seconds between two messages
+_SEAL = ".seal.json"
 
 
 class Sitting:
@@ -51,7 +50,7 @@ class Sitting:
         there = read_json(self._description)
         if there is None or there == self._fit:
             return
-        if not any(self.folder.glob(f"training-*/*/{WHOLE}")):
+        if not any(self.folder.glob(f"training-*/*{_SEAL}")):
             self._description.unlink()  # it was given up before there was anything to go on from
             return
         keys = [key for key in {**there, **self._fit} if there.get(key) != self._fit.get(key)]
@@ -108,6 +107,20 @@ class Sitting:
     @property
     def _description(self) -> Path:
         return self.folder / "fit.json"
+
+
+def seal(folder: Path) -> None:
+    """Say that a checkpoint, or a training's result, is whole: a hash of what it holds is written beside it."""
+    write_sealed(folder.with_name(folder.name + _SEAL), {"sha256": content_hash(folder)})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether ``folder`` was sealed and holds what it held then; what is not whole is never gone on from."""
+    try:
+        found = read_sealed(folder.with_name(folder.name + _SEAL))
+    except ValueError:
+        return False
+    return found is not None and found == {"sha256": content_hash(folder)}
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ from harness.compute.ranks import ALONE, Ranks
 from harness.compute.sitting import Sitting
 from harness.compute.trace import Trace
 from harness.data.triples import Budget
-from harness.heap import map_blocks_for
 from harness.method import MethodConfig
 from harness.model.aligned import AlignedModel
 from harness.model.pretrained import not_finite_in
@@ -43,7 +42,6 @@ def fit(
         sitting.check({**whose, "base": base.fingerprint, "triples": data, "seed": seed, "flops": flops_limit})
     how = {"sample_profile": sample_profile, "trace": trace, "sitting": sitting, "ranks": ranks}
     meter = Meter(base.model, flops_limit=flops_limit, **how)
-    map_blocks_for(base.model)
     with meter.running():
         aligned = method.fit(base, triples, meter=meter, seed=seed)
     kept = {} if aligned.intervention is None else aligned.intervention.tensors()

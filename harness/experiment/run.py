@@ -182,8 +182,11 @@ def _open(prepared: Prepared, cells: Sharing) -> None:
     plan = grown(prepared.plan, before, folder.path)
     if plan != before:
         plan.write(folder.path / "plan.json")
+    left_out = folder.path / "left_out.json"
     if prepared.checked.left_out:
-        prepared.checked.left_out.write(folder.path / "left_out.json")
+        prepared.checked.left_out.write(left_out)
+    else:
+        left_out.unlink(missing_ok=True)
     mended = first and mend_outside_cells(folder)
     described = _read_if_whole(Environment, folder.path / "environment.json")
     # Where something else was damaged there is still something to be described.

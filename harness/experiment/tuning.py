@@ -66,10 +66,11 @@ def forecast(
 
 @dataclass(frozen=True)
 class Scored:
-    """``score`` is what is maximised, ``chosen`` the mean log p(chosen) in nats per token; FLOPs and seconds of it."""
+    """``score`` is what is maximised, ``chosen`` the mean log p(chosen) in nats per token, None where nothing asks for
+    it; FLOPs and seconds of it."""
 
     score: float
-    chosen: float
+    chosen: float | None
     flops: int
     seconds: float
 
@@ -156,7 +157,7 @@ class Tuning:
     def _excess(self, chosen: float | None, base: Scored) -> float:
         """Nats per token below the floor; negative above it."""
         floor = self.suite.file.tune.floor
-        return -1.0 if floor is None or chosen is None else base.chosen - floor - chosen
+        return -1.0 if floor is None or chosen is None or base.chosen is None else base.chosen - floor - chosen
 
     def _trial(self, number: int, params: Values, earlier: Sequence[Trial], base: Scored) -> Trial:
         """Fit and score; what a method, its check or its fit refuses with ValueError is the trial's error.
@@ -215,16 +216,20 @@ class Tuning:
 
     def _score(self, model: AlignedModel) -> Scored:
         """ValueError for a triple that does not fit the context and for log-likelihoods that are not finite."""
-        begin, meter = time.monotonic(), Meter(sample_profile=False)
+        begin, meter, asked = time.monotonic(), Meter(sample_profile=False), self.suite.file.tune
+        chosen = margin = None
+        if asked.score == "preference_margin" or asked.floor is not None:
+            chosen, margin = self._likelihoods(model, meter)
+        score = self._rated(model, meter) if margin is None or asked.score == "judge" else margin
+        return Scored(score, chosen, meter.executed_flops, time.monotonic() - begin)
+
+    def _likelihoods(self, model: AlignedModel, meter: Meter) -> tuple[float, float]:
+        """Mean log p(chosen) and mean margin of the validation triples, in nats per token."""
         with meter.stage("validation"), meter.step("log-likelihoods", tokens=0, kind="forward"):
             scores = score_triples(model, self._validation)
         if (wrong := next((one.error for one in scores if one.error is not None), None)) is not None:
             raise ValueError(wrong)
-        chosen = sum(one.chosen for one in scores) / len(scores)
-        score = sum(one.margin for one in scores) / len(scores)
-        if self.suite.file.tune.score == "judge":
-            score = self._rated(model, meter)
-        return Scored(score, chosen, meter.executed_flops, time.monotonic() - begin)
+        return sum(one.chosen for one in scores) / len(scores), sum(one.margin for one in scores) / len(scores)
 
     def _rated(self, model: AlignedModel, meter: Meter) -> float:
         """The judge's mean rating of greedy answers to the validation prompts.

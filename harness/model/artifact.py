@@ -108,6 +108,11 @@ def read_description(path: str | Path) -> dict[str, Any]:
         missing = [key for key in keys if there is not None and key not in there]
         if missing:
             raise ValueError(f"{file} is damaged: {place!r} has no {', '.join(missing)}; fit the artifact again")
+    for name, reference in references(description):
+        if not isinstance(found := reference["path"], str):
+            raise ValueError(
+                f"{file} is damaged: {name}.path must be a text or null, got {repr(found)[:60]}; fit the artifact again"
+            )
     return with_paths(description, starting_at(Path(path)))
 
 

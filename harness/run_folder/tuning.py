@@ -15,9 +15,10 @@ class Trial(Document):
 
     ``trial`` counts from 1, which tries the variant's own values. ``params`` are the tuned hyper-parameters as the
     suite writes them, ``score`` what is maximised, ``chosen`` the mean log p(chosen) in nats per token; both are None
-    for a trial with an ``error``, whose method could not be made, fitted or scored. ``passed``: ``chosen`` is not below
-    the floor. ``shares`` is the earlier trial whose fit served this one too. FLOPs are executed ones; those of a trial
-    that was interrupted and begun again are counted once.
+    for a trial with an ``error``, whose method could not be made, fitted or scored, and ``chosen`` where a judge's
+    ratings are maximised without a floor. ``passed``: ``chosen`` is not below the floor. ``shares`` is the earlier
+    trial whose fit served this one too. FLOPs are executed ones; those of a trial that was interrupted and begun again
+    are counted once.
     """
 
     trial: int
@@ -51,7 +52,7 @@ class Best(Document):
     fallback: bool
     params: dict[str, Any]
     base_score: float
-    base_chosen: float
+    base_chosen: float | None
     n_fit: int
     n_validation: int
     fit_prompts: int

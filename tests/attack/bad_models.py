@@ -227,6 +227,8 @@ def cases() -> Iterator[Case]:
     """All of them."""
     for key, value in CONFIG:
         yield Case("config.json of models", f"{key}: {value!r}", with_key("model/config.json", key, value), said="base")
+    quantised = with_key("model/config.json", "quantization_config", {"quant_method": "nope"})
+    yield Case("config.json of models", "quantised", quantised, said="are quantised (nope)")
     for name, content in DOCUMENTS.items():
         yield Case("config.json of models", name, with_content("model/config.json", content), said="base")
         yield Case("tokenizers", f"tokenizer.json: {name}", with_content("model/tokenizer.json", content), said="base")
@@ -258,7 +260,6 @@ def cases() -> Iterator[Case]:
     fine = {
         "unknown key in config.json": with_key("model/config.json", "colour", "blue"),
         "code that is not run": with_key("model/config.json", "auto_map", {"AutoConfig": "evil.Config"}),
-        "an unknown quantization": with_key("model/config.json", "quantization_config", {"quant_method": "nope"}),
         "a longer context": with_key("model/config.json", "max_position_embeddings", 512),
         "another activation": with_key("model/config.json", "hidden_act", "gelu"),
         "unknown key in cfg.json": with_key("sae_early/cfg.json", "colour", "blue"),

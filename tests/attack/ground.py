@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,18 @@ def ground() -> Iterator[Path]:
     """`make_ground` in a folder that goes when the block ends."""
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         yield make_ground(Path(folder) / "ground")
+
+
+def rows_of(part: str) -> list[Row]:
+    """What became of a module of this package, by its name: of its cases, or of what it runs by itself."""
+    module = import_module(f"tests.attack.{part}")
+    if hasattr(module, "cases"):
+        with ground() as whole:
+            rows = attack(module.cases(), whole)
+    else:
+        rows = module.run()
+    print(f"{part}: over", file=sys.stderr, flush=True)
+    return rows
 
 
 def attack(cases: Iterable[Case], whole: Path, tell: Callable[[str], None] = print) -> list[Row]:

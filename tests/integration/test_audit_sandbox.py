@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.cli import main
+from harness.cli.app import main
 from harness.model.artifact import SCHEMA_VERSION
 from tasks.sandbox.build import ASSETS
 

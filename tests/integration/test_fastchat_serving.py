@@ -46,14 +46,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(artifacts, tmp_path_factory):
-    """Address of the OpenAI server, with a worker for each artifact behind it."""
+    """Address of the OpenAI server, with a worker for each artifact behind it and one that serves both again."""
     folder = tmp_path_factory.mktemp("servers")
-    ports = {name: free_port() for name in ("controller", "api", *artifacts)}
+    ports = {name: free_port() for name in ("controller", "api", *artifacts, "both")}
     address = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     commands = {"controller": ["controller"], "api": ["openai_api_server"]}
     for name, path in artifacts.items():
         commands[name] = ["model_worker", "--worker-address", address[name], "--model-path", str(path)]
         commands[name] += ["--device", "cpu"]
+    commands["both"] = ["multi_model_worker", "--worker-address", address["both"], "--device", "cpu"]
+    for name, path in artifacts.items():
+        commands["both"] += ["--model-path", str(path), "--model-names", f"{name}-again"]
     for name, command in commands.items():
         command += ["--host", "127.0.0.1", "--port", str(ports[name])]
         if name != "controller":
@@ -83,9 +86,10 @@ def server(artifacts, tmp_path_factory):
         start("controller")
         start("api")
         wait("controller", "/list_models", lambda answer: answer == {"models": []})  # workers register when they start
-        for name in artifacts:
+        for name in (*artifacts, "both"):
             start(name)
-        wait("api", "/v1/models", lambda answer: {m["id"] for m in answer["data"]} == set(artifacts))
+        served = {*artifacts, *(f"{name}-again" for name in artifacts)}
+        wait("api", "/v1/models", lambda answer: {m["id"] for m in answer["data"]} == served)
         yield address["api"]
     finally:
         for process in running:
@@ -121,6 +125,12 @@ def test_answers_over_http_are_those_of_generate(server, artifacts, name):
 
 def test_the_two_artifacts_answer_differently(server):
     assert any(chat(server, "plain", q)["choices"] != chat(server, "dspa", q)["choices"] for q in QUESTIONS)
+
+
+def test_one_worker_for_several_artifacts_answers_as_one_for_each(server, artifacts):
+    for name in artifacts:
+        for question in QUESTIONS:
+            assert chat(server, f"{name}-again", question)["choices"] == chat(server, name, question)["choices"]
 
 
 def test_a_second_turn_and_no_limit_on_its_length(server, artifacts):

@@ -281,6 +281,7 @@ def test_the_judge_may_score_trials(search, suite_path, tmp_path):
     assert [trial.params["scale"] for trial in trials][:1] == [0.3]
     assert {trial.params["scale"] for trial in trials} == {0.3, 0.1, 0.05}
     assert all(1 <= (trial.score or 0) <= 10 for trial in trials)
+    assert {trial.chosen for trial in trials} == {None} and all(trial.passed for trial in trials), "nothing asks for it"
 
 
 def test_a_judge_that_is_away_fails_the_cell_and_is_asked_again(suite_path, tmp_path):

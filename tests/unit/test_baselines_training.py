@@ -12,7 +12,9 @@ from baselines.metered import Metered
 from baselines.training import TrainedMethod, sharing_copy
 from harness.compute import Meter
 from harness.compute.rates import Rates
+from harness.data.refs import ModelRef
 from harness.method import BaseShape
+from harness.model.base import base_shape
 from tests.unit.trained import PROMPTS
 
 SHAPE = BaseShape("any", n_layers=4, d_model=32)
@@ -129,6 +131,14 @@ def test_a_training_attends_as_it_is_told_at_the_predicted_cost_and_the_base_as_
         predicted = method.predict(base, triples[:8], Rates(base.model.config))
         assert found.bill["executed_flops"] == pytest.approx(sum(predicted.values()), rel=0.02)
     assert "attention" not in SFT().model_dump(), "identities of runs without it stay"
+
+
+def test_attention_without_the_models_soft_cap_is_refused(tiny_folders):
+    shapes = [base_shape(ModelRef(path=str(tiny_folders[kind]))) for kind in ("gemma2", "llama")]
+    with pytest.raises(ValueError, match=r"sft: attention 'sdpa' would leave out the soft cap .* use 'eager'"):
+        SFT(attention="sdpa").check(shapes[0])
+    SFT(attention="eager").check(shapes[0])
+    SFT(attention="sdpa").check(shapes[1])
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -1,99 +1,68 @@
-"""Blocks of memory that are freed: with `map_blocks` they go back to the system though small ones lie between them."""
+"""Blocks of memory that are freed and asked for again: the heap stays as large as what is in use."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-from torch import nn
 
-from harness.heap import BLOCK, SMALL_MODEL_BLOCK, map_blocks, map_blocks_for
+from harness.heap import heap_variables
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+
+# Tensors of five sizes come and go as in a pass over a model, with small objects between them.
 PROGRAM = """
-import ctypes, sys
-from harness.heap import map_blocks
-
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-SIZE = 2 << 20
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
-def block():
-    found = libc.malloc(SIZE)
-    ctypes.memset(found, 1, SIZE)
-    return found
-
-
-if sys.argv[1] == "mapped":
-    map_blocks(SIZE)
-libc.free(block())  # from here on glibc takes such blocks from its heap, unless it is told
-before, blocks = resident(), []
-for _ in range(100):
-    blocks.append(block())
-    libc.malloc(5000)
-for one in blocks:
-    libc.free(one)
-print((resident() - before) // SIZE)
-"""
-
-
-PIECES = """
-import ctypes, sys
+import random, resource
 import torch
-from harness import heap
 
-heap.Heap.GROWN = 32 << 20
-model = torch.nn.Linear(4200, 4200)
-if sys.argv[1] == "mapped":
-    pieces = heap.Heap(model)
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-before, kept, blocks = heap._resident(), [], []
-for _ in range(1000):
-    blocks.append(libc.malloc(100_000))
-    ctypes.memset(blocks[-1], 1, 100_000)
-    kept.append(libc.malloc(5000))
-for one in blocks:
-    libc.free(one)
-if sys.argv[1] == "mapped":
-    pieces.between_steps()
-print((heap._resident() - before) >> 20)
+draw, alive, kept, used = random.Random(0), [], [], 0
+before = resource.getrusage(resource.RUSAGE_SELF)
+for step in range(4000):
+    numbers = draw.choice([30_000, 70_000, 150_000, 230_000, 900_000])
+    alive.append(torch.zeros(numbers))
+    kept.append(bytes(draw.randrange(600, 1000)))
+    if len(alive) > 40:
+        alive.pop(draw.randrange(len(alive)))
+    used = max(used, sum(one.nbytes for one in alive))
+after = resource.getrusage(resource.RUSAGE_SELF)
+print((after.ru_maxrss - before.ru_maxrss) * 1024 / used, after.ru_minflt - before.ru_minflt)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
-def test_pieces_of_the_heap_go_back_between_steps():
-    assert kept(PIECES, "mapped") < 30
-    assert kept(PIECES, "heap") > 80
+@pytest.fixture
+def bare(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
-def test_what_lies_between_small_blocks_goes_back_only_if_it_is_mapped():
-    assert kept(PROGRAM, "mapped") < 10
-    assert kept(PROGRAM, "heap") > 90
+def run(program, *arguments, **more):
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True, check=True).stdout
 
 
-def kept(program: str, how: str) -> int:
-    """What it prints: how much is still resident of what was freed."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", program, how]
-    return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+def test_freed_blocks_are_whole_again(bare):
+    grown, faults = map(float, run(PROGRAM, **heap_variables()).split())
+    _, faults_without = map(float, run(PROGRAM).split())
+    assert grown < 2, "times what was in use"
+    assert faults < faults_without / 4
 
 
-def test_what_the_user_says_of_his_memory_stands(monkeypatch):
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    monkeypatch.setattr("harness.heap.ctypes.CDLL", lambda _: pytest.fail("it is changed"))
-    map_blocks(1)
+def test_the_program_begins_anew_with_its_heap_and_its_arguments(bare):
+    program = (
+        "import os, sys; import harness.cli.app as app; from harness.cli import main\n"
+        "app.main = lambda: print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])\n"
+        "print(os.getpid(), flush=True); main()"
+    )
+    first, second, told = run(program, "a b", "--c").strip().split("\n")
+    process, variable, arguments = told.split(maxsplit=2)
+    assert first == second == process, "one process, which began twice"
+    assert variable == heap_variables()["GLIBC_TUNABLES"]
+    assert arguments == "['a b', '--c']"
+    assert len(run(program, GLIBC_TUNABLES="glibc.malloc.perturb=1").strip().split("\n")) == 2, "it did not"
 
 
-@pytest.mark.parametrize(("width", "block"), [(8, SMALL_MODEL_BLOCK), (5000, BLOCK)])
-def test_a_large_models_smaller_blocks_are_mapped_too(width, block, monkeypatch):
-    asked = []
-    monkeypatch.setattr("harness.heap.map_blocks", asked.append)
-    map_blocks_for(nn.Linear(width, width))
-    assert asked == [block]
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
+def test_what_the_user_says_of_memory_stands(name, bare, monkeypatch):
+    assert heap_variables()
+    monkeypatch.setenv(name, "1")
+    assert not heap_variables()

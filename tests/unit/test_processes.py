@@ -124,7 +124,7 @@ def test_a_process_that_dies_ends_the_fit_and_the_next_sitting_goes_on(tiny_base
     whole, losses = fitted_in(tmp_path / "whole", TWO, method, base, triples[:TRIPLES], minutes=1e-9)
 
     def kill_one():
-        while not list((tmp_path / "killed").glob("fitting/training-1/checkpoint-*/bill.pt")):
+        while not list((tmp_path / "killed").glob("fitting/training-1/checkpoint-*.json")):
             time.sleep(0.01)
         victim = next(child for child in multiprocessing.active_children() if child.name == "rank 1")
         os.kill(victim.pid, signal.SIGKILL)

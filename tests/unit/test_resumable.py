@@ -96,6 +96,26 @@ def test_an_interrupted_fit_ends_as_if_it_had_not_been(tiny_base, triples, sae_r
     assert curves[0] == curves[1]
 
 
+def test_a_damaged_checkpoint_is_not_gone_on_from(tiny_base, triples, tmp_path, monkeypatch):
+    method, base, budget = methods()["dpo"], tiny_base("llama"), Budget(tuple(triples[:10]), 0)
+    plain = fit(method, base, budget, 3, sample_profile=False)
+    for damaged in ("adapter_model.safetensors", "optimizer.pt", "bill.pt"):
+        folder = tmp_path / damaged
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 4)
+            with pytest.raises(KeyboardInterrupt):
+                fit(method, base, budget, 3, sample_profile=False, sitting=sitting_in(folder))
+        (path,) = folder.glob(f"fitting/training-1/checkpoint-*/{damaged}")
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with monkeypatch.context() as patch:
+            done = interrupt_at(patch, None)
+            again = fit(method, base, budget, 3, sample_profile=False, sitting=sitting_in(folder))
+        assert len(done) == 6, "from the start"
+        assert (again.fingerprint, exact(again)) == (plain.fingerprint, exact(plain))
+
+
 def test_under_a_flop_limit_it_stops_where_it_would_have(tiny_base, triples, tmp_path, monkeypatch):
     method, base, budget = methods()["dpo"], tiny_base("llama"), Budget(tuple(triples[:10]), 0)
     limit = 3 * fit(method, base, budget, 3, sample_profile=False).bill["executed_flops"]

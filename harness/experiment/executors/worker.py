@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from harness.discretion import discreet, make_discreet
+from harness.heap import heap_variables
 from harness.provenance import code_commit
 from harness.run_folder.cell import CellFolder, CellState
 from harness.run_folder.sweep import sweep_cell
@@ -27,8 +28,8 @@ class Progress(Protocol):
 
 
 def variables(threads: int) -> dict[str, str]:
-    """Thread counts, which must be in a process's environment before it starts."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    """Thread counts and the heap's settings, which must be in a process's environment before it starts."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | heap_variables()
 
 
 def fail(cell: CellFolder, error: str, **more: object) -> None:
