@@ -14,8 +14,8 @@ from harness.cli.data import data
 from harness.cli.failures import one_line, show_tracebacks
 from harness.cli.options import without_flag_types
 from harness.cli.score import score
-from harness.cli.signals import exit_code_of_sigterm
 from harness.plugins import COMMANDS, declared
+from harness.signals import exit_code_of_sigterm
 
 ORDER = ("init", "run", "report", "view", "compare", "rejudge", "verify", "methods", "benchmarks", "judges", "describe")
 ORDER += ("schema", "fit", "eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval")

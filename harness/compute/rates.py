@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from harness.compute.flops import count_flops
 from harness.model.decoder import captured, differentiable_after, find_decoder
 from harness.quiet import hiding_deprecations
+from harness.signals import signals_put_off
 
 _LENGTHS = (8, 16, 24)
 Work = Callable[[nn.Module, Int[Tensor, "1 length"]], object]
@@ -117,7 +118,7 @@ class Rates:
         """
         counts = []
         try:
-            with _without_values(model or self.model, self.device) as weightless:
+            with signals_put_off(), _without_values(model or self.model, self.device) as weightless:
                 for length in _LENGTHS:
                     with count_flops() as counter:
                         work(weightless, torch.zeros(1, length, dtype=torch.long, device=self.device))

@@ -69,8 +69,8 @@ def _verdict(question: str) -> str:
 class Killing:
     """``suite`` is what is run, in folders below ``folder``; the server writes each request to ``log``.
 
-    An uninterrupted run is in ``whole``, takes ``seconds`` and has ``asked`` so many requests. ``runs`` were killed and
-    brought to their end; they sent ``repeated`` requests again."""
+    An uninterrupted run is in ``whole``, takes ``seconds`` and has ``asked`` so many requests; with nothing left to do
+    one takes ``idle`` seconds. ``runs`` were killed and brought to their end; they sent ``repeated`` requests again."""
 
     folder: Path
     suite: Path
@@ -78,6 +78,7 @@ class Killing:
     draw: random.Random
     whole: Path = Path()
     seconds: float = 0.0
+    idle: float = 0.0
     asked: int = 0
     runs: int = 0
     repeated: int = 0
@@ -122,19 +123,25 @@ class Killing:
             for name in Path(f"{self.whole}.modules").read_text().split():
                 with suppress(Exception), warnings.catch_warnings(action="ignore"):
                     import_module(name)
+        before = time.monotonic()
+        assert _end(self.begin(self.whole, 1)) == 0, Path(f"{self.whole}.said").read_text()
+        self.idle = time.monotonic() - before
 
     def series(self, what: str, number: int, kills: int, workers: int = 1, *, group: bool = False) -> Row:
         """Kill runs by the signal ``number`` until there were ``kills``; each run is then brought to its end.
 
-        With a ``group`` the workers are sent the signal, too.
+        With a ``group`` the workers are sent the signal, too. A moment is drawn from what is left of a run: what was
+        done before a kill is not done again. Workers start from nothing, which takes longer than the run.
         """
-        done, runs, before = 0, 0, len(self.wrong)
+        done, runs, before, slower = 0, 0, len(self.wrong), 4 if workers > 1 else 1
         while done < kills:
             out, paid, mine = self.folder / f"{what.replace(' ', '-')}-{runs}", self.paid(), 0
-            runs += 1
+            runs, left = runs + 1, slower * (self.seconds - self.idle)
             while done < kills and mine < KILLS_A_RUN:
                 pid = self.begin(out, workers)
-                time.sleep(self.draw.uniform(0.0, (4 if workers > 1 else 0.8) * self.seconds))
+                seconds = self.draw.uniform(0.0, slower * self.idle + left)
+                left -= max(0.0, seconds - slower * self.idle)
+                time.sleep(seconds)
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     self._expect(os.waitstatus_to_exitcode(status) == 0, f"{out.name}: ended by itself with {status}")
@@ -162,7 +169,8 @@ class Killing:
             time.sleep(0.05)
         self._expect(not left, f"{out.name}: processes {left} are left")
         if number == signal.SIGTERM:
-            self._expect(code in (143, -signal.SIGTERM, 0), f"{out.name}: SIGTERM gave exit code {code}")
+            said = Path(f"{out}.said").read_text()[-2000:]
+            self._expect(code in (143, -signal.SIGTERM, 0), f"{out.name}: SIGTERM gave exit code {code}: {said}")
             unfinished = [path.name for path in _unfinished(out) if path.name != "fitting"]
             self._expect(not unfinished, f"{out.name}: SIGTERM left {unfinished}")
         said = Path(f"{out}.said").read_text()
