@@ -20,8 +20,9 @@ class Completion:
     """One generated answer. ``finished``: it ended with a stop token (not by length).
 
     ``steered_tokens`` counts the steered positions; with an intervention it equals ``len(token_ids)``, without 0.
-    When ``error`` is set nothing was generated and it says why. ``key`` is what the answer is found by in the run's
-    store of answers; None where it is in no store.
+    ``edited`` are the parts of the text, [start, end) in characters, whose tokens were chosen from an edited residual
+    stream; None where nobody noted it. When ``error`` is set nothing was generated and it says why. ``key`` is what the
+    answer is found by in the run's store of answers; None where it is in no store.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Completion:
     finished: bool
     error: str | None = None
     key: str | None = field(default=None, compare=False)
+    edited: tuple[tuple[int, int], ...] | None = field(default=None, compare=False)
 
     @property
     def record_fields(self) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.model.batching import pad_rows
+from harness.model.chat import ChatFormat
 from harness.model.finite import ChosenFinite, not_finite
 from harness.model.steering import Runtime
+from harness.model.trace import marked, pieces
 from harness.responder import Completion
 
 
@@ -91,6 +94,8 @@ def _generate_batch(
         eos_token_id=list(chat.stop_ids),
     )
     with runtime.steering() as session:
+        if session is not None:
+            session.note_edits()
         output = runtime.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -98,6 +103,7 @@ def _generate_batch(
             logits_processor=LogitsProcessorList([finite, *sampler]),
         )
         steered = [0] * len(prompts) if session is None else session.steered_tokens.tolist()
+        touched = None if session is None else session.edited_steps.tolist()
     completions, broken = [], [row.index(False) if False in row else None for row in finite.steps(output).T.tolist()]
     for row, new in enumerate(output[:, ids.shape[1] :].tolist()):
         end = next((i + 1 for i, token in enumerate(new) if token in chat.stop_ids), None)
@@ -109,9 +115,17 @@ def _generate_batch(
             raise not_finite(runtime, prompts[row], tokens[:step], found)
         if runtime.intervention is not None and runtime.intervention.positions == "generation":
             assert steered[row] == len(tokens), f"row {row}: {steered[row]} steered of {len(tokens)} generated tokens"
-        text = chat.decode(tokens if end is None else tokens[:-1])
-        completions.append(Completion(text, tokens, len(prompts[row]), steered[row], end is not None))
+        said = tokens if end is None else tokens[:-1]
+        edited = None if touched is None else _edited_parts(chat, said, touched[row])
+        made = Completion(chat.decode(said), tokens, len(prompts[row]), steered[row], end is not None, edited=edited)
+        completions.append(made)
     return completions, None if session is None else session.counts()
+
+
+def _edited_parts(chat: ChatFormat, said: Sequence[int], touched: Sequence[bool]) -> tuple[tuple[int, int], ...] | None:
+    """Where in the answer tokens were edited; None for a tokenizer whose pieces do not make the text."""
+    parts = pieces(partial(chat.tokenizer.decode, skip_special_tokens=True), said)
+    return marked(parts, touched[: len(said)]) if "".join(parts).strip() == chat.decode(tuple(said)) else None
 
 
 def row_seed(seed: int, ids: Sequence[int]) -> int:

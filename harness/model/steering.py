@@ -79,6 +79,7 @@ class Steering:
         self._finished: Bool[Tensor, " batch"] | None = None
         self._prefilled: Int[Tensor, "batch pos"] | None = None
         self._counts: Int[Tensor, " batch"] | None = None
+        self._edits: dict[int, list[Tensor]] | None = None
 
     def __enter__(self) -> "Steering":
         if self._decoder.stack in self._steered:
@@ -116,6 +117,18 @@ class Steering:
         if self._counts is None:
             raise ValueError("no forward pass has run in this session")
         return self._counts
+
+    def note_edits(self) -> None:
+        """From now on keep, for `edited_steps`, at which forwards which rows were edited: one comparison a layer."""
+        self._edits = {}
+
+    @property
+    def edited_steps(self) -> Bool[Tensor, "batch step"]:
+        """At which forwards anything but zero was added to a row's last position, in any layer. It counts from
+        `note_edits` on, for rows that keep their places."""
+        if not self._edits:
+            raise ValueError("no forward pass has run since note_edits")
+        return torch.stack([torch.stack(steps, dim=1).cpu() for steps in self._edits.values()]).any(0)
 
     def counts(self) -> dict[str, Any] | None:
         """What ``tally`` reads now; None where the intervention counts nothing."""
@@ -269,6 +282,9 @@ class Steering:
         steered = self._edit[:, first:]
         seen = residual[:, first:].to(steered.device)
         delta = self._intervention.delta(layer, seen, self._state, steered, tally=self.tally)
+        if self._edits is not None:
+            last = steered.new_zeros(len(steered)) if delta is None else (delta[:, -1] != 0).any(-1)
+            self._edits.setdefault(layer, []).append(last)
         if delta is None:
             return None
         delta = delta.to(residual.device, residual.dtype)

@@ -123,12 +123,27 @@ def trace_answer(runtime: Runtime, prompt: Sequence[int], answer: Sequence[int])
     return recorder.trace(runtime.chat.tokenizer, answer)
 
 
+def marked(parts: Sequence[str], marks: Sequence[bool]) -> tuple[tuple[int, int], ...]:
+    """Where those of ``parts`` with a mark are in the stripped text of all: [start, end) in characters, neighbours as
+    one."""
+    text, found, end = "".join(parts), list[tuple[int, int]](), 0
+    before, length = len(text) - len(text.lstrip()), len(text.strip())
+    for part, mark in zip(parts, marks, strict=True):
+        start, end = end, end + len(part)
+        first, last = max(0, start - before), min(length, end - before)
+        if mark and first < last:
+            joins = bool(found) and found[-1][1] == first
+            found[-1:] = [(found[-1][0], last)] if joins else [*found[-1:], (first, last)]
+    return tuple(found)
+
+
 def pieces(decode: Callable[[list[int]], Any], token_ids: Sequence[int]) -> tuple[str, ...]:
     """The text that each token adds; a token that ends within a character adds nothing, the one that ends it all."""
-    found, done = [], 0
-    for end in range(1, len(token_ids) + 1):
-        whole = str(decode(list(token_ids[:end])))
-        within = whole.endswith("\ufffd") and end < len(token_ids)
-        found.append("" if within else whole[done:])
-        done = done if within else len(whole)
+    ids, found, before, read = list(token_ids), [], 0, 0
+    for end in range(1, len(ids) + 1):  # decoded from a little before, where the last piece began: linear in all
+        known, longer = str(decode(ids[before:read])), str(decode(ids[before:end]))
+        within = longer.endswith("\ufffd") and end < len(ids)
+        found.append("" if within else longer[len(known) :])
+        if not within and len(longer) > len(known):
+            before, read = read, end
     return tuple(found)

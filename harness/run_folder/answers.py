@@ -97,7 +97,7 @@ class AnswerStore:
             try:
                 row = read_line(line)
                 if "batch" not in row:
-                    answers[row["key"]] = Completion(**{**row, "token_ids": tuple(row["token_ids"])})
+                    answers[row["key"]] = _completion(row)
                     continue
                 if damage is None and len(answers) != row["batch"]:
                     raise ValueError(f"a batch of {row['batch']} answers ends, and {len(answers)} are there")
@@ -112,3 +112,10 @@ class AnswerStore:
         else:
             return end
         raise ValueError(f"{damage}; rerun the suite, which makes it again")
+
+
+def _completion(row: dict[str, Any]) -> Completion:
+    """Of a line; one of before edits were noted says nothing of them."""
+    tokens, edited = tuple(row["token_ids"]), row.get("edited")
+    parts = None if edited is None else tuple((int(start), int(end)) for start, end in edited)
+    return Completion(**{**row, "token_ids": tokens, "edited": parts})

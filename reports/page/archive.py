@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from harness.benchmark import Record
+from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore
 from harness.run_folder.plan import budget_order
 from reports.page.libraries import pack
@@ -31,9 +32,10 @@ class Archive(NamedTuple):
     """What the page's answer viewer reads.
 
     ``questions`` unpacks to {benchmark: {metric: [[item, cluster, shared raw], ...]}}. Each chunk in ``cells`` to
-    {"answers": {benchmark: [[text or null, tokens, steered tokens, finished], ...]}, "records": {benchmark: {metric:
-    [[number of the question, value, error, rest of raw, number of the answer or null, second judge's], ...]}}}, where
-    the second judge's is null or [value, error, rest of raw]. ``left_out`` are the cells that did not fit.
+    {"answers": {benchmark: [[text or null, tokens, steered tokens, finished, edited parts], ...]}, "records":
+    {benchmark: {metric: [[number of the question, value, error, rest of raw, number of the answer or null, second
+    judge's], ...]}}}, where the second judge's is null or [value, error, rest of raw]. ``left_out`` are the cells that
+    did not fit.
     """
 
     questions: Chunk
@@ -138,16 +140,21 @@ class _Texts:
         key = record.raw.get("answer_key")
         if key is None:
             text = record.raw.get("answer")
-            return None if text is None else self._add([text, None, None, None])
+            return None if text is None else self._add([text, *_facts(None)[1:]])
         if key not in self._numbers:
-            made = self.store.get(key)
-            row = [None] * 4 if made is None else [made.text, len(made.token_ids), made.steered_tokens, made.finished]
-            self._numbers[key] = self._add(row)
+            self._numbers[key] = self._add(_facts(self.store.get(key)))
         return self._numbers[key]
 
     def _add(self, row: list[Any]) -> int:
         self.rows.append(row)
         return len(self.rows) - 1
+
+
+def _facts(made: Completion | None) -> list[Any]:
+    """What `Archive` says of an answer; all null for one that is in no store."""
+    if made is None:
+        return [None] * 5
+    return [made.text, len(made.token_ids), made.steered_tokens, made.finished, made.edited]
 
 
 def _verdict(record: Record, about: dict[str, Any]) -> Iterator[Any]:

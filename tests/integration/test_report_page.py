@@ -6,11 +6,14 @@ Runs where Chromium is: named by $DSPA_BENCH_CHROMIUM, or found as chromium, chr
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.files import write_jsonl
+from harness.responder import Completion
+from harness.run_folder import RunFolder
 from reports.page.build import html_report
 from reports.run import read_run
 from tests.injections import INJECTIONS
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason=f"no Chromium: set DSPA_BENCH_CHROMIUM, or install one of {', '.join(NAMES)}"
 )
 LAPTOP, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+STEERED = "Zo\u00eb \U0001f98a softly answers."
 MINUTES = 2 * 60_000
 """Milliseconds that a step may take on a busy machine before the browser is taken for hung."""
 
@@ -37,6 +41,7 @@ def report(tmp_path_factory):
             records[2 * number]["raw"] |= {"answer": text, "prompt": text, "judgment": text, "category": text}
         records[-1] |= {"value": None, "error": f"cannot be read: {INJECTIONS[0]}{INJECTIONS[3]}"}
         write_jsonl(path, records)
+    _steer(folder, "dspa__n300__s0", {"96:1": ((0, 3), (6, 14)), "96:2": ()})
     plan = json.loads((folder / "plan.json").read_text())
     for named in (*plan["variants"], *plan["cells"]):
         if named.get("variant", named["name"]) == "static_sae":
@@ -47,6 +52,20 @@ def report(tmp_path_factory):
     path = folder / "page.html"
     path.write_text(html_report(run, found), encoding="utf-8")
     return path, run, found
+
+
+def _steer(folder: Path, cell: str, answers: dict[str, tuple[tuple[int, int], ...]]) -> None:
+    """Give items of MT-Bench an answer that is in the store, with the parts of it that were edited."""
+    home = RunFolder(folder).cell(cell)
+    path = home.path / "records" / "mt_bench.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["item"] in answers:
+            made = Completion(STEERED, (1, 2, 3, 4), 5, 4, True, edited=answers[record["item"]])
+            home.answers("mt_bench").append({record["item"]: made}, None)
+            del record["raw"]["answer"]
+            record["raw"] |= replace(made, key=record["item"]).record_fields
+    write_jsonl(path, records)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +239,20 @@ def test_a_number_opens_its_records_side_by_side_with_the_baselines(laptop, repo
     first, second = (cells[n].records["mt_bench"] for n in ("dspa__n300__s1", "base__n0__s1"))
     values = [{r.item: r.value for r in records if r.cluster == gaps} for records in (first, second)]
     assert sum(values[0].values()) > sum(values[1].values()), "where the left one is better comes first"
+
+
+def test_the_parts_of_an_answer_that_were_edited_are_marked(laptop):
+    page = laptop.page
+    page.locator("#board tr[data-variant=dspa] a.value").first.click()
+    page.wait_for_function("at('v-a').value === 'dspa' && at('v-b').value === 'base'")
+    page.locator("#v-seed").select_option("0")
+    page.locator("#v-question").select_option("96")
+    first, second = (page.locator("#v-answers .turn").nth(turn).locator(".side").first for turn in (0, 1))
+    first.get_by_text("edited where marked").wait_for()
+    assert first.locator(".said").first.inner_text() == STEERED
+    assert first.locator("mark").all_inner_texts() == [STEERED[:3], STEERED[6:14]] == ["Zoë", "softly a"]
+    second.get_by_text("4 tokens, steering on at every one; nothing was edited.").wait_for()
+    assert second.locator("mark").count() == 0
 
 
 def test_two_methods_are_compared_by_the_tested_difference(laptop, report):

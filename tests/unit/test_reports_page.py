@@ -191,7 +191,7 @@ def test_an_answer_in_the_store_is_held_once_with_its_steering_and_the_second_ju
         record["raw"] = {"prompt": "Hello", "answer_key": "0a1b", "judge": "one"}
     lost = rest[0] | {"raw": {"prompt": "Hello", "answer_key": "ffff"}}
     write_jsonl(path, [first, second, lost, *rest[1:]])
-    cell.answers("safety").append({"0a1b": Completion(NASTY, (1, 2, 3), 5, 3, False)}, None)
+    cell.answers("safety").append({"0a1b": Completion(NASTY, (1, 2, 3), 5, 3, False, edited=((0, 7),))}, None)
     run = read_run(folder)
     (place,) = [at for at, found in enumerate(run.cells) if found.planned.name == "dspa__n300__s0"]
     again = run.cells[place].records["safety"][0]
@@ -200,8 +200,8 @@ def test_an_answer_in_the_store_is_held_once_with_its_steering_and_the_second_ju
     content = unpacked(chunk.packed)
     rows = content["records"]["safety"][first["metric"]]
     assert rows[0][4] == rows[1][4]
-    assert content["answers"]["safety"][rows[0][4]] == [NASTY, 3, 3, False]
-    assert content["answers"]["safety"][rows[2][4]] == [None] * 4
+    assert content["answers"]["safety"][rows[0][4]] == [NASTY, 3, 3, False, [[0, 7]]]
+    assert content["answers"]["safety"][rows[2][4]] == [None] * 5
     assert rows[0][5][0] == again.value and rows[0][5][2]["judge"] == "one"
 
 

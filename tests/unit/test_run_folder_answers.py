@@ -20,6 +20,7 @@ from harness.model.generation import Batch
 from harness.responder import Completion
 from harness.run_folder.answers import AnswerStore, answer_key
 from harness.run_folder.cell import CellFolder
+from harness.seals import sealed_line
 from tasks.alpaca_eval import AlpacaEval
 from tasks.mt_bench import MTBench
 from tasks.safety import Safety
@@ -49,6 +50,17 @@ def test_what_was_appended_is_found_by_its_key_now_and_by_the_next_who_opens_the
         assert store.tallies({"a", "b", "c"}) == [{"edits": 0.1}]
         assert store.tallies({"d", "a"}) == [{"edits": 0.1}, {}]
         store.append({}, None)
+
+
+def test_edited_parts_come_back_and_answers_of_before_they_were_noted_have_none(path):
+    edited = replace(ANSWERS[4], edited=((0, 2), (3, 4)))
+    AnswerStore(path).append({"e": edited}, None)
+    lines = path.read_text().splitlines()
+    with path.open("a") as file:
+        file.write(sealed_line(json.loads(NAMELESS) | {"key": "f"}).decode())
+        file.write(sealed_line({"batch": 1, "tally": None}).decode())
+    found = AnswerStore(path)
+    assert found["e"].edited == ((0, 2), (3, 4)) and found["f"].edited is None and len(lines) == 9
 
 
 def test_a_store_that_is_not_there_is_empty_and_makes_no_file(tmp_path):

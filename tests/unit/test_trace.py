@@ -9,7 +9,7 @@ from baselines.caa import CAA
 from baselines.static_sae import StaticSAE
 from harness.compute import Meter
 from harness.model.generation import generate_batches
-from harness.model.trace import Recorder, pieces, trace_answer
+from harness.model.trace import Recorder, marked, pieces, trace_answer
 from tests.unit.test_dspa import PROMPTS, fit
 
 
@@ -47,6 +47,27 @@ def test_a_trace_is_what_was_edited_while_the_answer_was_generated(tiny_base, tr
         else:
             assert traced.latents == () and traced.change.shape == (len(completion.token_ids), 0)
     assert edited > 0
+
+
+@pytest.mark.parametrize("kind", ["dspa", "both", "token_active", "caa"])
+def test_the_parts_of_an_answer_that_were_edited_are_those_of_its_trace(tiny_base, triples, sae_refs, kind):
+    model, some = made(tiny_base("llama"), triples, sae_refs, kind), 0
+    for batch in model.generate_batches(PROMPTS, max_new_tokens=12, batch_size=4):
+        for row, completion in zip(batch.rows, batch.completions, strict=True):
+            trace = model.trace(PROMPTS[row], completion)
+            special = set(model.tokenizer.all_special_ids)
+            said = [i for i, token in enumerate(completion.token_ids) if token not in special]
+            words = " ".join(completion.text[start:end] for start, end in completion.edited).split()
+            assert words == [trace.tokens[i].strip() for i in said if trace.size[i] > 0]
+            some += len(words)
+    assert some > 0
+
+
+def test_marked_parts_are_of_the_stripped_text_and_neighbours_are_one():
+    parts = (" ", " a", "b", "", " c", "d ", " ")
+    assert marked(parts, [True] * 7) == ((0, 5),)
+    assert marked(parts, [True, True, False, True, True, False, True]) == ((0, 1), (2, 4))
+    assert marked(parts, [False] * 7) == marked((), ()) == ()
 
 
 def test_the_tally_counts_the_edits_that_the_trace_shows(tiny_base, triples, sae_refs):

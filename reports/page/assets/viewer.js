@@ -209,14 +209,29 @@ function answerOf(item, name, side, cell, metric, select) {
   return made;
 }
 
-/** The words of a model, marked where they were steered. Only how many tokens were steered is kept, not each edit. */
-function written([text, tokens, steered, finished]) {
+/** The words of a model; marked are those whose tokens were predicted from an edited residual stream, where that is known. */
+function written([text, tokens, steered, finished, edited]) {
   if (text === null) return [element("p", "The answer is not in the run's store of answers.", { class: "warning" })];
-  const words = element("p", text === "" ? "(an empty answer)" : text, { class: steered ? "said steered" : "said" });
+  const known = Boolean(steered) && Boolean(edited);
+  const words = element("p", undefined, { class: steered && !known ? "said steered" : "said" });
+  words.append(...(text === "" ? ["(an empty answer)"] : known ? markedWords(text, edited) : [text]));
   if (tokens === null) return [words];
   const share = steered === 0 ? "not steered" : steered === tokens ? "steering on at every one" : `steering on at ${steered}`;
+  const edits = !known ? "" : edited.length ? "; edited where marked" : "; nothing was edited";
   const end = finished ? "" : ", cut off by the length limit";
-  return [words, element("p", `${tokens} tokens, ${share}${end}.`, { class: "note" })];
+  return [words, element("p", `${tokens} tokens, ${share}${edits}${end}.`, { class: "note" })];
+}
+
+/** ``parts`` are [start, end) in characters, of which some are two of JavaScript's. */
+function markedWords(text, parts) {
+  const characters = [...text];
+  const found = [];
+  let done = 0;
+  for (const [start, end] of parts) {
+    found.push(characters.slice(done, start).join(""), element("mark", characters.slice(start, end).join("")));
+    done = end;
+  }
+  return [...found, characters.slice(done).join("")];
 }
 
 function facts(pairs, heading) {
