@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.run_folder import CellFolder, RunFolder
@@ -15,6 +16,7 @@ from reports.page.archive import Packer
 from reports.page.build import html_report
 from reports.render import tables_of
 from reports.run import Run, read_run
+from reports.training import write_training_figure
 
 SHARE = 0.1
 """Most of one core's time that goes into making the page anew while a run goes on."""
@@ -71,7 +73,9 @@ class Watched:
         found = tables_of(run)
         drops = findings.drops(run, found["comparison"])
         board = leaderboard.leaderboard(run, found["comparison"], found["differences"], drops)
-        page = html_report(run, found, served=self._served | {"version": version})
+        with TemporaryDirectory() as place:
+            curves = write_training_figure(run, Path(place))
+        page = html_report(run, found, training=curves, served=self._served | {"version": version})
         return Snapshot(version, run, board, Packer(run), page)
 
     def version(self) -> str:

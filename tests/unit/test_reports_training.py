@@ -6,6 +6,7 @@ from harness.run_folder import RunFolder, TrainingStep
 from reports.render import write_report
 from reports.run import read_run
 from reports.training import write_training_figure
+from reports.view.watched import Watched
 from tests.unit.synthetic_run import write_run
 
 
@@ -54,6 +55,14 @@ def test_curves_are_drawn_and_the_report_shows_them(tmp_path):
     page = (run / "report" / "report.html").read_text()
     assert f'src="data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"' in page
     assert '<a href="#training">' in page
+
+
+def test_the_curves_are_on_the_page_that_is_served_too(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_curves(run)
+    page = Watched(run, {"runs": []}).snapshot().page
+    assert '<a href="#training">' in page and "img-src data:" in page
+    assert not (run / "report").exists()
 
 
 def test_a_long_curve_is_drawn_by_its_means(tmp_path):
