@@ -4,7 +4,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -29,6 +28,7 @@ from harness.experiment.executors.worker import (
 from harness.pulse import heard_by
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.sweep import sweep_cell
+from harness.signals import Ending
 
 GRACE_SECONDS = 5.0
 """How long a worker may take to leave off after an interrupt before it is killed."""
@@ -212,8 +212,12 @@ def _start(folder: Path, threads: int) -> _Worker:
 
 
 def _work(folder: Path, threads: int, pipe: Connection) -> None:
-    """The body of a worker process."""
-    signal.signal(signal.SIGTERM, _leave_off)
+    """The body of a worker process.
+
+    SIGTERM to the whole group comes twice, from outside and by the parent; a second one in the middle of a finalizer
+    left a semaphore unlinked but registered, and Python's resource tracker complained.
+    """
+    Ending(signal.SIGTERM, SystemExit(1)).begin()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends the workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     # tqdm's own lock is a named semaphore, which a killed worker would leave to Python's resource tracker's warnings.
@@ -250,16 +254,6 @@ class _Voice:
         """Say that work goes on, if nothing was said for a while."""
         if time.monotonic() - self._said >= BEAT_SECONDS:
             self.say("alive")
-
-
-def _leave_off(*_: object) -> None:
-    """End this worker at the first SIGTERM; a second one must not break into the cleaning up of the first.
-
-    SIGTERM to the whole group comes twice, from outside and by the parent; the second, in the middle of a
-    finalizer, left a semaphore unlinked but registered, and Python's resource tracker complained.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(1)
 
 
 def _die_with_parent() -> None:
