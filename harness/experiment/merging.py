@@ -23,7 +23,7 @@ from harness.run_folder.cell import CellFolder
 from harness.run_folder.layout import RunFolder
 from harness.run_folder.left_out import LeftOut
 from harness.run_folder.plan import Environment, Plan, PlannedCell, PlannedVariant, budget_order, cell_name, point_name
-from harness.run_folder.verify import outside_cells
+from harness.run_folder.verify import comparison, outside_cells
 from harness.seals import sealed_text
 
 _MACHINE = ("cpu", "cores", "gpu", "platform", "threads", "python", "packages")
@@ -333,7 +333,7 @@ def _check_out(out: Path, cells: Collection[str]) -> None:
             return cell.path.name not in cells
 
     there = RunFolder(out)
-    if not there.environment.compared or any(map(is_own, map(CellFolder, (out / "cells").glob("[!.]*")))):
+    if comparison(there) is None or any(map(is_own, map(CellFolder, (out / "cells").glob("[!.]*")))):
         raise ValueError(
             f"--out {str(out)!r} is a run with cells of its own, which would be lost; choose a new folder (and give "
             "this one as a run where its cells are to be compared)"

@@ -103,13 +103,25 @@ def opened(path: str | Path) -> RunFolder:
 def repair_command(run: RunFolder) -> str:
     """What makes damaged files again; with the folder's own suite.yaml where that is whole. A comparison of runs is
     made again from those."""
-    with suppress(ValueError):
-        environment = Environment.read(run.path / "environment.json")
-        if environment.compared:
-            return environment.command
+    if compared_by := comparison(run):
+        return compared_by
     whole = not any(line.startswith("suite.yaml") for line in _documents(run))
     suite = str(run.path / "suite.yaml") if whole else "SUITE"
     return f"dspa-bench run {suite} --out {run.path}"
+
+
+def comparison(run: RunFolder) -> str | None:
+    """The command that made ``run`` a comparison of others; None for a run of a suite.
+
+    Where environment.json does not say, a folder whose cells all come from other runs is taken for one."""
+    with suppress(ValueError):
+        environment = Environment.read(run.path / "environment.json")
+        return environment.command if environment.compared else None
+    origins = set()
+    for cell in map(CellFolder, (run.path / "cells").glob("[!.]*")):
+        with suppress(ValueError):
+            origins.add(cell.state and cell.state.origin)
+    return f"dspa-bench compare RUN RUN ... --out {run.path}" if origins and None not in origins else None
 
 
 def outside_cells(run: RunFolder) -> dict[str, Mark]:

@@ -96,6 +96,19 @@ def test_what_is_damaged_is_mended_by_the_command_that_is_named(first, second, t
     assert verify(RunFolder.open(out), thorough=True) == []
 
 
+def test_a_comparison_whose_environment_is_damaged_is_made_again_from_its_runs(first, second, tmp_path, call):
+    out, run = tmp_path / "both", Path(shutil.copytree(first, tmp_path / "first"))
+    assert call("compare", first, second, "--out", out)[0] == 0
+    for folder in (out, run):
+        (folder / "environment.json").write_text("{")
+    code, _, said = call("report", out)
+    assert code == 2 and f"dspa-bench compare RUN RUN ... --out {out}" in said
+    assert call("compare", first, second, "--out", out)[0] == 0
+    assert verify(RunFolder.open(out), thorough=True) == []
+    code, _, said = call("compare", first, second, "--out", run)
+    assert code == 2 and "is a run with cells of its own" in said
+
+
 def test_the_records_are_those_of_the_runs_and_models_can_be_loaded(first, second, tmp_path):
     from harness.model.aligned import AlignedModel
 
