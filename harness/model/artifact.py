@@ -49,7 +49,7 @@ def write_artifact(
         if description["delta"] != "none":
             model.save_pretrained(folder / description["delta"])
         if description["delta"] == "adapter":
-            _name_base(folder / "adapter", description["base"], Path(path))
+            _settle_adapter(folder / "adapter", description["base"], Path(path))
         if description["delta"] == "weights":
             tokenizer.save_pretrained(folder / "weights")  # so that the folder is a base model of its own
         readable = folder / "aligned.json"
@@ -59,14 +59,18 @@ def write_artifact(
             shutil.copymode(readable, file)  # safetensors lets nobody but the owner read what it writes
 
 
-def _name_base(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
+def _settle_adapter(adapter: Path, base: Mapping[str, Any], artifact: Path) -> None:
     """PEFT notes where this process had the base; other tools read that, so it is to mean something elsewhere.
 
-    Its README.md, a form that nobody filled in, says the same once more, and goes.
+    Sets of modules it writes in the order of their hashes, another one in each process. Its README.md, a form that
+    nobody filled in, says where the base was once more, and goes.
     """
     file = adapter / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base["id"] or relative_to(artifact / "adapter")(base["path"])
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     (adapter / "README.md").unlink(missing_ok=True)
 

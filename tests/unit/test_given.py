@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from baselines import DPO, SFT, Adapter, Base, Checkpoint
 from baselines.given import shapes_in
+from harness.compute import Meter
 from harness.data.refs import ModelRef
 from harness.experiment.check import check_base
 from harness.experiment.fitting import fit
@@ -21,8 +22,6 @@ from tests.unit.trained import PROMPTS
 @pytest.fixture(scope="session")
 def made(tiny_base, triples, tmp_path_factory):
     """(full, LoRA): artifacts of trainings on the tiny base, whose folders are what others would publish."""
-    from harness.compute import Meter
-
     root, base = tmp_path_factory.mktemp("made"), tiny_base("llama")
     for name, method in (("full", SFT(tuning="full", learning_rate=1e-2)), ("lora", DPO(tuning="lora"))):
         meter = Meter(base.model, sample_profile=False)
@@ -54,6 +53,16 @@ def test_they_answer_as_they_do_where_they_were_made_and_cost_what_is_declared(t
         assert AlignedModel.load(tmp_path / method.name).fingerprint == aligned.fingerprint
         assert str(full.parent) not in (tmp_path / method.name / "aligned.json").read_text()
     assert not any("lora" in name for name, _ in base.model.named_modules())
+
+
+def test_an_adapters_modules_are_written_in_one_order_by_every_process(tiny_base, triples, tmp_path):
+    # PEFT keeps them in a set, whose order is another one wherever hashes of texts are
+    modules = ("v_proj", "down_proj", "q_proj", "up_proj", "o_proj", "k_proj", "gate_proj")
+    base = tiny_base("llama")
+    method = SFT(tuning="lora", lora_targets=modules)
+    method.fit(base, triples[:4], meter=Meter(base.model, sample_profile=False), seed=0).save(tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(modules)
 
 
 def cost_of(method, base):
