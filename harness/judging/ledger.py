@@ -13,7 +13,8 @@ from harness.judging.verdicts import Journal, Row
 FILE = "ledger.jsonl"
 MEND = (
     "what was spent is no longer known, so put the file back from a copy, or go on in a new folder with an account of "
-    "its own: dspa-bench run SUITE --out NEW --reuse RUN copies the cells that are complete"
+    "its own: dspa-bench run SUITE --out NEW --reuse RUN copies the cells that are complete; an evaluation "
+    "(dspa-bench eval) begins anew in another --out"
 )
 Outcome = Literal["answered", "useless", "refused", "lost"]
 

@@ -87,6 +87,11 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "bill": (dict | None, "an object or null"),
 }
 """Key of aligned.json -> what it must be, for Python and in words."""
+_PARTS: dict[str, dict[str, tuple[Any, str]]] = {
+    "base": {"path": (str | None, "a text or null"), "id": (str | None, "a text or null"), "hash": (str, "a text")},
+    "intervention": {"kind": (str, "a text"), "params": (dict, "an object")},
+}
+"""The same of what is in it."""
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -103,21 +108,23 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{file}: schema version {version!r}; this version reads {SCHEMA_VERSION}, so fit the artifact again"
         )
-    for key, (kinds, what) in _KEYS.items():
-        if key not in description or not isinstance(description[key], kinds):
-            found = repr(description[key])[:60] if key in description else "nothing"
-            raise ValueError(f"{file} is damaged: {key!r} must be {what}, got {found}; fit the artifact again")
-    for place, keys in (("base", ("path", "id", "hash")), ("intervention", ("kind", "params"))):
-        there = description[place]
-        missing = [key for key in keys if there is not None and key not in there]
-        if missing:
-            raise ValueError(f"{file} is damaged: {place!r} has no {', '.join(missing)}; fit the artifact again")
+    _check_keys(file, "", description, _KEYS)
+    for place, keys in _PARTS.items():
+        if description[place] is not None:
+            _check_keys(file, f"{place}.", description[place], keys)
     for name, reference in references(description):
         if not isinstance(found := reference["path"], str):
             raise ValueError(
                 f"{file} is damaged: {name}.path must be a text or null, got {repr(found)[:60]}; fit the artifact again"
             )
     return with_paths(description, starting_at(Path(path)))
+
+
+def _check_keys(file: Path, place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[Any, str]]) -> None:
+    for key, (kinds, what) in keys.items():
+        if key not in found or not isinstance(found[key], kinds):
+            there = repr(found[key])[:60] if key in found else "nothing"
+            raise ValueError(f"{file} is damaged: {place + key!r} must be {what}, got {there}; fit the artifact again")
 
 
 def moved_saes(path: str | Path, saved: Mapping[str, Any] | None, saes: Mapping[str, str | Path]) -> dict[str, Any]:

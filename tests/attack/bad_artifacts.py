@@ -33,6 +33,7 @@ WRONG: tuple[tuple[str, Any], ...] = (
     ("base", {"path": "../model", "hash": "0", "colour": "blue"}),
     ("base", {"path": "../model", "hash": "0", "dtype": "int8"}),
     ("base", {"path": ["../model"], "id": None, "hash": "0"}),
+    ("base", {"path": "../model", "id": None, "hash": None}),
     ("params", None),
     ("params", []),
     ("params", {"sae": {"path": [], "id": None}}),
