@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.heap import settle
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -24,6 +26,12 @@ TEMPLATE = (
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    """accelerate collects garbage before each training, and modules are half a million objects to pass over."""
+    settle()
 
 
 def make_tokenizer():

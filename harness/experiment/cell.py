@@ -25,7 +25,7 @@ from harness.experiment.processes import fit_over
 from harness.experiment.room import without_left_out
 from harness.experiment.suite import Suite, load_suite
 from harness.experiment.tuning import Scored, Tuning
-from harness.heap import give_back_memory
+from harness.heap import give_back_memory, settle
 from harness.judging import Judge
 from harness.model.aligned import AlignedModel
 from harness.provenance import code_commit
@@ -123,7 +123,7 @@ def run_cell(
     ``hung`` says how an earlier attempt hung, if one did; ``host`` and ``lost`` are as in `CellState`.
     """
     code_commit()  # asked before the work, because the checkout may change during it
-    give_back_memory()  # what the cell before left in pieces
+    settle()  # what the cell before left goes
     suite, folder = context.suite, context.folder.cell(cell.name)
     folder.reopen()
     first, second = Failures(), Failures()
