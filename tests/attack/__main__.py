@@ -1,4 +1,4 @@
-"""``python -m tests.attack [PART ...] [--only=PATTERN]``: runs the parts of the attack and prints their table.
+"""``python -m tests.attack [PART[:NUMBER,...] ...] [--only=PATTERN]``: runs parts of the attack, prints their table.
 
 As many parts at once as there are processors. Exit code 1 if any of it went wrong. A pattern chooses among the cases of
 malformed inputs by kind and name.
@@ -12,7 +12,8 @@ from multiprocessing import get_context
 from tests.attack.ground import ONLY, rows_of
 from tests.attack.table import markdown
 
-PARTS = ("kill_series", "damages", "bad_suites", "bad_artifacts", "bad_models", "bad_data", "fuzz")
+MALFORMED = ("bad_suites", "bad_artifacts", "bad_models", "bad_data", "fuzz")
+PARTS = ("kill_series:100,0", "kill_series:0,50", "damages", *MALFORMED)
 """The longest first."""
 
 

@@ -133,13 +133,14 @@ def ground() -> Iterator[Path]:
 
 
 def rows_of(part: str) -> list[Row]:
-    """What became of a module of this package, by its name: of its cases, or of what it runs by itself."""
-    module = import_module(f"tests.attack.{part}")
+    """What became of a module of this package: of its cases, or of what it runs, with numbers behind a colon."""
+    name, _, numbers = part.partition(":")
+    module = import_module(f"tests.attack.{name}")
     if hasattr(module, "cases"):
         with ground() as whole:
             rows = attack(module.cases(), whole)
     else:
-        rows = module.run()
+        rows = module.run(*map(int, filter(None, numbers.split(","))))
     print(f"{part}: over", file=sys.stderr, flush=True)
     return rows
 
