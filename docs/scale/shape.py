@@ -16,7 +16,7 @@ from random import Random
 from transformers import Gemma2Config
 
 from harness.data.refs import ModelRef
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_tokenizer
 
 TRIPLES = 61_000

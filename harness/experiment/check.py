@@ -21,7 +21,7 @@ from harness.judging import Judge
 from harness.method import BaseShape, MethodConfig
 from harness.model.base import base_shape, check_device, check_weights
 from harness.model.chat import ChatFormat
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_tokenizer
 from harness.run_folder.cell import CELL_ENTRIES
 from harness.run_folder.left_out import LeftOut, LeftOutItem

@@ -17,7 +17,7 @@ from harness.method import MethodConfig, Preview
 from harness.model.aligned import AlignedModel
 from harness.model.base import BaseModel
 from harness.model.chat import ChatFormat
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_config, read_tokenizer
 from harness.run_folder.plan import PlannedCell
 

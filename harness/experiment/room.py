@@ -9,7 +9,7 @@ from harness.benchmark import BenchmarkConfig, Item, PromptBenchmark
 from harness.data.refs import ModelRef
 from harness.data.triples import Conversation, Triple, TripleFile, conversation
 from harness.model.chat import ChatFormat, with_instruction
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_config, read_tokenizer
 from harness.run_folder.left_out import LeftOutItem
 

@@ -19,7 +19,7 @@ from harness.data.triples import Conversation, Message, Triple
 from harness.model.base import check_weights
 from harness.model.batching import pad_rows
 from harness.model.chat import ChatFormat
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.model.pretrained import read_config, read_model, read_tokenizer
 from harness.pulse import beat
 from harness.quiet import hiding_deprecations

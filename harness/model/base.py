@@ -16,7 +16,7 @@ from harness.data.refs import BaseShape, ModelRef, is_gguf
 from harness.files import content_hash, folder_hash
 from harness.model.chat import ChatFormat
 from harness.model.decoder import input_device
-from harness.model.gguf import check_gguf, source_of
+from harness.model.dequantised import check_gguf, source_of
 from harness.model.pretrained import check_model, read_config, read_model, read_tokenizer
 
 

@@ -17,6 +17,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from harness.files import load_json
 from harness.quiet import silenced
 
+GIVE_INSTEAD = (
+    "give the model that they were made from, a GGUF file of it (which is de-quantised), or weights saved after "
+    "model.dequantize()"
+)
+"""In the place of quantised weights."""
 T = TypeVar("T")
 _SHOWN = 3
 _MOST_LAYERS = 10_000
@@ -31,7 +36,7 @@ def read_model(kind: Any, source: str, *, new_head: bool = False, **settings: An
     `read_config` refuses.
     """
 
-    if "gguf_file" not in settings:  # that of a GGUF file is in it
+    if not {"gguf_file", "config"} & settings.keys():  # that of a GGUF file is in it
         read_config(source, revision=settings.get("revision"))
 
     def load() -> Any:
@@ -82,8 +87,8 @@ def read_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
 def read_config(source: str, **settings: Any) -> Any:
     """The configuration of a folder or public name; ValueError for one that cannot be read, or of quantised weights.
 
-    Those of GGUF files are de-quantised before (`harness.model.gguf`). Of others the products run in kernels of their
-    own, whose FLOPs nobody counts: a bill would be too small.
+    Those of local base models are de-quantised before (`harness.model.dequantised`). The products of others run in
+    kernels of their own, whose FLOPs nobody counts: a bill would be too small.
     """
     if (file := Path(source) / "config.json").is_file():
         layers = found.get("num_hidden_layers") if isinstance(found := load_json(file, "model"), dict) else None
@@ -96,8 +101,8 @@ def read_config(source: str, **settings: Any) -> Any:
         told = quantised if isinstance(quantised, Mapping) else vars(quantised)
         raise ValueError(
             f"the weights of {source!r} are quantised ({told.get('quant_method', 'unnamed')}), and the FLOPs of "
-            "such layers cannot be metered; give the model that they were made from, a GGUF file of it (which is "
-            "de-quantised), or weights saved after model.dequantize()"
+            "such layers cannot be metered; a base model's that lie in a local folder are de-quantised, so for a base "
+            f"fetch them and give the folder as its path; else {GIVE_INSTEAD}"
         )
     return config
 

@@ -17,7 +17,7 @@ from harness.data.refs import model_ref
 from harness.evaluators.lm_eval import AlignedLM, task_manager
 from harness.measure.statistics import Measurement, estimate_mean
 from harness.model.aligned import AlignedModel
-from harness.model.gguf import source_of
+from harness.model.dequantised import source_of
 from harness.quiet import silenced
 from harness.speed.compare import Comparison, Stopped, Work, compare
 from harness.speed.report import Cut, Figure, Section

@@ -15,7 +15,7 @@ from harness.experiment.check import check_base
 from harness.judging.reward_model import check_classifier
 from harness.method import BaseShape
 from harness.model.aligned import AlignedModel
-from harness.model.pretrained import read_model
+from harness.model.pretrained import read_config, read_model
 from tests.conftest import D_MODEL, N_LAYERS
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -165,7 +165,9 @@ def test_attention_with_a_soft_cap_is_not_sdpa_which_has_none(tiny_folders):
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
-def test_quantised_weights_are_refused_with_what_to_give_instead(tiny_folders, tmp_path, method):
+def test_quantised_weights_that_nobody_can_take_back_are_refused_with_what_to_give_instead(
+    tiny_folders, tmp_path, method
+):
     folder = Path(shutil.copytree(tiny_folders["llama"], tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
@@ -175,5 +177,9 @@ def test_quantised_weights_are_refused_with_what_to_give_instead(tiny_folders, t
         lambda: check_base(ModelRef(path=str(folder))),
         lambda: AlignedModel.from_base(ModelRef(path=str(folder))),
     ):
-        with pytest.raises(ValueError, match=rf"model' are quantised \({method}\), .* model\.dequantize\(\)"):
+        with pytest.raises(
+            ValueError, match=rf"model' are quantised \({method}\), and cannot .* model\.dequantize\(\)"
+        ):
             refuse()
+    with pytest.raises(ValueError, match=rf"model' are quantised \({method}\), and the FLOPs of such layers cannot be"):
+        read_config(str(folder))

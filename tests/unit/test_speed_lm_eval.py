@@ -5,7 +5,7 @@ import json
 import pytest
 
 from harness.files import content_hash
-from harness.model import gguf
+from harness.model import dequantised
 from harness.speed.lm_eval import HF, OURS, TOLERANCE, LMEvalOptions, measure_lm_eval
 from harness.speed.report import measure_and_keep
 from tests.unit.gguf_files import write
@@ -30,7 +30,7 @@ def model(tmp_path, monkeypatch):
     """A GGUF file; lm-eval finds tasks ``words`` and ``more`` of six items each."""
     import datasets
 
-    monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(dequantised.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     folder = tmp_path / "tasks"
     folder.mkdir()

@@ -33,8 +33,8 @@ from harness.data.triples import Message
 from harness.model.aligned import AlignedModel
 from harness.model.artifact import read_description
 from harness.model.chat import ChatFormat
+from harness.model.dequantised import source_of
 from harness.model.generation import generate_batches
-from harness.model.gguf import source_of
 from harness.model.pretrained import read_tokenizer
 from harness.model.steering import Steering
 

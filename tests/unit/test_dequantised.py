@@ -1,27 +1,34 @@
-"""Models from GGUF files: what is unpacked is what the file holds, once, and what is none is refused."""
+"""Quantised models: what is unpacked is what the file or folder holds, once, and what is none is refused."""
 
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from safetensors.torch import load_file, save_file
 
+from baselines import SFT
 from harness.data.refs import ModelRef, model_ref
-from harness.data.triples import conversation
+from harness.data.triples import Budget, conversation
 from harness.experiment.check import check_base
-from harness.files import content_hash
-from harness.model import gguf
+from harness.experiment.fitting import fit
+from harness.files import content_hash, folder_hash
+from harness.model import dequantised
 from harness.model.aligned import AlignedModel
+from harness.model.dequantised import source_of
 from tests.unit.gguf_files import HEADS, llama_tensors, write
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(dequantised.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -67,23 +74,23 @@ def test_it_is_one_model_for_all_code_paths_and_identified_by_its_content(cache,
 
 def test_it_is_unpacked_once_wherever_it_lies(cache, tmp_path, monkeypatch):
     path = write(tmp_path / "tiny.gguf")
-    folder = gguf.unpacked(path)
+    folder = dequantised.unpacked(path)
     moved = path.rename(tmp_path / "moved.gguf")
 
     def refuse(*_):
         raise AssertionError("unpacked twice")
 
-    monkeypatch.setattr(gguf, "_unpack", refuse)
-    assert gguf.unpacked(moved) == folder
+    monkeypatch.setattr(dequantised, "_write", refuse)
+    assert dequantised.unpacked(moved) == folder
     assert {file.name for file in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
 
 
 UNPACKING = """
 import sys, time
 from pathlib import Path
-from harness.model import gguf
+from harness.model import dequantised
 
-unpack, (file, asked, began, go) = gguf._unpack, sys.argv[1:]
+unpack, (file, asked, began, go) = dequantised._write, sys.argv[1:]
 
 def held(*arguments):
     Path(began).touch()
@@ -91,9 +98,9 @@ def held(*arguments):
         time.sleep(0.01)
     unpack(*arguments)
 
-gguf._unpack = held
+dequantised._write = held
 Path(asked).touch()
-print(gguf.unpacked(file))
+print(dequantised.unpacked(file))
 """
 """Asks for a file's folder, and unpacks no sooner than ``go`` is there."""
 
@@ -128,7 +135,7 @@ def test_a_process_that_died_while_unpacking_keeps_nobody_waiting(cache, tmp_pat
     wait_until(began.exists, process)
     process.kill()
     process.wait()
-    assert (gguf.unpacked(path) / "model.safetensors").is_file()
+    assert (dequantised.unpacked(path) / "model.safetensors").is_file()
 
 
 def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing_behind(cache, tmp_path):
@@ -148,13 +155,67 @@ def test_a_file_that_cannot_be_read_is_refused_and_leaves_nothing_behind(cache, 
 
 
 def test_without_the_package_it_says_what_to_install(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "is_gguf_available", lambda: False)
+    monkeypatch.setattr(dequantised, "is_gguf_available", lambda: False)
     with pytest.raises(ValueError, match="is a GGUF file; to read it install the package: pip install gguf"):
         check_base(ModelRef(path=str(write(tmp_path / "tiny.gguf"))))
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(dequantised.CACHE_VARIABLE, str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"\$DSPA_BENCH_CACHE .* cannot be made"):
-        gguf.unpacked(write(tmp_path / "tiny.gguf"))
+        dequantised.unpacked(write(tmp_path / "tiny.gguf"))
+
+
+def fp8(folder, block=16):
+    """Quantise the projections of the model in ``folder`` by blocks; name -> what scales and codes give."""
+    tensors, given = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        blocks = tensors[name].reshape(rows // block, block, columns // block, block)
+        scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+        codes = (blocks / scale).to(torch.float8_e4m3fn)
+        given[name] = (codes.float() * scale).reshape(rows, columns)
+        tensors[name], tensors[f"{name}_scale_inv"] = codes.reshape(rows, columns), scale[:, 0, :, 0].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    told = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    return given
+
+
+def test_a_folder_in_fp8_is_what_its_scales_and_codes_give(cache, tmp_path, tiny_folders):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "model")
+    given, ref = fp8(folder), ModelRef(path=str(folder))
+    assert check_base(ref).n_layers == 4
+    base = AlignedModel.from_base(ref)
+    there, before = base.model.state_dict(), load_file(tiny_folders["llama"] / "model.safetensors")
+    assert len(given) == 4 * 7 and not base.model.config.to_dict().get("quantization_config")
+    for name, tensor in there.items():
+        assert torch.equal(tensor, given.get(name, before.get(name, tensor))), name
+    assert not all(torch.equal(there[name], before[name]) for name in given)
+    assert base.base.identity == folder_hash(folder) and Path(source_of(ref)).parent == cache / "plain"
+
+
+def test_a_method_trains_on_it_and_its_bill_is_that_of_plain_matrices(
+    cache, tmp_path, tiny_folders, tiny_base, triples
+):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "model")
+    fp8(folder)
+    bases, budget = (
+        (AlignedModel.from_base(ModelRef(path=str(folder))), tiny_base("llama")),
+        Budget(tuple(triples[:4]), 0),
+    )
+    bills = [fit(SFT(tuning="lora"), base, budget, 0).bill for base in bases]
+    assert bills[0]["executed_flops"] == bills[1]["executed_flops"] > 0
+
+
+def test_broken_scales_are_refused(cache, tmp_path, tiny_folders):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "model")
+    fp8(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight_scale_inv"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"NaN or infinite numbers in model\.layers\.1\.mlp\.up_proj\.weight"):
+        check_base(ModelRef(path=str(folder)))
+    assert not list(cache.rglob("config.json"))
