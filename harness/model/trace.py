@@ -125,15 +125,16 @@ def trace_answer(runtime: Runtime, prompt: Sequence[int], answer: Sequence[int])
 
 def marked(parts: Sequence[str], marks: Sequence[bool]) -> tuple[tuple[int, int], ...]:
     """Where those of ``parts`` with a mark are in the stripped text of all: [start, end) in characters, neighbours as
-    one."""
+    one, without space in front."""
     text, found, end = "".join(parts), list[tuple[int, int]](), 0
     before, length = len(text) - len(text.lstrip()), len(text.strip())
     for part, mark in zip(parts, marks, strict=True):
         start, end = end, end + len(part)
-        first, last = max(0, start - before), min(length, end - before)
-        if mark and first < last:
-            joins = bool(found) and found[-1][1] == first
-            found[-1:] = [(found[-1][0], last)] if joins else [*found[-1:], (first, last)]
+        last = min(length, end - before)
+        if mark and found and found[-1][1] == start - before < last:
+            found[-1] = found[-1][0], last
+        elif mark and (first := max(0, end - len(part.lstrip()) - before)) < last:
+            found.append((first, last))
     return tuple(found)
 
 

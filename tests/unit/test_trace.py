@@ -66,7 +66,7 @@ def test_the_parts_of_an_answer_that_were_edited_are_those_of_its_trace(tiny_bas
 def test_marked_parts_are_of_the_stripped_text_and_neighbours_are_one():
     parts = (" ", " a", "b", "", " c", "d ", " ")
     assert marked(parts, [True] * 7) == ((0, 5),)
-    assert marked(parts, [True, True, False, True, True, False, True]) == ((0, 1), (2, 4))
+    assert marked(parts, [True, True, False, True, True, False, True]) == ((0, 1), (3, 4))
     assert marked(parts, [False] * 7) == marked((), ()) == ()
 
 
