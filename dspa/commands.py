@@ -294,6 +294,48 @@ def fit(
     measure_and_keep("Fitting DSPA", options, measure_fit, threads, out)
 
 
+@perf.command(
+    epilog="Example: `dspa-bench perf engine --base model --input-sae early --output-sae late --texts triples.jsonl`"
+)
+def engine(
+    base: Base,
+    input_sae: InputSAE,
+    output_sae: OutputSAE,
+    texts: Texts,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Prompts asked together; may be repeated.", show_default="1, 8 and 64"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch, and of vLLM.")] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Answer prompts with transformers and with vLLM: unsteered, with one set of latents for all, with DSPA.
+
+    Needs vLLM (docs/engine.md).
+    """
+    from dspa.perf.engine import EngineOptions, measure_engine
+    from dspa.perf.subject import MADE_UP, subject_of
+    from harness.speed.report import measure_and_keep
+
+    given = {"base": base, "input_sae": input_sae, "output_sae": output_sae, "texts": texts}
+    options = EngineOptions(
+        subject_of(MADE_UP, made_up={}, given=given),
+        rounds,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        batches=tuple(batch or (1, 8, 64)),
+        tokens=tokens,
+        threads=threads,
+    )
+    measure_and_keep("Answers by transformers and by vLLM", options, measure_engine, threads, out)
+
+
 @perf.command(epilog="Example: `dspa-bench perf ridge --threads 1 --triples 61000 --width 131072`")
 def ridge(
     triples: Annotated[int, typer.Option(min=1, help="Triples fitted on.")] = 1000,

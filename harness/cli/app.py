@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from harness.cli import algebra, artifacts, devices, doctor, pass_through, publish, reference, run, talk, verify
+from harness.cli import algebra, artifacts, devices, doctor, pass_through, publish, reference, run, serve, talk, verify
 from harness.cli.data import data
 from harness.cli.failures import one_line, show_tracebacks
 from harness.cli.options import without_flag_types
@@ -18,8 +18,8 @@ from harness.plugins import COMMANDS, declared
 from harness.signals import exit_code_of_sigterm
 
 ORDER = ("init", "run", "report", "view", "compare", "rejudge", "verify", "methods", "benchmarks", "judges", "describe")
-ORDER += ("schema", "fit", "eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae", "lm-eval")
-ORDER += ("fastchat", "doctor", "devices")
+ORDER += ("schema", "fit", "eval", "generate", "chat", "publish", "audit", "train-sae", "finetune-sae")
+ORDER += ("lm-eval", "fastchat", "serve", "doctor", "devices")
 ORDER += ("sandbox", "formats", "perf", "score", "mt-bench", "data")
 """How --help lists commands; any other comes after them."""
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     epilog="Start with: `dspa-bench run sandbox` (no download, a few minutes on a laptop).",
 )
 without_flag_types()
-for module in (run, algebra, verify, artifacts, talk, publish, reference, pass_through, doctor, devices):
+for module in (run, algebra, verify, artifacts, talk, serve, publish, reference, pass_through, doctor, devices):
     app.add_typer(module.commands)
 app.add_typer(score, name="score")
 app.add_typer(data, name="data")

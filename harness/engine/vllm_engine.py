@@ -125,7 +125,7 @@ class VLLMAtWork:
 
     def _started(self, network: Network) -> Connection:
         """The pipe to a process that can run ``network``."""
-        rank = 0 if network.folder is None or network.whole else _rank(network.folder)
+        rank = 0 if network.folder is None or network.whole else adapter_rank(network.folder)
         ref = network.base.pinned
         model = str(network.folder) if network.whole else ref.source
         revision = None if network.whole else ref.revision
@@ -197,7 +197,7 @@ def _completion(chat: ChatFormat, request: Request, ids: list[int], steered: boo
     return Completion(text, kept, len(request.ids), len(kept) if steered else 0, end is not None)
 
 
-def _rank(adapter: Path) -> int:
+def adapter_rank(adapter: Path) -> int:
     """The least rank that vLLM can be started with for a PEFT adapter."""
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])

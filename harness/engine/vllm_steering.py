@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.data.refs import ModelRef
 from harness.model.artifact import read_description, read_intervention
 from harness.model.chat import ChatFormat
 from harness.model.decoder import find_decoder
-from harness.model.dequantised import source_of
 from harness.model.intervention import Intervention, RowState
 from harness.model.pretrained import read_tokenizer
 from harness.model.turns import narrowed
@@ -36,27 +34,29 @@ KNOWN = ("Gemma2ForCausalLM", "LlamaForCausalLM")
 
 @dataclass(eq=False)
 class Steered:
-    """An artifact at work: its ``intervention``, the ``chat`` format of its base, and what it counts."""
+    """An artifact at work: its ``intervention``, the ``chat`` format of its base, and what it counts, if it does."""
 
     intervention: Intervention
     chat: ChatFormat
     tally: Any
 
     @classmethod
-    def load(cls, artifact: Path, device: str) -> "Steered":
-        """ValueError for an artifact without an intervention, and one that edits prompts by a condition on them: of a
-        prompt that comes in chunks the first are over before there is a condition."""
+    def load(
+        cls, artifact: Path, model: str, device: str, *, revision: str | None = None, counts: bool = True
+    ) -> "Steered":
+        """``model`` (and ``revision``): what vLLM was started with, whose tokenizer writes the chats.
+
+        ValueError for an artifact without an intervention, and one that edits prompts by a condition on them: of a
+        prompt that comes in chunks the first are over before there is a condition.
+        """
         description = read_description(artifact)
         intervention = read_intervention(artifact, description["intervention"], device)
         if intervention is None:
             raise ValueError(f"{artifact} does not steer")
         if intervention.positions == "all" and intervention.read_layers:
             raise ValueError(f"{artifact} edits the prompt by a condition on it, which vLLM cannot (positions: all)")
-        base = dict(description["base"])
-        del base["hash"]
-        ref = ModelRef(**base)
-        chat = ChatFormat.of(read_tokenizer(source_of(ref), revision=ref.revision), ref.chat)
-        return cls(intervention, chat, intervention.tally())
+        chat = ChatFormat.of(read_tokenizer(model, revision=revision), description["base"].get("chat", "auto"))
+        return cls(intervention, chat, intervention.tally() if counts else None)
 
 
 @dataclass(eq=False)
@@ -113,13 +113,16 @@ class Span:
 
 
 class RunnerSteering:
-    """The steering of one model runner; artifacts are loaded as requests name them."""
+    """The steering of one model runner; artifacts are loaded as requests name them.
 
-    def __init__(self, runner: Any) -> None:
+    ``serving`` is for a server, which runs long: artifacts stay loaded, and nothing is counted.
+    """
+
+    def __init__(self, runner: Any, *, serving: bool = False) -> None:
         architecture = type(runner.get_model()).__name__
         if architecture not in KNOWN:
             raise ValueError(f"steering in vLLM knows {', '.join(KNOWN)}; this is {architecture}")
-        self._runner = runner
+        self._runner, self._serving = runner, serving
         self._decoder = find_decoder(runner.get_model())
         self._artifacts: dict[str, Steered] = {}
         self._rows: dict[str, Row] = {}
@@ -174,10 +177,14 @@ class RunnerSteering:
 
     def _steered(self, artifact: str) -> Steered:
         if artifact not in self._artifacts:
-            used = {row.steered for row in self._rows.values()}  # SAEs of cells that are over take memory
-            self._artifacts = {name: one for name, one in self._artifacts.items() if one in used}
-            self._stacked = {one: kept for one, kept in self._stacked.items() if one in used}
-            found = self._artifacts[artifact] = Steered.load(Path(artifact), str(self._ids.device))
+            if not self._serving:  # SAEs of cells that are over take memory
+                used = {row.steered for row in self._rows.values()}
+                self._artifacts = {name: one for name, one in self._artifacts.items() if one in used}
+                self._stacked = {one: kept for one, kept in self._stacked.items() if one in used}
+            there, device = self._runner.model_config, str(self._ids.device)
+            found = self._artifacts[artifact] = Steered.load(
+                Path(artifact), there.model, device, revision=there.revision, counts=not self._serving
+            )
             layers = {*found.intervention.read_layers, *found.intervention.write_layers}
             for layer in sorted(layers - self._hooked):
                 self._decoder.layers[layer].register_forward_hook(self._hook(layer))
@@ -272,8 +279,8 @@ class RunnerSteering:
                 self._rows[name].state = {key: value[index : index + 1] for key, value in stacked.items()}
 
 
-def install() -> None:
-    """Have every V1 model runner of this process steer the requests that name an artifact."""
+def install(*, serving: bool = False) -> None:
+    """Have every V1 model runner of this process steer the requests that name an artifact; see `RunnerSteering`."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner  # type: ignore
 
     if hasattr(Runner, _MARK):
@@ -281,7 +288,7 @@ def install() -> None:
     forward, removed = Runner._model_forward, Runner._on_request_state_removed
 
     def steered_forward(self: Any, input_ids: Any = None, *args: Any, **more: Any) -> Any:
-        steering = of_runner(self)
+        steering = of_runner(self, serving=serving)
         if steering is None:
             return forward(self, input_ids, *args, **more)
         with steering.forward(input_ids):
@@ -296,12 +303,12 @@ def install() -> None:
     Runner._model_forward, Runner._on_request_state_removed = steered_forward, forgotten
 
 
-def of_runner(runner: Any) -> RunnerSteering | None:
+def of_runner(runner: Any, *, serving: bool = False) -> RunnerSteering | None:
     """The steering of a runner; None where no request so far named an artifact."""
     found = getattr(runner, _MARK, None)
     asks = (getattr(one.sampling_params, "extra_args", None) or {} for one in runner.requests.values())
     if found is None and any(EXTRA in one for one in asks):
-        found = RunnerSteering(runner)
+        found = RunnerSteering(runner, serving=serving)
         setattr(runner, _MARK, found)
     return found
 

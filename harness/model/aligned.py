@@ -93,7 +93,7 @@ class AlignedModel:
         saved = dict(description["base"])
         expected = saved.pop("hash")
         if not isinstance(base, BaseModel):
-            base = BaseModel.load(_found_base(path, _ref(path, saved), base), device=device)
+            base = BaseModel.load(find_base(path, saved, base), device=device)
         device = str(base.device)
         if base.identity != expected:
             raise ValueError(
@@ -331,25 +331,25 @@ class AlignedModel:
         return score_batches(self.runtime, requests, batch_size=batch_size)
 
 
-def _ref(artifact: str | Path, saved: Mapping[str, Any]) -> ModelRef:
+def find_base(artifact: str | Path, saved: Mapping[str, Any], given: ModelRef | str | Path | None = None) -> ModelRef:
+    """Where the base of ``artifact`` is: as ``given``, else as ``saved``, its entry in aligned.json without the hash.
+
+    Raises ValueError for a damaged entry, and where the base is gone.
+    """
     try:
-        return ModelRef(**saved)
+        ref = ModelRef(**saved)
     except ValidationError as problem:
         wrong = ", ".join(".".join(map(str, error["loc"])) or error["msg"] for error in problem.errors())
         raise ValueError(f"{artifact}: 'base' in aligned.json is damaged: {wrong}; fit the artifact again") from None
-
-
-def _found_base(artifact: str | Path, saved: ModelRef, given: ModelRef | str | Path | None) -> ModelRef:
-    """Where the base of ``artifact`` is: as ``given``, else as ``saved``; ValueError when that is gone."""
     if isinstance(given, ModelRef):
         return given
     if given is not None:
-        return model_ref(str(given), saved.chat).model_copy(update={"dtype": saved.dtype})
-    if saved.path is not None and not Path(saved.path).exists():
+        return model_ref(str(given), ref.chat).model_copy(update={"dtype": ref.dtype})
+    if ref.path is not None and not Path(ref.path).exists():
         raise ValueError(
-            f"{artifact}: its base is not at {saved.path!r}; say where it is: --base FOLDER, in Python base=FOLDER"
+            f"{artifact}: its base is not at {ref.path!r}; say where it is: --base FOLDER, in Python base=FOLDER"
         )
-    return saved
+    return ref
 
 
 def _adapter_settings(configs: dict[str, dict[str, Any]]) -> str:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.refs import ModelRef
+from dspa.method import DSPA
+from harness.compute import Meter
+from harness.data.refs import ModelRef, SAERef
 from harness.engine.engine import Network
 from harness.engine.served import Served
 from harness.engine.vllm_engine import VLLM
 from harness.model.aligned import AlignedModel
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_sae, make_tokenizer
 
 ASSETS = Path(__file__).parents[2] / "tasks" / "sandbox" / "assets"
 SMALL = {"kv_cache_gib": 0.05, "max_sequences": 8}
@@ -43,6 +45,21 @@ def answered(engine, aligned, conversations, artifact=None, **settings):
     found = {row: one for batch in batches for row, one in zip(batch.rows, batch.completions, strict=True)}
     tallies = [batch.tally for batch in batches if batch.tally is not None]
     return [found[row] for row in range(len(conversations))], tallies
+
+
+def fitted(method, base, triples, folder):
+    aligned = method.fit(base, triples, meter=Meter(base.model), seed=0)
+    aligned.save(folder)
+    return aligned, folder
+
+
+@pytest.fixture(scope="session")
+def on_wide(wide, triples, tmp_path_factory):
+    """DSPA on the random Llama, whose condition is the last turn's; it goes on to the end of the context."""
+    root = tmp_path_factory.mktemp("wide")
+    read, write = (SAERef(path=str(make_sae(root / str(layer), layer, seed=layer, d_in=64))) for layer in (1, 2))
+    method = DSPA(input_sae=read, output_sae=write, percentile=50.0, min_support=1, condition="last_turn", alpha=0.5)
+    return fitted(method, wide, triples, root / "dspa")
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,12 @@ import pytest
 
 from baselines.caa import CAA
 from dspa.method import DSPA
-from harness.compute import Meter
 from harness.data.refs import SAERef
 from harness.data.triples import conversation, load_triples
-from tests.conftest import make_sae
-from tests.vllm.conftest import ASSETS, answered
+from tests.vllm.conftest import ASSETS, answered, fitted
 
 pytestmark = pytest.mark.vllm
 ASKED = [conversation(" ".join(f"w{(7 * i + j) % 40}" for j in range(1 + 2 * i))) for i in range(12)]
-
-
-def fitted(method, base, triples, folder):
-    aligned = method.fit(base, triples, meter=Meter(base.model), seed=0)
-    aligned.save(folder)
-    return aligned, folder
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +19,6 @@ def on_sandbox(sandbox, tmp_path_factory):
     triples = load_triples(ASSETS / "triples.jsonl")[:100]
     saes = {"input_sae": SAERef(path=str(ASSETS / "sae_early")), "output_sae": SAERef(path=str(ASSETS / "sae_late"))}
     return fitted(DSPA(**saes, gate="strict", alpha=0.5), sandbox, triples, tmp_path_factory.mktemp("sandbox") / "dspa")
-
-
-@pytest.fixture(scope="module")
-def on_wide(wide, triples, tmp_path_factory):
-    """DSPA on the random Llama, whose condition is the last turn's; it goes on to the end of the context."""
-    root = tmp_path_factory.mktemp("wide")
-    read, write = (SAERef(path=str(make_sae(root / str(layer), layer, seed=layer, d_in=64))) for layer in (1, 2))
-    method = DSPA(input_sae=read, output_sae=write, percentile=50.0, min_support=1, condition="last_turn", alpha=0.5)
-    return fitted(method, wide, triples, root / "dspa")
 
 
 def agree(engine, steered, asked, **settings):
