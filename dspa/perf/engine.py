@@ -115,7 +115,7 @@ def _section(
     section = Section(f"{len(prompts)} prompts at once")
     section.facts = facts | {
         "prompts": f"{sum(len(models[TRANSFORMERS].prompt_ids(one)) for one in prompts) / len(prompts):.0f} tokens in "
-        f"the mean, answers of {options.tokens}, greedy; a round asks each candidate the same ones, others than before",
+        f"the mean, answers of {options.tokens}, greedy; each time with another number in front",
         "rounds": f"{options.rounds}, interleaved in random order, {options.threads} threads",
     }
     section.add(comparison, comparison.control, VLLM_PLAIN)
