@@ -25,11 +25,12 @@ def register() -> None:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels  # type: ignore
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest  # type: ignore
 
-    from harness.engine.vllm_steering import install
+    from harness.engine import vllm_noise, vllm_steering
 
     served = json.loads(os.environ[SERVED])
+    vllm_noise.install()
     if served["steered"]:
-        install(serving=True)
+        vllm_steering.install(serving=True)
     for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         _mend(kind, served["steered"], served["stop"])
     begin = OpenAIServingModels.__init__

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from harness.engine import vllm_steering
+from harness.engine import vllm_noise, vllm_steering
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Of LoRA adapters that vLLM can be started for."""
@@ -64,6 +64,7 @@ def _engine(launch: Launch) -> Any:
         )
     # Edited tokens have other keys and values than the same ones elsewhere, and hooks run in no captured graph.
     steering = {"enable_prefix_caching": False, "async_scheduling": False} if launch.steering else {}
+    vllm_noise.install()
     if launch.steering:
         vllm_steering.install()
     return LLMEngine.from_engine_args(

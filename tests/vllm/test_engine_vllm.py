@@ -45,6 +45,12 @@ def test_a_sampled_answer_depends_on_its_own_request_alone(wide, ask):
     assert together[1] != ask(wide, ASKED[:4], **how | {"seed": 4})[1]
 
 
+def test_a_sampled_answer_is_the_same_when_its_prompt_comes_in_parts(wide, ask, start):
+    how = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    long = [conversation(" ".join(f"w{(7 * i + j) % 40}" for j in range(20 + i))) for i in range(6)]
+    assert answered(start(max_tokens=8), wide, long, **how)[0] == ask(wide, long, **how)
+
+
 def test_an_adapter_and_weights_of_their_own(wide, ask, tmp_path):
     torch.manual_seed(1)
     adapted = get_peft_model(
