@@ -298,10 +298,10 @@ def fit(
     epilog="Example: `dspa-bench perf engine --base model --input-sae early --output-sae late --texts triples.jsonl`"
 )
 def engine(
-    base: Base,
-    input_sae: InputSAE,
-    output_sae: OutputSAE,
-    texts: Texts,
+    base: Annotated[str, typer.Option(help="Model: folder, GGUF file or Hugging Face id[@revision].")],
+    input_sae: Annotated[str, typer.Option(metavar="FOLDER", help="SAELens folder at l_in.")],
+    output_sae: Annotated[str, typer.Option(metavar="FOLDER", help="SAELens folder at l_out.")],
+    texts: Annotated[str, typer.Option(metavar="TRIPLES.jsonl", help="Triples to fit on and prompts to ask.")],
     batch: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Prompts asked together; may be repeated.", show_default="1, 8 and 64"),
@@ -319,12 +319,11 @@ def engine(
     Needs vLLM (docs/engine.md).
     """
     from dspa.perf.engine import EngineOptions, measure_engine
-    from dspa.perf.subject import MADE_UP, subject_of
+    from dspa.perf.subject import Given
     from harness.speed.report import measure_and_keep
 
-    given = {"base": base, "input_sae": input_sae, "output_sae": output_sae, "texts": texts}
     options = EngineOptions(
-        subject_of(MADE_UP, made_up={}, given=given),
+        Given(base, input_sae, output_sae, texts),
         rounds,
         dtype=dtype,
         device=device,

@@ -13,7 +13,6 @@ from dspa.perf.subject import Given, PerfOptions
 from harness.compute import Meter
 from harness.data.refs import model_ref
 from harness.data.triples import Conversation, Message
-from harness.engine.engine import Engine
 from harness.engine.served import Served
 from harness.engine.vllm_engine import VLLM, VLLMAtWork
 from harness.model.aligned import AlignedModel
@@ -33,7 +32,7 @@ class _Endless(ChatFormat):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """A token that models hardly ever say."""
-        usual = {*self.special_ids, *ChatFormat.stop_ids.__get__(self)}
+        usual = {*self.special_ids, *ChatFormat.stop_ids.func(self)}
         rare = [one for one in self.tokenizer.all_special_ids if one not in usual]
         return (rare[-1] if rare else len(self.tokenizer) - 1,)
 
@@ -50,7 +49,7 @@ class EngineOptions(PerfOptions):
         super().__post_init__()
         if not isinstance(self.subject, Given):
             raise ValueError(
-                "perf engine needs a model that vLLM can read: give --base, --input-sae, --output-sae, --texts"
+                "perf engine needs a model that vLLM can read; give --base, --input-sae, --output-sae, --texts"
             )
         if not self.batches or min(self.batches) < 1 or self.tokens < 1:
             raise ValueError(f"batches and tokens must be at least 1, got {self.batches} and {self.tokens}")
@@ -102,7 +101,7 @@ def measure_engine(options: EngineOptions, *, tell: Callable[[str], object] = pr
         return sections
 
 
-def _served(aligned: AlignedModel, engine: Engine, artifact: Path) -> Served:
+def _served(aligned: AlignedModel, engine: VLLMAtWork, artifact: Path) -> Served:
     return Served.of(aligned, engine, artifact, artifact.name)
 
 
