@@ -307,6 +307,7 @@ def engine(
         typer.Option(min=1, help="Prompts asked together; may be repeated.", show_default="1, 8 and 64"),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 64,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model first.")] = False,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the interleaved comparison.")] = 5,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -331,6 +332,7 @@ def engine(
         batches=tuple(batch or (1, 8, 64)),
         tokens=tokens,
         threads=threads,
+        compiled=compiled,
     )
     measure_and_keep("Answers by transformers and by vLLM", options, measure_engine, threads, out)
 

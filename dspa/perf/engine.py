@@ -39,11 +39,13 @@ class _Endless(ChatFormat):
 
 @dataclass(frozen=True)
 class EngineOptions(PerfOptions):
-    """``batches``: prompts that are asked together; ``tokens``: length of each answer; ``threads``: of each side."""
+    """``batches``: prompts that are asked together; ``tokens``: length of each answer; ``threads``: of each side;
+    ``compiled``: vLLM compiles the model (with captured graphs on a GPU)."""
 
     batches: tuple[int, ...] = (1, 8, 64)
     tokens: int = 64
     threads: int = 1
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +62,7 @@ def measure_engine(options: EngineOptions, *, tell: Callable[[str], object] = pr
     assert isinstance(options.subject, Given)
     plain = source_of(model_ref(options.subject.base, "auto"))
     options = replace(options, subject=replace(options.subject, base=plain))
-    engine = VLLM(kv_cache_gib=2.0, max_sequences=max(options.batches))
+    engine = VLLM(kv_cache_gib=2.0, max_sequences=max(options.batches), eager=not options.compiled)
     ref = model_ref(plain, "auto")
     engine.check(ref)
     work = options.opened(_FIT + max(options.batches))
@@ -94,9 +96,10 @@ def measure_engine(options: EngineOptions, *, tell: Callable[[str], object] = pr
             ONE_SET: _served(unending(made[ONE_SET]), started(), Path(folder) / "mean"),
             OWN_SETS: _served(unending(made[OWN_SETS]), started(), Path(folder) / "rows"),
         }
+        facts = {"model": work.model, "engine": engine.label + (", compiled" if options.compiled else ", eager")}
         sections = []
         for batch in options.batches:
-            sections.append(_section(models, prompts[:batch], options, {"model": work.model, "engine": engine.label}))
+            sections.append(_section(models, prompts[:batch], options, facts))
             tell(sections[-1].markdown() + "\n")
         return sections
 

@@ -37,13 +37,14 @@ class Request:
 class Network:
     """The weights that are to answer: the base's own (``folder`` is None), or what the artifact of the cell ``name``
     holds in ``folder``: a PEFT adapter, or with ``whole`` a model folder. ``steered`` is the artifact whose
-    intervention steers them; None: nothing does."""
+    intervention steers them at ``layers``; None: nothing does."""
 
     base: "Base"
     name: str | None = None
     folder: Path | None = None
     whole: bool = False
     steered: Path | None = None
+    layers: frozenset[int] = frozenset()
 
 
 class Engine(Protocol):

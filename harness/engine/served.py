@@ -29,7 +29,10 @@ class Served:
     @classmethod
     def of(cls, aligned: "AlignedModel", engine: Engine, artifact: Path, name: str) -> "Served":
         """The model of the cell ``name``, which lies in the folder ``artifact``."""
-        network = Network(aligned.base, name, steered=None if aligned.intervention is None else artifact.absolute())
+        network, steering = Network(aligned.base, name), aligned.intervention
+        if steering is not None:
+            layers = frozenset((*steering.read_layers, *steering.write_layers))
+            network = replace(network, steered=artifact.absolute(), layers=layers)
         if aligned.delta != "none":
             folder = (artifact / aligned.delta).absolute()
             network = replace(network, folder=folder, whole=aligned.delta == "weights")

@@ -40,9 +40,9 @@ class VLLM(EngineConfig):
 
     Each worker has an engine process of its own, started when it is first asked, with another copy of the weights than
     the worker's own. Sampling uses the temperature alone, the model's own stop tokens and a seed for each request.
-    A cell with weights of its own starts the engine anew; an adapter is loaded into the base's. So does the first
-    steered one: steering takes an engine without prefix caching, asynchronous scheduling and compilation, which then
-    answers for the unsteered ones of this worker, too.
+    A cell with weights of its own starts the engine anew; an adapter is loaded into the base's. So does a steered one
+    where the engine does not steer at its layers yet: it then runs without prefix caching and asynchronous scheduling,
+    for the unsteered ones of this worker, too.
     """
 
     operational: ClassVar[frozenset[str]] = frozenset({"kv_cache_gib", "max_sequences", "max_tokens", "eager"})
@@ -132,10 +132,12 @@ class VLLMAtWork:
         there = self._launch
         if there is not None and self._pipe is not None:
             alike = (there.model, there.revision) == (model, revision)
-            if alike and rank <= there.rank and there.steering >= (network.steered is not None):
+            if alike and rank <= there.rank and network.layers <= set(there.layers):
                 return self._pipe
             self.end()
-        config = self._config
+        config, layers = self._config, network.layers
+        if layers and there is not None:  # so that variants at several layers in turn do not start it each time
+            layers |= set(there.layers)
         self._launch = Launch(
             model=model,
             revision=revision,
@@ -147,7 +149,7 @@ class VLLMAtWork:
             max_sequences=config.max_sequences,
             max_tokens=config.max_tokens,
             eager=config.eager,
-            steering=network.steered is not None,
+            layers=tuple(sorted(layers)),
         )
         self._pipe, self.process = _spawn(self._launch, self._threads)
         self._end = weakref.finalize(self, _ended, self._pipe, self.process)

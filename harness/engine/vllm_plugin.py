@@ -11,8 +11,8 @@ from typing import Any
 
 SERVED = "DSPA_BENCH_SERVED"
 """The environment variable with a JSON object: ``steered`` maps names of models to folders of the artifacts that steer
-them, ``plain`` lists those of them without weights of their own, ``stop`` the tokens that end an answer of any model,
-of which vLLM knows EOS alone."""
+them at ``layers``, ``plain`` lists those of them without weights of their own, ``stop`` the tokens that end an answer
+of any model, of which vLLM knows EOS alone."""
 
 
 def register() -> None:
@@ -30,7 +30,7 @@ def register() -> None:
     served = json.loads(os.environ[SERVED])
     vllm_noise.install()
     if served["steered"]:
-        vllm_steering.install(serving=True)
+        vllm_steering.install(served["layers"], serving=True)
     for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         _mend(kind, served["steered"], served["stop"])
     begin = OpenAIServingModels.__init__

@@ -1,5 +1,6 @@
 """What the process of a vLLM engine does: it is asked by `harness.engine.vllm_engine` through a pipe."""
 
+import os
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ Said = tuple[dict[int, list[int]], dict[str, Any] | None]
 @dataclass(frozen=True)
 class Launch:
     """What an engine is started with. ``rank``: the largest of the adapters that it can load; 0: none.
-    ``steering``: whether it can steer."""
+    ``layers``: where it can steer; none: nowhere."""
 
     model: str
     revision: str | None
@@ -32,7 +33,7 @@ class Launch:
     max_sequences: int
     max_tokens: int | None
     eager: bool
-    steering: bool = False
+    layers: tuple[int, ...] = ()
 
 
 def serve(launch: Launch, pipe: Connection) -> None:
@@ -62,11 +63,15 @@ def _engine(launch: Launch) -> Any:
             f"the vLLM that is installed is made for {current_platform.device_type}, and execution.device is "
             f"{launch.device}; install the other one, or give that device"
         )
-    # Edited tokens have other keys and values than the same ones elsewhere, and hooks run in no captured graph.
-    steering = {"enable_prefix_caching": False, "async_scheduling": False} if launch.steering else {}
+    more: dict[str, Any] = {}
     vllm_noise.install()
-    if launch.steering:
-        vllm_steering.install()
+    if launch.layers:
+        vllm_steering.install(launch.layers)
+        # Edited tokens have other keys and values than the same ones elsewhere.
+        more = {"enable_prefix_caching": False, "async_scheduling": False}
+        os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"  # its key does not know at which layers a model is steered
+        if kind != "cpu" and not launch.eager:
+            more["compilation_config"] = {"cudagraph_mode": "PIECEWISE", "splitting_ops": _splitting()}
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=launch.model,
@@ -77,15 +82,22 @@ def _engine(launch: Launch) -> Any:
             max_num_seqs=launch.max_sequences,
             max_num_batched_tokens=launch.max_tokens,
             gpu_memory_utilization=0.05,  # looked at before kv_cache_memory_bytes, although that decides
-            enforce_eager=launch.eager or launch.steering,
+            enforce_eager=launch.eager,
             enable_lora=launch.rank > 0,
             max_lora_rank=launch.rank or 16,  # type: ignore[arg-type]
             skip_tokenizer_init=True,
             trust_remote_code=False,
             disable_log_stats=True,
-            **steering,
+            **more,
         )
     )
+
+
+def _splitting() -> list[str]:
+    """Where captured graphs end: at vLLM's own places, and where requests are steered, which no graph can hold."""
+    from vllm.config import CompilationConfig  # type: ignore
+
+    return [*CompilationConfig._attention_ops, "vllm::unified_kv_cache_update", vllm_steering.OPERATOR]
 
 
 def _answer(engine: Any, pipe: Connection, asked: Asked) -> None:

@@ -25,11 +25,12 @@ BASE = "base"
 @dataclass(frozen=True)
 class Service:
     """``base`` as it is, under the name `BASE`, and by name what is made of it: folders of ``adapters`` (PEFT) and of
-    artifacts that steer (``steered``), absolute. A name may be in both."""
+    artifacts that steer (``steered``, at ``layers``), absolute. A name may be in both."""
 
     base: ModelRef
     adapters: Mapping[str, str]
     steered: Mapping[str, str]
+    layers: frozenset[int]
 
     @classmethod
     def of(cls, artifacts: Mapping[str, Path], *, base: str | None = None) -> "Service":
@@ -38,7 +39,7 @@ class Service:
         Raises ValueError where they have different bases or an unknown architecture steers, and for an artifact that
         is more than an adapter and an intervention, is damaged, or edits prompts by a condition on them.
         """
-        found, adapters, steered = None, {}, {}
+        found, adapters, steered, layers = None, {}, {}, frozenset[int]()
         for name, folder in artifacts.items():
             description = read_description(folder)
             saved = dict(description["base"])
@@ -66,12 +67,13 @@ class Service:
             if description["delta"] == "adapter":
                 adapters[name] = str((folder / "adapter").absolute())
             if description["intervention"] is not None:
-                vllm_steering.Steered.load(folder, source_of(ref), "cpu", revision=ref.revision, counts=False)
+                loaded = vllm_steering.Steered.load(folder, source_of(ref), "cpu", revision=ref.revision, counts=False)
+                layers |= loaded.layers
                 steered[name] = str(folder.absolute())
         if found is None:
             raise ValueError("there is nothing to serve: give at least one artifact folder")
         _check_base(found[0], steers=bool(steered))
-        return cls(found[0], adapters, steered)
+        return cls(found[0], adapters, steered, layers)
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """vLLM's server, with ``arguments`` after ours. Not by ``vllm serve``, which asks for the version of a package
@@ -95,7 +97,12 @@ class Service:
         """What vLLM's processes find in theirs, beside what is there."""
         ours = {name: value for name, value in ENVIRONMENT.items() if name not in _OF_ONE_PROCESS}
         plain = [name for name in self.steered if name not in self.adapters]
-        said = {"steered": dict(self.steered), "plain": plain, "stop": list(_chat(self.base).stop_ids)}
+        said = {
+            "steered": dict(self.steered),
+            "layers": sorted(self.layers),
+            "plain": plain,
+            "stop": list(_chat(self.base).stop_ids),
+        }
         return ours | dict(os.environ) | {SERVED: json.dumps(said)}
 
 

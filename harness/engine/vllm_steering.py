@@ -6,13 +6,16 @@ passed, has the intervention compute its condition as in `harness.model.steering
 from the last prompt token on. A request that was preempted keeps its condition; as it is prefilled again, the tokens of
 its answer are edited again and not counted twice.
 
-It holds for the V1 model runner without compilation, captured graphs, speculative decoding, asynchronous scheduling and
-prefix caching (edited tokens have other keys and values than the same tokens without edits).
+All of it happens in one operator of torch's, `OPERATOR`, behind each layer that is read or written, so that a compiled
+model has it too, and captured graphs are to be split at it. It holds for the V1 model runner without speculative
+decoding, asynchronous scheduling and prefix caching (edited tokens have other keys and values than the same tokens
+without edits).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from harness.model.turns import narrowed
 
 EXTRA = "dspa_bench"
 """The key of a request's ``extra_args`` whose value is the artifact's folder."""
+OPERATOR = "dspa_bench::steer"
+"""(hidden, residual, layer): reads the stream, and edits ``residual`` in place."""
 KNOWN = ("Gemma2ForCausalLM", "LlamaForCausalLM")
 """Architectures whose decoder layers are known to hand on (hidden, residual), the sum of which is the stream."""
 
@@ -39,6 +44,11 @@ class Steered:
     intervention: Intervention
     chat: ChatFormat
     tally: Any
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """Those that are read or written."""
+        return frozenset((*self.intervention.read_layers, *self.intervention.write_layers))
 
     @classmethod
     def load(
@@ -113,23 +123,32 @@ class Span:
 
 
 class RunnerSteering:
-    """The steering of one model runner; artifacts are loaded as requests name them.
+    """The steering of one model runner behind ``layers``; artifacts are loaded as requests name them.
 
-    ``serving`` is for a server, which runs long: artifacts stay loaded, and nothing is counted.
+    ``serving`` is for a server, which runs long: artifacts stay loaded, and nothing is counted. ValueError for an
+    architecture that is not `KNOWN`.
     """
 
-    def __init__(self, runner: Any, *, serving: bool = False) -> None:
+    def __init__(self, runner: Any, layers: Iterable[int], *, serving: bool = False) -> None:
         architecture = type(runner.get_model()).__name__
         if architecture not in KNOWN:
             raise ValueError(f"steering in vLLM knows {', '.join(KNOWN)}; this is {architecture}")
-        self._runner, self._serving = runner, serving
-        self._decoder = find_decoder(runner.get_model())
+        self._runner, self._layers, self._serving = runner, frozenset(layers), serving
         self._artifacts: dict[str, Steered] = {}
         self._rows: dict[str, Row] = {}
         self._spans: list[Span] = []
         self._ids = torch.empty(0)
-        self._hooked: set[int] = set()
+        self._passed: set[int] = set()
         self._stacked: dict[Steered, tuple[tuple[str, ...], RowState]] = {}
+        decoder = find_decoder(runner.get_model())
+        for layer in self._layers:
+            decoder.layers[layer].register_forward_hook(partial(_call_operator, layer))
+
+    @property
+    def asked(self) -> bool:
+        """Whether a request that is under way names an artifact."""
+        given = (getattr(one.sampling_params, "extra_args", None) or {} for one in self._runner.requests.values())
+        return any(EXTRA in one for one in given)
 
     def removed(self, name: str) -> None:
         """The request is over."""
@@ -145,11 +164,17 @@ class RunnerSteering:
 
     @contextmanager
     def forward(self, ids: Tensor) -> Iterator[None]:
-        """In the block the runner forwards the tokens ``ids``."""
+        """In the block the runner forwards the tokens ``ids``; RuntimeError where that passed by the operator."""
         self._ids, self._spans = ids, list(self._found_spans())
+        self._passed.clear()
+        _forwarding.append(self)
         try:
             yield
+            needed = {layer for span in self._spans for layer in span.row.steered.layers}
+            if left := needed - self._passed:
+                raise RuntimeError(f"layers {sorted(left)} were not steered: the model was compiled without it")
         finally:
+            _forwarding.pop()
             self._spans = []
 
     def _found_spans(self) -> Iterator[Span]:
@@ -185,27 +210,25 @@ class RunnerSteering:
             found = self._artifacts[artifact] = Steered.load(
                 Path(artifact), there.model, device, revision=there.revision, counts=not self._serving
             )
-            layers = {*found.intervention.read_layers, *found.intervention.write_layers}
-            for layer in sorted(layers - self._hooked):
-                self._decoder.layers[layer].register_forward_hook(self._hook(layer))
-            self._hooked |= layers
+            if not found.layers <= self._layers:
+                raise ValueError(
+                    f"{artifact} works at layers {sorted(found.layers)}, vLLM's are {sorted(self._layers)}"
+                )
         return self._artifacts[artifact]
 
-    def _hook(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if not self._spans:
-                return
-            hidden, residual = output
-            stream = hidden + residual
-            for span in self._spans:
-                row = span.row
-                if row.state is None and layer in row.steered.intervention.read_layers:
-                    row.see(layer, stream[span.begin : min(span.end, span.begin + len(row.prompt) - span.place)])
-            for steered in {id(span.row.steered): span.row.steered for span in self._spans}.values():
-                if layer in steered.intervention.write_layers:
-                    self._edit(layer, steered, stream, residual)
-
-        return hook
+    def at(self, layer: int, hidden: Tensor, residual: Tensor) -> None:
+        """What is to be done behind a layer, whose stream is ``hidden + residual``."""
+        self._passed.add(layer)
+        if not self._spans:
+            return
+        stream = hidden + residual
+        for span in self._spans:
+            row = span.row
+            if row.state is None and layer in row.steered.intervention.read_layers:
+                row.see(layer, stream[span.begin : min(span.end, span.begin + len(row.prompt) - span.place)])
+        for steered in {id(span.row.steered): span.row.steered for span in self._spans}.values():
+            if layer in steered.intervention.write_layers:
+                self._edit(layer, steered, stream, residual)
 
     def _edit(self, layer: int, steered: Steered, stream: Tensor, residual: Tensor) -> None:
         """Add the deltas of ``steered`` to ``residual``, in place."""
@@ -279,38 +302,58 @@ class RunnerSteering:
                 self._rows[name].state = {key: value[index : index + 1] for key, value in stacked.items()}
 
 
-def install(*, serving: bool = False) -> None:
-    """Have every V1 model runner of this process steer the requests that name an artifact; see `RunnerSteering`."""
+def install(layers: Iterable[int], *, serving: bool = False) -> None:
+    """Have every V1 model runner of this process steer, behind ``layers``, the requests that name an artifact.
+
+    To be called before models are loaded; see `RunnerSteering`.
+    """
+    from vllm.platforms import current_platform  # type: ignore
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner  # type: ignore
 
     if hasattr(Runner, _MARK):
         return
-    forward, removed = Runner._model_forward, Runner._on_request_state_removed
+    loading: Any = Runner
+    if current_platform.device_type == "cpu":
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner as loading  # type: ignore
+
+    _define_operator()
+    load, forward, removed = loading.load_model, Runner._model_forward, Runner._on_request_state_removed
+
+    def load_model(self: Any, *args: Any, **more: Any) -> None:
+        load(self, *args, **more)
+        setattr(self, _MARK, RunnerSteering(self, layers, serving=serving))
 
     def steered_forward(self: Any, input_ids: Any = None, *args: Any, **more: Any) -> Any:
-        steering = of_runner(self, serving=serving)
-        if steering is None:
+        steering = getattr(self, _MARK)
+        if steering is None or not steering.asked:
             return forward(self, input_ids, *args, **more)
         with steering.forward(input_ids):
             return forward(self, input_ids, *args, **more)
 
     def forgotten(self: Any, req_id: str, req_state: Any) -> None:
         removed(self, req_id, req_state)
-        if (steering := getattr(self, _MARK, None)) is not None:
+        if (steering := getattr(self, _MARK)) is not None:
             steering.removed(req_id)
 
     setattr(Runner, _MARK, None)
+    loading.load_model = load_model
     Runner._model_forward, Runner._on_request_state_removed = steered_forward, forgotten
 
 
-def of_runner(runner: Any, *, serving: bool = False) -> RunnerSteering | None:
-    """The steering of a runner; None where no request so far named an artifact."""
-    found = getattr(runner, _MARK, None)
-    asks = (getattr(one.sampling_params, "extra_args", None) or {} for one in runner.requests.values())
-    if found is None and any(EXTRA in one for one in asks):
-        found = RunnerSteering(runner, serving=serving)
-        setattr(runner, _MARK, found)
-    return found
+def _define_operator() -> None:
+    @torch.library.custom_op(OPERATOR, mutates_args=("residual",))
+    def steer(hidden: Tensor, residual: Tensor, layer: int) -> None:
+        for steering in _forwarding:
+            steering.at(layer, hidden, residual)
+
+    @steer.register_fake
+    def _(hidden: Tensor, residual: Tensor, layer: int) -> None:
+        """Nothing is given back."""
+
+
+def _call_operator(layer: int, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """A forward hook: torch traces it together with the layer."""
+    torch.ops.dspa_bench.steer(*output, layer)
 
 
 def read_tally(worker: Any, artifact: str) -> Any:
@@ -320,3 +363,5 @@ def read_tally(worker: Any, artifact: str) -> Any:
 
 
 _MARK = "_dspa_bench_steering"
+_forwarding: list[RunnerSteering] = []
+"""The steering of the runner that is forwarding steered requests; else empty."""

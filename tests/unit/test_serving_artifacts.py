@@ -45,6 +45,7 @@ def test_one_copy_of_the_weights_with_names_for_what_is_made_of_them(gemma, trip
     assert {"--enforce-eager", "--no-enable-prefix-caching", "--no-async-scheduling"} < set(command)
     assert json.loads(service.environment()[SERVED]) == {
         "steered": {"vector": str(caa)},
+        "layers": [1],
         "plain": ["vector"],
         "stop": list(gemma.chat.stop_ids),
     }

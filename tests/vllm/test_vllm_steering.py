@@ -58,6 +58,10 @@ def test_requests_that_are_preempted_and_prefilled_again(start, on_wide):
     agree(start(kv_cache_gib=512 * 1024 / 2**30), on_wide, ASKED, max_new_tokens=200)
 
 
+def test_a_compiled_model_steers_too(start, on_wide):
+    agree(start(eager=False), on_wide, ASKED, max_new_tokens=24)
+
+
 def test_steered_and_plain_requests_and_a_vector_in_one_engine(start, wide, on_wide, triples, tmp_path):
     engine = start()
     caa, folder = fitted(CAA(layer=1, scale=2.0), wide, triples, tmp_path / "caa")
