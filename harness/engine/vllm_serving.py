@@ -103,7 +103,8 @@ class Service:
             "plain": plain,
             "stop": list(_chat(self.base).stop_ids),
         }
-        return ours | dict(os.environ) | {SERVED: json.dumps(said)}
+        uncached = {"VLLM_DISABLE_COMPILE_CACHE": "1"} if self.steered else {}  # see harness.engine.vllm_process
+        return ours | uncached | dict(os.environ) | {SERVED: json.dumps(said)}
 
 
 _OF_ONE_PROCESS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
