@@ -316,7 +316,7 @@ def install(layers: Iterable[int], *, serving: bool = False) -> None:
     if current_platform.device_type == "cpu":
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner as loading  # type: ignore
 
-    _define_operator()
+    define_operator()
     load, forward, removed = loading.load_model, Runner._model_forward, Runner._on_request_state_removed
 
     def load_model(self: Any, *args: Any, **more: Any) -> None:
@@ -340,7 +340,9 @@ def install(layers: Iterable[int], *, serving: bool = False) -> None:
     Runner._model_forward, Runner._on_request_state_removed = steered_forward, forgotten
 
 
-def _define_operator() -> None:
+def define_operator() -> None:
+    """Make `OPERATOR` known to torch; once in a process."""
+
     @torch.library.custom_op(OPERATOR, mutates_args=("residual",))
     def steer(hidden: Tensor, residual: Tensor, layer: int) -> None:
         for steering in _forwarding:

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from baselines.caa import CAA
 from dspa.method import DSPA
 from harness.data.refs import SAERef
 from harness.data.triples import conversation, load_triples
+from harness.engine import vllm_steering
 from tests.vllm.conftest import ASSETS, answered, fitted
 
 pytestmark = pytest.mark.vllm
@@ -56,6 +58,27 @@ def test_a_prompt_that_is_passed_in_parts(start, on_wide):
 def test_requests_that_are_preempted_and_prefilled_again(start, on_wide):
     """The cache holds four blocks of 128 tokens: each request begins in one, and ends in two."""
     agree(start(kv_cache_gib=512 * 1024 / 2**30), on_wide, ASKED, max_new_tokens=200)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what vLLM imports
+def test_captured_graphs_would_be_split_at_the_operator():
+    from vllm.compilation.backends import split_graph
+
+    vllm_steering.define_operator()
+    found = []
+
+    def layers(hidden, residual):
+        hidden = hidden.relu() + 1
+        torch.ops.dspa_bench.steer(hidden, residual, 3)
+        return (hidden + residual).tanh()
+
+    def take(graph, inputs):
+        _, parts = split_graph(graph, [vllm_steering.OPERATOR])
+        found.extend(part.is_splitting_graph for part in parts)
+        return graph.forward
+
+    torch.compile(layers, backend=take)(torch.ones(2, 4), torch.ones(2, 4))
+    assert found == [False, True, False]
 
 
 def test_a_compiled_model_steers_too(start, on_wide):
