@@ -14,12 +14,12 @@ import torch
 class PlacedNoise(torch.Generator):
     """The generator of a request with ``seed``, for one place after the other."""
 
+    _seed: int
+
     def __new__(cls, seed: int) -> "PlacedNoise":
         made = super().__new__(cls)  # torch would take the seed for a device
         made._seed = seed
         return made
-
-    _seed: int
 
     def move_to(self, place: int) -> None:
         """The next draws are those of the token at ``place`` of its request."""
