@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.resumable import Resumable
 from baselines.rows import IGNORED
+from baselines.sharded import Sharded
 from harness.compute.ranks import Ranks
 
 SHARE = "share"
 """In a batch: by what the mean over its rows is multiplied, so that the processes' mean is that over all rows."""
 
 
-class Divided(Resumable):
+class Divided(Sharded):
     """Mixin in front of a trainer: where several processes share its training, accelerate's DDP averages what each has
     found on its rows.
 

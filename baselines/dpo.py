@@ -30,9 +30,9 @@ class DPO(TrainedMethod):
     loss_type: LossType = Field("sigmoid", description="TRL's name of the loss")
     beta: Annotated[float, Field(gt=0, description="how strongly the reference holds the model; smaller: less")] = 0.1
 
-    def check_processes(self, processes: int) -> None:
+    def check_processes(self, processes: int, *, sharded: bool = False) -> None:
         """Some losses compare the rows of a whole batch with each other, or average over its tokens."""
-        super().check_processes(processes)
+        super().check_processes(processes, sharded=sharded)
         if self.loss_type in _OF_BATCHES:
             raise ValueError(
                 f"dpo: loss_type {self.loss_type!r} is one of a whole batch, which no process has; set "

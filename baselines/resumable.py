@@ -105,14 +105,14 @@ class Resumable(_Trainer):
         """Add our part to a checkpoint; those before it are no longer needed."""
         state, sitting = self.state, self.meter.sitting
         assert sitting is not None
-        self.meter.ranks.gather(None)  # each process has random numbers of its own in it
+        meters = self.meter.ranks.gather(self.meter.state())  # by then each has put its random numbers into it, too
         if not sitting.writes:
             return
         saved = {
             "step": state.global_step,
             "stopped_at": self.stopped_at,
             "order": None if state.epoch % 1 == 0 else self._order,  # between two epochs the next draw is to come
-            "meter": self.meter.state(),
+            "meters": meters,
         }
         torch.save(saved, folder / _BILL)
         before = [other for other in folder.parent.iterdir() if other != folder]
@@ -128,7 +128,9 @@ class Resumable(_Trainer):
         """Go on from our part of ``checkpoint``; returns how many steps were done."""
         trainer: Any = self
         saved = torch.load(checkpoint / _BILL, weights_only=True)
-        self.meter.restore(saved["meter"])
+        meters, rank = saved["meters"], self.meter.ranks.rank
+        # Of its own, because a step that is counted may differ from one that is not in its last bits.
+        self.meter.restore(meters[rank if rank < len(meters) else 0])
         self.stopped_at, self._order_to_draw = saved["stopped_at"], saved["order"]
         if skip := getattr(trainer.data_collator, "skip", None):
             rows, size = len(trainer.train_dataset), trainer.args.train_batch_size

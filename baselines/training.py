@@ -92,12 +92,17 @@ class TrainedMethod(MethodConfig):
     )
     report_to: Literal["none", "wandb", "mlflow", "trackio"] = Field("none", description="tracker that TRL logs to")
 
-    def check_processes(self, processes: int) -> None:
-        """Each process needs a triple of every forward."""
+    def check_processes(self, processes: int, *, sharded: bool = False) -> None:
+        """Each process needs a triple of every forward, and a part of the optimiser's state."""
         if self.batch_size < processes:
             raise ValueError(
                 f"{self.name}: batch_size {self.batch_size} is the triples of a forward over all processes, and cannot "
                 f"be divided among {processes} of them; give at least {processes}, or fewer processes"
+            )
+        if sharded and self.keeps_weights and self.optimiser == "adafactor":
+            raise ValueError(
+                f"{self.name}: the state of optimiser 'adafactor' cannot be dealt out; take another one, or leave out "
+                "per_fit.sharded"
             )
 
     def check(self, base: BaseShape) -> None:
@@ -251,7 +256,7 @@ class TrainedMethod(MethodConfig):
             # Each training is a run of its own, which rank 0 has begun; mlflow's ends by itself.
             if self.report_to in ("wandb", "trackio") and meter.ranks.rank == 0:
                 importlib.import_module(self.report_to).finish()
-            model = trainer.model
+            model = trainer.whole_model()
         unpatch(model)
         params = self.model_dump(mode="json")
         return base.derive(

@@ -77,8 +77,9 @@ class MethodConfig(BaseModel):
     def check(self, base: BaseShape) -> None:
         """Raise ValueError, before any work, when the hyper-parameters or files do not fit the base model."""
 
-    def check_processes(self, processes: int) -> None:
-        """Raise ValueError, before any work, when so many processes (two or more) cannot share a fit."""
+    def check_processes(self, processes: int, *, sharded: bool = False) -> None:
+        """Raise ValueError, before any work, when so many processes (two or more) cannot share a fit; ``sharded``, not
+        with a part of the trained weights each."""
 
     def notes(self, base: BaseShape) -> Sequence[str]:
         """What is no reason for `check` to refuse the method, but a user has to know."""

@@ -65,9 +65,9 @@ class RAHF(TrainedMethod):
     fit_batch_size: Annotated[int, Field(ge=1, description="triples per forward in stage 2")] = 64
     steps: Annotated[int | None, Field(ge=1, description="optimiser steps of stage 2")] = None
 
-    def check_processes(self, processes: int) -> None:
+    def check_processes(self, processes: int, *, sharded: bool = False) -> None:
         """Also of stage 2 each needs a triple of every forward."""
-        super().check_processes(processes)
+        super().check_processes(processes, sharded=sharded)
         if self.fit_batch_size < processes:
             raise ValueError(
                 f"{self.name}: fit_batch_size {self.fit_batch_size} cannot be divided among {processes} processes; "

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number ``rank`` of ``size``; rank 0 alone writes files.
+    """This process is number ``rank`` of ``size``; rank 0 alone writes files. ``sharded``: each keeps but a part of the
+    weights that are trained.
 
     All of them must come by each call, in the same order; more than one need torch's process group, with a backend for
     the CPU in it.
@@ -21,6 +22,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     def gather(self, mine: T) -> list[T]:
         """What each has given, by rank; it is pickled, tensors had better be on the CPU."""

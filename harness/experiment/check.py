@@ -54,12 +54,13 @@ def check_suite(suite: Suite, *, on_paper: bool = False, answering: bool = True)
     and prompts that do not fit the base model's context, unless the suite leaves them out (``too_long: skip``).
     """
     file, problems = suite.file, _Problems(suite)
+    per_fit = file.execution.per_fit
     # A node's device is looked at when it loads the model, and so is one that is on paper alone.
     if not on_paper and file.execution.executor == "local":
         problems.of(("execution", "device"), check_device, file.execution.device)
     if not on_paper:
         problems.of(("execution", "executor"), check_executor, suite)
-        problems.of(("execution", "per_fit"), check_per_fit, file.execution.per_fit, file.execution.device)
+        problems.of(("execution", "per_fit"), check_per_fit, per_fit, file.execution.device)
     problems.of(("base", "device_map"), _check_spread, suite)
     shape = problems.of(("base",), check_base, file.base, on_paper=on_paper)
     for name, ref in file.saes.items():
@@ -69,8 +70,8 @@ def check_suite(suite: Suite, *, on_paper: bool = False, answering: bool = True)
     if shape is not None and not problems.texts:
         for key, method in suite.methods:
             problems.of(key, method.check, shape)
-            if file.execution.per_fit.processes > 1 and method.uses_triples:
-                problems.of(key, method.check_processes, file.execution.per_fit.processes)
+            if per_fit.processes > 1 and method.uses_triples:
+                problems.of(key, method.check_processes, per_fit.processes, sharded=per_fit.sharded)
             if suite.engine is not None:
                 problems.of(key, _check_steering, method, suite.engine, shape)
         if suite.engine is not None and answering and not on_paper:

@@ -63,7 +63,7 @@ def fit_over(
     processes = per_fit.processes
     if processes == 1 or budget is None:
         return fit(method, base, budget, seed, **bounds, sitting=sitting)
-    method.check_processes(processes)
+    method.check_processes(processes, sharded=per_fit.sharded)
     with tempfile.TemporaryDirectory(prefix="dspa-bench-fit-") as scratch, _moved_away(base):
         # Beside the checkpoints there is room for all weights.
         result = Path(scratch if sitting is None else sitting.folder) / "artifact"
@@ -74,6 +74,7 @@ def fit_over(
             ref=base.base.pinned,
             device=base.device.type,
             size=processes,
+            sharded=per_fit.sharded,
             threads=torch.get_num_threads(),
             scratch=Path(scratch),
             result=result,
@@ -91,6 +92,8 @@ def check_per_fit(per_fit: PerFitSection, device: str) -> None:
     processes = per_fit.processes
     environment(per_fit)
     if processes == 1:
+        if per_fit.sharded:
+            raise ValueError("sharded without processes: weights are dealt out to several; give them, or leave it out")
         return
     kind, _, number = device.partition(":")
     if number:
@@ -133,8 +136,8 @@ def environment(per_fit: PerFitSection) -> dict[str, str]:
     others = ("processes", found.num_processes), ("num_machines", found.num_machines)
     for complaint in (
         kind not in ("NO", "MULTI_CPU", "MULTI_GPU")
-        and f"distributed_type {kind} is not supported; a fit's processes each hold the model (NO, MULTI_CPU, "
-        "MULTI_GPU: DDP)",
+        and f"distributed_type {kind} is not supported (NO, MULTI_CPU, MULTI_GPU are); to deal out the trained weights "
+        "(FSDP), give per_fit.sharded: true instead",
         others[0][1] not in (-1, None, 1, processes)
         and f"num_processes is {others[0][1]}, but the suite says processes: {processes}; make them equal",
         (others[1][1] or 1) > 1 and f"num_machines is {others[1][1]}; the processes of a fit are on one machine",
@@ -158,6 +161,7 @@ class _Job:
     ref: ModelRef
     device: str
     size: int
+    sharded: bool
     threads: int
     scratch: Path
     result: Path
@@ -283,7 +287,7 @@ def _fit(rank: int, job: _Job, say: "_Voice") -> None:
         curve, folder, minutes = job.sitting
         tell = lambda text, step: say("tell", text, step)  # noqa: E731
         sitting = Sitting(Curve(curve), folder, minutes=minutes, tell=tell, writes=rank == 0)
-    ranks = Ranks(rank, job.size)
+    ranks = Ranks(rank, job.size, job.sharded)
     base = AlignedModel.from_base(job.ref, device=device).derive(encoded={})
     with heard_by(say.alive):
         method, budget, seed = job.arguments

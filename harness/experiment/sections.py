@@ -92,6 +92,7 @@ class PerFitSection(_Section):
     """How many processes share a fit, and how (docs/devices.md)."""
 
     processes: int = Field(default=1, ge=1, le=1024, description="that share a fit, each on a device of its own")
+    sharded: bool = Field(default=False, description="with full fine-tuning each keeps a part of the trained weights")
     accelerate_config: InputPath | None = Field(default=None, description="file of `accelerate config`")
 
 

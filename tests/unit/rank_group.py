@@ -2,12 +2,17 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from baselines.sharded import Sharded
 from harness.compute.ranks import ALONE, Ranks
 from harness.compute.sitting import Sitting
 from harness.data.refs import ModelRef
@@ -20,22 +25,41 @@ from harness.run_folder.training import Curve
 
 @dataclass(frozen=True)
 class Case:
-    """What is fitted, on how many of the triples, with which limit."""
+    """What is fitted, on how many of the triples, with which limit; ``sharded``, where there are several processes."""
 
     method: MethodConfig
     n: int
     flops_limit: int | None = None
+    sharded: bool = False
 
 
 def outcome(case: Case, base: AlignedModel, triples: list[Triple], folder: Path, ranks: Ranks = ALONE) -> Any:
-    """(bill, params, [(loss, gradient norm)], tensors) of a fit."""
+    """(bill, params, [(loss, gradient norm)], tensors, parameters held in each sharded training) of a fit."""
     folder.mkdir(exist_ok=True)
     sitting = Sitting(Curve(folder / "training.jsonl"), folder / "fitting", minutes=0, writes=ranks.rank == 0)
     how = {"flops_limit": case.flops_limit, "sample_profile": False, "sitting": sitting, "ranks": ranks}
-    aligned = fit(case.method, base, Budget(tuple(triples[: case.n]), 0), 3, **how)
+    with _noting_held() as held:
+        aligned = fit(case.method, base, Budget(tuple(triples[: case.n]), 0), 3, **how)
     kept = aligned.delta_tensors() if aligned.intervention is None else aligned.intervention.tensors()
     tensors = {name: tensor.detach().clone() for name, tensor in kept.items()}
-    return aligned.bill, dict(aligned.params), [(step.loss, step.grad_norm) for step in sitting.curve.steps], tensors
+    curve = [(step.loss, step.grad_norm) for step in sitting.curve.steps]
+    return aligned.bill, dict(aligned.params), curve, tensors, held
+
+
+@contextmanager
+def _noting_held() -> Iterator[list[int]]:
+    """How many parameters of the trained model this process has, for each training that is sharded."""
+    held: list[int] = []
+    prepare = Sharded._prepare_for_training
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = prepare(self, *args, **kwargs)
+        parts = [p.to_local() for p in self.model.parameters() if isinstance(p, DTensor)]
+        held.extend([sum(part.numel() for part in parts)] if parts else [])
+        return found
+
+    with patch.object(Sharded, "_prepare_for_training", noting):
+        yield held
 
 
 def fit_all(rank: int, cases: dict[str, Case], model: str, triples: list[Triple], folder: Path) -> None:
@@ -50,7 +74,7 @@ def fit_all(rank: int, cases: dict[str, Case], model: str, triples: list[Triple]
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     base = AlignedModel.from_base(ModelRef(path=model))
     for name, case in cases.items():
-        found = outcome(case, base, triples, folder / name, Ranks(rank, 2))
+        found = outcome(case, base, triples, folder / name, Ranks(rank, 2, case.sharded))
         if rank == 0:
             torch.save(found, folder / name / "outcome.pt")
             print(name, flush=True)

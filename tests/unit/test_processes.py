@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from harness.run_folder.training import Curve
 from tests.unit.rank_group import Case, fit_all, outcome
 
 TWO = PerFitSection(processes=2)
+SHARDED = PerFitSection(processes=2, sharded=True)
 NO_SAES = SAERef(path="/"), SAERef(path="/")  # for names alone
 COMMON = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 4}
 LORA = {"tuning": "lora", "lora_rank": 2}
@@ -45,6 +47,17 @@ def cases(sae_refs):
         "rahf_scit": RAHFSCIT(**RAHF, good_instruction="w1 w2", bad_instruction="w3"),
         "rahf_dual": RAHFDual(**RAHF),
     }
+    full = {
+        "sft": SFT(**COMMON),
+        "dpo": DPO(**COMMON, accumulation=2),
+        "dpo, checkpointing": DPO(**COMMON, gradient_checkpointing=True),
+        "kto": KTO(**COMMON),
+        "orpo": ORPO(**COMMON),
+        "simpo": SimPO(**COMMON, optimiser="sgd"),
+        "fpo": FPO(**COMMON, sae=late, k=4),
+        "rahf_scit": RAHFSCIT(**RAHF | {"tuning": "full"}, good_instruction="w1 w2", bad_instruction="w3"),
+        "dpo with an adapter": DPO(**COMMON, **LORA),
+    }
     counted = {
         "dspa": DSPA(**sparse),
         "ridge": DSPA(**sparse, scores="ridge"),
@@ -56,11 +69,13 @@ def cases(sae_refs):
     found = {name: Case(method, TRIPLES) for name, method in trained.items()}
     # The last batch has one row, which both processes pass and one bills.
     found |= {f"{name}, one row": Case(trained[name], 9) for name in ("sft", "dpo", "kto", "orpo", "fpo", "rahf_scit")}
+    found |= {f"{name}, sharded": Case(method, TRIPLES, sharded=True) for name, method in full.items()}
     found["fpo under a limit"] = Case(trained["fpo"], TRIPLES, flops_limit=4 * 10**8)
     return found | {name: Case(method, 24) for name, method in counted.items()}
 
 
 COUNTED = ("dspa", "ridge", "causal", "static_sae", "caa", "repe")
+FULLY_TUNED = [name for name, case in cases(NO_SAES).items() if case.sharded and case.method.keeps_weights]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +119,8 @@ def test_two_processes_train_what_one_trains(tiny_base, triples, tmp_path):
 @pytest.mark.scale
 @pytest.mark.parametrize("name", [name for name in cases(NO_SAES) if name != "dpo"])
 def test_every_method_is_fitted_by_two_as_by_one(tiny_base, triples, sae_refs, tmp_path, of_two, name):
-    bill, params, curve, tensors = outcome(cases(sae_refs)[name], tiny_base("llama"), triples, tmp_path)
-    two_bill, two_params, halves, others = of_two[name]
+    bill, params, curve, tensors, _ = outcome(cases(sae_refs)[name], tiny_base("llama"), triples, tmp_path)
+    two_bill, two_params, halves, others, _ = of_two[name]
     losses, two_losses = ([loss for loss, _ in one] for one in (curve, halves))
     norms, two_norms = ([norm for _, norm in one] for one in (curve, halves))
     assert exact(two_bill) == exact(bill)
@@ -119,9 +134,20 @@ def test_every_method_is_fitted_by_two_as_by_one(tiny_base, triples, sae_refs, t
 
 
 @pytest.mark.scale
-def test_a_process_that_dies_ends_the_fit_and_the_next_sitting_goes_on(tiny_base, triples, tmp_path):
-    method, base = DPO(**COMMON, **LORA, lora_dropout=0.2), tiny_base("llama")
-    whole, losses = fitted_in(tmp_path / "whole", TWO, method, base, triples[:TRIPLES], minutes=1e-9)
+@pytest.mark.parametrize(
+    ("how", "method", "family"),
+    [
+        (TWO, DPO(**COMMON, **LORA, lora_dropout=0.2), "llama"),
+        (TWO, DPO(**COMMON, accumulation=2), "llama"),
+        (SHARDED, DPO(**COMMON, accumulation=2), "gemma2"),  # whose embeddings are the LM head's weights
+    ],
+    ids=["adapter", "full", "sharded"],
+)
+def test_a_process_that_dies_ends_the_fit_and_the_next_sitting_goes_on(
+    tiny_base, triples, tmp_path, how, method, family
+):
+    base = tiny_base(family)
+    whole, losses = fitted_in(tmp_path / "whole", how, method, base, triples[:TRIPLES], minutes=1e-9)
 
     def kill_one():
         while not list((tmp_path / "killed").glob("fitting/training-1/checkpoint-*.json")):
@@ -132,13 +158,29 @@ def test_a_process_that_dies_ends_the_fit_and_the_next_sitting_goes_on(tiny_base
     killer = threading.Thread(target=kill_one)
     killer.start()
     with pytest.raises(RuntimeError, match=r"process 2 of the 2 of this fit died \(signal SIGKILL; not enough memory"):
-        fitted_in(tmp_path / "killed", TWO, method, base, triples[:TRIPLES], minutes=1e-9)
+        fitted_in(tmp_path / "killed", how, method, base, triples[:TRIPLES], minutes=1e-9)
     killer.join()
     assert not multiprocessing.active_children()
-    resumed, again = fitted_in(tmp_path / "killed", TWO, method, base, triples[:TRIPLES], minutes=1e-9)
+    copytree(tmp_path / "killed", tmp_path / "alone")
+    resumed, again = fitted_in(tmp_path / "killed", how, method, base, triples[:TRIPLES], minutes=1e-9)
     assert again == losses
     assert resumed.fingerprint == whole.fingerprint
     assert exact(resumed.bill) == exact(whole.bill)
+    if how.sharded:  # its checkpoints are those of one process
+        alone, by_one = fitted_in(tmp_path / "alone", PerFitSection(), method, base, triples[:TRIPLES], minutes=1e-9)
+        assert by_one == pytest.approx(losses, rel=1e-5, abs=1e-5) and by_one[0] == losses[0]
+        assert exact(alone.bill) == exact(whole.bill)
+        others = whole.delta_tensors()
+        for key, tensor in alone.delta_tensors().items():
+            torch.testing.assert_close(others[key], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.scale
+def test_a_sharded_fit_holds_half_the_trained_weights_in_each_of_two_processes(of_two, tiny_base):
+    full = tiny_base("llama").model.num_parameters()
+    for name, (*_, held) in of_two.items():
+        expected = [pytest.approx(full / 2, rel=0.05)] if name in FULLY_TUNED else []
+        assert held == expected, name
 
 
 @pytest.mark.scale
@@ -153,15 +195,16 @@ def test_what_cannot_be_divided_is_refused_before_work(tiny_base, triples, tmp_p
         (SFT(batch_size=1), "batch_size 1 is the triples of a forward over all processes"),
         (DPO(loss_type="aot"), "loss_type 'aot' is one of a whole batch"),
         (RAHFSCIT(fit_batch_size=1), "fit_batch_size 1 cannot be divided among 2 processes"),
+        (SFT(optimiser="adafactor"), "the state of optimiser 'adafactor' cannot be dealt out"),
     ):
         with pytest.raises(ValueError, match=message):
-            fitted_in(tmp_path, TWO, method, tiny_base("llama"), triples)
+            fitted_in(tmp_path, SHARDED, method, tiny_base("llama"), triples)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("distributed_type: FSDP\n", "distributed_type FSDP is not supported"),
+        ("distributed_type: FSDP\n", "give per_fit.sharded: true instead"),
         ("distributed_type: MULTI_GPU\nnum_processes: 8\n", "num_processes is 8, but the suite says processes: 2"),
         ("distributed_type: MULTI_GPU\nnum_machines: 2\n", "num_machines is 2"),
         ("distributed_type: MULTI_CPU\nmixed_precision: bf16\n", "set bf16 of the method instead"),
@@ -189,6 +232,7 @@ def test_settings_of_accelerate_reach_the_processes(tmp_path):
         ({"processes": 2}, "mps", "several processes work on cpu and cuda"),
         ({"processes": 2, "accelerate_config": Path("/nowhere.yaml")}, "cpu", "there is no file '/nowhere.yaml'"),
         ({"accelerate_config": Path("/nowhere.yaml")}, "cpu", "accelerate_config without processes"),
+        ({"sharded": True}, "cpu", "sharded without processes"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(given, device, message):
