@@ -112,7 +112,8 @@ class LMEval(BenchmarkConfig):
     def prompts(self) -> list[str]:
         """The items' own texts, without instructions and few-shot examples."""
         leaves = [(leaf, self._limit(name)) for name in self.tasks for leaf in self._loaded[name]["tasks"].values()]
-        texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
+        with silenced():  # a task may prepare its documents when it is asked for them
+            texts = [leaf.doc_to_text(doc) for leaf, limit in leaves for doc in list(leaf.eval_docs)[:limit]]
         return [text for text in texts if isinstance(text, str) and text.strip()]  # rolling tasks have none
 
     def requests(self) -> list[Request] | None:
@@ -124,10 +125,9 @@ class LMEval(BenchmarkConfig):
             for name in self.tasks:
                 leaves = list(self._loaded[name]["tasks"].values())
                 for leaf in leaves:
-                    size = min(len(leaf.eval_docs), self._limit(name) or len(leaf.eval_docs))
-                    drawn = range(0, size, max(1, size * len(leaves) // _SAMPLED))
-                    nowhere = io.StringIO()
-                    with silenced(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                    with silenced(), contextlib.redirect_stdout(io.StringIO()):
+                        size = min(len(leaf.eval_docs), self._limit(name) or len(leaf.eval_docs))
+                        drawn = range(0, size, max(1, size * len(leaves) // _SAMPLED))
                         leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
                         leaf.build_all_requests(samples=list(drawn), system_instruction=self.system_instruction)
                     found += _requests(leaf.instances, size / len(drawn))
