@@ -16,8 +16,8 @@ SHARE = "share"
 
 
 class Divided(Sharded):
-    """Mixin in front of a trainer: where several processes share its training, accelerate's DDP averages what each has
-    found on its rows.
+    """Mixin in front of a trainer: where several processes share its training, accelerate's DDP, or FSDP2 (`Sharded`),
+    averages what each has found on its rows.
 
     All draw the same order and see whole batches, padded as by one process. So the global batches and the FLOPs, summed
     over the processes, are those of one process, and the losses too, but for rounding. Where a loss is no mean over

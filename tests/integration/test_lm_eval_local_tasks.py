@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.data import data_file
 from harness.data.refs import ModelRef
+from harness.files import read_text
 from harness.model.aligned import AlignedModel
 from tests.reference import ReferenceDSPA
 
@@ -87,6 +89,8 @@ def test_the_prompts_are_those_of_the_published_tasks(stories):
     for name in ("arc_easy_local", "arc_challenge_local"):
         (arc,) = evaluated(lm, name, 0, 1)["samples"][name]
         assert arc["arguments"][0][0] == f"Question: {arc['doc']['question']}\nAnswer:"
+        first = read_text(data_file(f"mc/{name.removesuffix('_local')}.jsonl", "test"), "ARC").splitlines()[0]
+        assert json.loads(first)["query"] == f"Question: {arc['doc']['question']}"
     (truth,) = evaluated(lm, "truthfulqa_mc2_local", None, 1)["samples"]["truthfulqa_mc2_local"]
     assert truth["arguments"][0][0].endswith(f"\n\nQ: {truth['doc']['question']}\nA:")
     assert truth["arguments"][0][0].count("Q: ") == 7
