@@ -39,10 +39,15 @@ Param = Annotated[
 def fit(
     method: Annotated[str, typer.Argument(help="Method name; `dspa-bench methods` lists them.")],
     base: Annotated[str, typer.Option(help="Base model: a folder, a GGUF file, or a Hugging Face id[@revision].")],
-    triples: Annotated[
-        Path, typer.Option(help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT.")
-    ],
     out: Annotated[Path, typer.Option(help="Artifact folder to write; must not exist.")],
+    triples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Preference data: JSONL, JSON, Parquet, CSV, FOLDER#SPLIT or hub:OWNER/NAME#SPLIT; for all methods "
+            "but those that use none (base, prompt).",
+            show_default="none",
+        ),
+    ] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Number of triples.", show_default="all")] = None,
     flops: Annotated[
         float | None, typer.Option(min=1, help="Go on until the bill is so many FLOPs, whatever the epochs.")
@@ -98,18 +103,26 @@ def fit(
     check_can_make(out)
     load_plugins()
     chosen = _method(method, param or [])
+    if chosen.uses_triples and triples is None:
+        raise ValueError(f"{method} is fitted on preference data; give it with --triples FILE")
+    useless = {"--triples": triples, "--budget": budget, "--flops": flops, "--trace": trace}
+    if not chosen.uses_triples and (given := [option for option, value in useless.items() if value is not None]):
+        raise ValueError(f"{method} is not fitted on anything; leave out {', '.join(given)}")
     if trace is not None:
-        _check_trace(trace, out, chosen)
-    read = TripleFile.read(triples)
+        _check_trace(trace, out)
     ref = model_ref(base, chat).model_copy(update={"dtype": dtype})
     shape = check_base(ref)
     chosen.check(shape)
-    room = Room.of(ref).given(chosen.fit_instructions)
-    fitting, _, left_out = fitting_triples(read, room, too_long, "--too-long skip")
-    for note in (*read.notes, left_out, *chosen.notes(shape)):
+    drawn, notes = None, [*chosen.notes(shape)]
+    if triples is not None:
+        read = TripleFile.read(triples)
+        room = Room.of(ref).given(chosen.fit_instructions)
+        fitting, _, left_out = fitting_triples(read, room, too_long, "--too-long skip")
+        notes = [*read.notes, left_out, *notes]
+        drawn = draw_budget(fitting, len(fitting) if budget is None else budget, seed)
+    for note in notes:
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
-    drawn = draw_budget(fitting, len(fitting) if budget is None else budget, seed) if chosen.uses_triples else None
     limit = None if flops is None else int(flops)
     start = AlignedModel.from_base(ref, device=device).derive(encoded={})
     forecast = Forecaster(ref, device=device).of(chosen, drawn, limit, base=start)
@@ -124,7 +137,8 @@ def fit(
         shutil.move(curve.path, out / curve.path.name)
     sitting.over()
     bill = aligned.bill or {}
-    print(f"{out}: {method} on {bill['n_triples']} triples in {bill['seconds']:.1f} s")
+    on = f"on {bill['n_triples']} triples" if chosen.uses_triples else "without triples"
+    print(f"{out}: {method} {on} in {bill['seconds']:.1f} s")
     foreseen = "" if forecast.flops is None or limit is not None else f", {forecast.flops:.3g} predicted"
     if bill["declared"] is None:
         print(f"{bill['executed_flops']:.3g} FLOPs executed{foreseen}, {bill['formula_flops']:.3g} by the formula")
@@ -271,12 +285,10 @@ def _telling() -> Iterator[Callable[[str, int], None]]:
         yield lambda text, step: status.update(f"fit: {text}") if not text.startswith(GOING_ON) else line(text, step)
 
 
-def _check_trace(trace: Path, out: Path, method: "MethodConfig") -> None:
-    """Raise ValueError for a ``trace`` that could not be written, or would have nothing in it."""
+def _check_trace(trace: Path, out: Path) -> None:
+    """Raise ValueError for a ``trace`` that could not be written."""
     from harness.files import check_can_make
 
-    if not method.uses_triples:
-        raise ValueError(f"--trace: {method.name} fits nothing, so there are no steps to trace; leave it out")
     if trace.exists():
         raise ValueError(f"--trace {str(trace)!r} exists already; traces are never overwritten")
     if out.absolute() in (trace.absolute(), *trace.absolute().parents):

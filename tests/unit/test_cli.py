@@ -221,6 +221,26 @@ def test_fit_stops_at_the_bill_it_is_given(call, suite_path, tmp_path, tiny_fold
     assert not (tmp_path / "caa").exists()
 
 
+def test_fit_takes_triples_where_a_method_uses_them_and_nowhere_else(call, suite_path, tmp_path, tiny_folders):
+    given, triples = ["--base", tiny_folders["llama"], "--out", tmp_path / "made"], suite_path.parent / "triples.jsonl"
+    for method, options, expected in (
+        ("caa", ["--param", "layer=1"], "caa is fitted on preference data; give it with --triples FILE"),
+        (
+            "base",
+            ["--triples", triples, "--budget", 3],
+            "base is not fitted on anything; leave out --triples, --budget",
+        ),
+    ):
+        code, _, err = call("fit", method, *given, *options)
+        assert code == 2
+        assert expected in err
+        assert not (tmp_path / "made").exists()
+    code, out, err = call("fit", "base", *given)
+    assert (code, err) == (0, "")
+    assert "base without triples" in out
+    assert json.loads((tmp_path / "made" / "aligned.json").read_text())["method"] == "base"
+
+
 def test_fit_writes_a_chrome_trace_of_the_steps_it_sampled(call, suite_path, tmp_path, tiny_folders):
     given = ["--base", tiny_folders["llama"], "--triples", suite_path.parent / "triples.jsonl", "--param", "layer=1"]
     path = tmp_path / "traces" / "caa.json"
@@ -233,10 +253,10 @@ def test_fit_writes_a_chrome_trace_of_the_steps_it_sampled(call, suite_path, tmp
         ("caa", path, "exists already; traces are never overwritten"),
         ("caa", tmp_path / "again" / "trace.json", "is inside the artifact --out"),
         ("caa", tmp_path / "file" / "trace.json", "file' is not a folder"),
-        ("base", tmp_path / "trace.json", "--trace: base fits nothing"),
+        ("base", tmp_path / "trace.json", "base is not fitted on anything; leave out --trace"),
     ):
-        layer = [] if method == "caa" else given[:-2]
-        code, _, err = call("fit", method, *(layer or given), "--out", tmp_path / "again", "--trace", trace)
+        options = given if method == "caa" else given[:2]
+        code, _, err = call("fit", method, *options, "--out", tmp_path / "again", "--trace", trace)
         assert code == 2
         assert expected in err
     assert not (tmp_path / "again").exists()
