@@ -1,8 +1,9 @@
 """Activation densities of preference triples: how often each latent fires on the prompt and on the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +17,7 @@ from harness.data.refs import SAERef
 from harness.data.triples import Triple
 from harness.model.aligned import AlignedModel
 from harness.model.intervention import Condition
-from harness.model.residuals import TripleIds, batches_by_length, encode_triples, residual_flops, triple_residuals
+from harness.model.residuals import Seen, TripleIds, batches_by_length, encode_triples, residual_flops, triple_residuals
 
 CALIBRATION = 64  # triples from which the median norm is taken
 
@@ -74,19 +75,33 @@ def measure_densities(
     "last_turn" only the tokens of a prompt's last user turn count (`ChatFormat.last_turn`): the whole prompt is passed,
     but no other token of it is encoded.
 
-    For SAEs that were trained without tokens of large norm (``norm_multiple``) a pass over the first 64 triples finds
-    the limit: that multiple of the median norm over all their tokens but special ones, whatever the condition. Raises
-    ValueError, before any forward, for a triple that does not fit the context, and for a chat format that does not show
-    where the last turn is.
+    For SAEs that were trained without tokens of large norm (``norm_multiple``) the first 64 triples are passed first,
+    and their residual streams held until the limit is known: that multiple of the median norm over all their tokens but
+    special ones, whatever the condition. Raises ValueError, before any forward, for a triple that does not fit the
+    context, and for a chat format that does not show where the last turn is.
     """
     encoded = encode_triples(base, triples)
     turns = condition_spans(base, encoded, condition)
-    first, second = norm_limits(base, encoded, (input_sae, output_sae), meter=meter, batch_size=batch_size)
+    reads, writes = {input_sae.layer} if input_sae else set(), {output_sae.layer}
+    saes = input_sae, output_sae
+    filtered = _filtered(saes)
+    cut = CALIBRATION if filtered else 0
+
+    def passed(begin: int, end: int, also: set[int]) -> Iterator[tuple[list[int], Seen, Seen]]:
+        for batch in meter.shared(batches_by_length(encoded[begin:end], batch_size)):
+            rows = [begin + row for row in batch]
+            yield rows, *triple_residuals(base, [encoded[r] for r in rows], reads | also, writes | also, meter)
+
+    def held() -> Iterator[tuple[list[int], Seen, Seen]]:
+        with meter.divided(steps=True):  # as `Meter.shared` does: what is encoded of them is on the bill of all
+            while kept:
+                yield kept.pop(0)
+
+    kept = list(passed(0, cut, filtered))
+    first, second = _limits(saes, (seen for _, *both in kept for seen in both), meter)
     limits = first, second
     found: list[tuple[list[int], SparseRows, SparseRows]] = []
-    reads = {input_sae.layer} if input_sae else set()
-    for rows in meter.shared(batches_by_length(encoded, batch_size)):
-        prompt, answers = triple_residuals(base, [encoded[r] for r in rows], reads, {output_sae.layer}, meter)
+    for rows, prompt, answers in chain(held(), passed(cut, len(encoded), set())):
         prompts = SparseRows.from_dense(torch.zeros(len(rows), 0))
         if input_sae is not None:
             counted = prompt.counted & _inside([turns[r] for r in rows], [encoded[r] for r in rows], prompt.counted)
@@ -131,14 +146,25 @@ def norm_limits(
 
     None for an SAE that was trained on all tokens; where all are, nothing is passed.
     """
-    norms: dict[int, list[Tensor]] = {sae.layer: [] for sae in saes if sae and sae.norm_multiple is not None}
-    encoded = encoded[:CALIBRATION]
-    for rows in meter.shared(batches_by_length(encoded, batch_size)) if norms else ():
-        for seen in triple_residuals(base, [encoded[r] for r in rows], set(norms), set(norms), meter):
-            for layer, residual in seen.residual.items():
-                norms[layer].append(torch.linalg.vector_norm(residual[seen.counted].float(), dim=-1).cpu())
+    filtered, encoded = _filtered(saes), encoded[:CALIBRATION]
+    batches = meter.shared(batches_by_length(encoded, batch_size)) if filtered else ()
+    passes = (triple_residuals(base, [encoded[r] for r in rows], filtered, filtered, meter) for rows in batches)
+    return _limits(saes, chain.from_iterable(passes), meter)
+
+
+def _limits(saes: Sequence[ResidualSAE | None], passed: Iterable[Seen], meter: Meter) -> list[float | None]:
+    """`norm_limits`, from the residual streams of this process's part of the first triples."""
+    norms: dict[int, list[Tensor]] = {layer: [] for layer in _filtered(saes)}
+    for seen in passed:
+        for layer, found in norms.items():
+            found.append(torch.linalg.vector_norm(seen.residual[layer][seen.counted].float(), dim=-1).cpu())
     medians = {layer: float(torch.cat(meter.ranks.collect(parts)).median()) for layer, parts in norms.items()}
     return [sae.norm_multiple * medians[sae.layer] if sae and sae.norm_multiple else None for sae in saes]
+
+
+def _filtered(saes: Sequence[ResidualSAE | None]) -> set[int]:
+    """Layers of the SAEs that were trained without tokens of large norm."""
+    return {sae.layer for sae in saes if sae and sae.norm_multiple is not None}
 
 
 def norm_limits_flops(encoded: Sequence[TripleIds], saes: Sequence[SAERef], *, rates: Rates, batch_size: int) -> int:
@@ -171,5 +197,7 @@ def predict_densities(
         layer, d_model, d_sae = sae_sizes(ref)
         layers.append(layer)
         total += 2 * d_model * d_sae * sum(token not in special for text in texts for token in text)
-    total += residual_flops(encoded, last_layer=max(layers), rates=rates, batch_size=batch_size)
-    return total + norm_limits_flops(encoded, [ref for ref, _ in passes], rates=rates, batch_size=batch_size)
+    cut = CALIBRATION if any(norm_multiple(ref) is not None for ref, _ in passes) else 0
+    for part in (encoded[:cut], encoded[cut:]):
+        total += residual_flops(part, last_layer=max(layers), rates=rates, batch_size=batch_size)
+    return total

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +168,23 @@ def sae_refs(tiny_folders):
     from harness.data.refs import SAERef
 
     return SAERef(path=str(tiny_folders["input"])), SAERef(path=str(tiny_folders["output"]))
+
+
+@pytest.fixture(scope="session")
+def filtered_refs(sae_refs, tmp_path_factory):
+    """norm multiple -> ``sae_refs`` with such a norm filter."""
+    from harness.data.refs import SAERef
+
+    def refs(multiple: float) -> tuple[SAERef, ...]:
+        folders = [tmp_path_factory.mktemp("filtered") / "sae" for _ in sae_refs]
+        for ref, folder in zip(sae_refs, folders, strict=True):
+            shutil.copytree(ref.path, folder)
+            config = json.loads((folder / "cfg.json").read_text())
+            config["metadata"]["norm_filter"] = multiple
+            (folder / "cfg.json").write_text(json.dumps(config))
+        return tuple(SAERef(path=str(folder)) for folder in folders)
+
+    return refs
 
 
 @pytest.fixture

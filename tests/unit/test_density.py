@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from dspa.density import Densities, density_of, measure_densities
+from dspa.density import Densities, density_of, measure_densities, predict_densities
 from dspa.saes.sae import ResidualSAE, load_sae
 from harness.compute import Meter, count_flops
+from harness.compute.rates import Rates
 from harness.data.triples import Triple
 from harness.model.decoder import find_decoder
 from tests.conftest import D_MODEL
@@ -134,6 +135,25 @@ def test_norm_limits_are_a_multiple_of_the_median_norm_over_the_first_triples(ti
     assert free.norm_limits == (None, None)
     assert not torch.equal(ours.difference.dense(), free.difference.dense())
     assert measure(base, triples, None, filtered[1]).norm_limits[0] is None
+
+
+def test_triples_are_passed_once_also_where_saes_have_a_norm_filter(
+    tiny_base, triples, saes, filtered_refs, monkeypatch
+):
+    monkeypatch.setattr("dspa.density.CALIBRATION", 7)
+    base, refs = tiny_base("gemma2"), filtered_refs(100.0)  # no token is as long
+    meters = [Meter(base.model, sample_profile=False) for _ in range(2)]
+    ours = measure(base, triples, *map(load_sae, refs), meter=meters[0])
+    free = measure(base, triples, *saes, meter=meters[1])
+    assert None not in ours.norm_limits
+    # Other batches, so other last bits: a latent at its threshold may fall on the other side.
+    assert torch.allclose(ours.prompt.dense(), free.prompt.dense(), atol=0.1)
+    assert (ours.difference.dense() != free.difference.dense()).float().mean() < 0.01
+    bills = [meter.bill(method="dspa", n_triples=len(triples)) for meter in meters]
+    assert bills[0].tokens == bills[1].tokens
+    rates = Rates(base.model.config, dtype=base.model.dtype)
+    predicted = predict_densities(base, triples, input_sae=refs[0], output_sae=refs[1], rates=rates, batch_size=5)
+    assert bills[0].executed_flops == predicted
 
 
 def test_triples_that_do_not_fit_are_refused_before_any_forward(tiny_base, triples, saes):

@@ -23,7 +23,7 @@ from tests.unit.rank_group import Case, fit_all, outcome
 
 TWO = PerFitSection(processes=2)
 SHARDED = PerFitSection(processes=2, sharded=True)
-NO_SAES = SAERef(path="/"), SAERef(path="/")  # for names alone
+NO_SAES = (SAERef(path="/"),) * 4  # for names alone
 COMMON = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 4}
 LORA = {"tuning": "lora", "lora_rank": 2}
 RAHF = {**COMMON, "tuning": "lora", "lora_dropout": 0.0, "layers": [2], "fit_batch_size": 3, "steps": 3}
@@ -31,9 +31,15 @@ TRIPLES = 11
 """No multiple of a batch: of the last one the two processes have one and two rows."""
 
 
-def cases(sae_refs):
+@pytest.fixture(scope="module")
+def refs(sae_refs, filtered_refs):
+    """(early, late) SAEs, and such that do not count tokens of large norm."""
+    return *sae_refs, *filtered_refs(1.1)
+
+
+def cases(refs):
     """Name -> every method that fits anything."""
-    early, late = sae_refs
+    early, late, *filtered = refs
     sparse = {"input_sae": early, "output_sae": late, "k_prompt": 4, "k_diff": 4, "batch_size": 4}
     trained = {
         "sft": SFT(**COMMON),
@@ -60,6 +66,7 @@ def cases(sae_refs):
     }
     counted = {
         "dspa": DSPA(**sparse),
+        "dspa, norm filter": DSPA(**sparse | {"input_sae": filtered[0], "output_sae": filtered[1]}),
         "ridge": DSPA(**sparse, scores="ridge"),
         "causal": DSPA(**sparse, select="causal"),
         "static_sae": StaticSAE(sae=late, batch_size=4),
@@ -74,15 +81,15 @@ def cases(sae_refs):
     return found | {name: Case(method, 24) for name, method in counted.items()}
 
 
-COUNTED = ("dspa", "ridge", "causal", "static_sae", "caa", "repe")
+COUNTED = ("dspa", "dspa, norm filter", "ridge", "causal", "static_sae", "caa", "repe")
 FULLY_TUNED = [name for name, case in cases(NO_SAES).items() if case.sharded and case.method.keeps_weights]
 
 
 @pytest.fixture(scope="module")
-def of_two(tiny_folders, triples, sae_refs, tmp_path_factory):
+def of_two(tiny_folders, triples, refs, tmp_path_factory):
     """Name -> outcome of the case by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    given = cases(sae_refs)
+    given = cases(refs)
     torch.multiprocessing.spawn(fit_all, (given, str(tiny_folders["llama"]), triples, folder), nprocs=2)
     return {name: torch.load(folder / name / "outcome.pt", weights_only=True) for name in given}
 
@@ -118,8 +125,8 @@ def test_two_processes_train_what_one_trains(tiny_base, triples, tmp_path):
 
 @pytest.mark.scale
 @pytest.mark.parametrize("name", [name for name in cases(NO_SAES) if name != "dpo"])
-def test_every_method_is_fitted_by_two_as_by_one(tiny_base, triples, sae_refs, tmp_path, of_two, name):
-    bill, params, curve, tensors, _ = outcome(cases(sae_refs)[name], tiny_base("llama"), triples, tmp_path)
+def test_every_method_is_fitted_by_two_as_by_one(tiny_base, triples, refs, tmp_path, of_two, name):
+    bill, params, curve, tensors, _ = outcome(cases(refs)[name], tiny_base("llama"), triples, tmp_path)
     two_bill, two_params, halves, others, _ = of_two[name]
     losses, two_losses = ([loss for loss, _ in one] for one in (curve, halves))
     norms, two_norms = ([norm for _, norm in one] for one in (curve, halves))
