@@ -23,8 +23,8 @@ def artifact(tmp_path_factory):
     out = tmp_path_factory.mktemp("audit") / "dspa-100"
     params = [f"input_sae.path={ASSETS / 'sae_early'}", f"output_sae.path={ASSETS / 'sae_late'}", "gate=strict"]
     fit(
-        "dspa", str(ASSETS / "model"), ASSETS / "triples.jsonl", out, budget=100, flops=None, param=params, seed=0,
-        chat="auto", device="cpu",
+        "dspa", str(ASSETS / "model"), out, triples=ASSETS / "triples.jsonl", budget=100, flops=None, param=params,
+        seed=0, chat="auto", device="cpu",
     )  # fmt: skip
     return out
 
