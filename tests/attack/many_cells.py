@@ -98,6 +98,8 @@ def measure(cells: int) -> Iterator[tuple[str, float, float]]:
 def main(arguments: Sequence[str]) -> int:
     """``python -m tests.attack.many_cells [CELLS ...]``: a line for each command."""
     for cells in map(int, arguments or ["10000"]):
+        if cells % (BUDGETS * SEEDS):
+            raise SystemExit(f"{cells} cells: must be a multiple of {BUDGETS * SEEDS}")
         for what, seconds, memory in measure(cells):
             print(f"{cells:6} cells  {what:14} {seconds:8.1f} s {memory:8.0f} MiB", flush=True)
     return 0
